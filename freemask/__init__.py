@@ -1,0 +1,31 @@
+"""FreeMask: zero-shot, text-driven video editing, and the attention masks that made the edit.
+
+Names are imported when first used, so that looking at a clip does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .edit import Editor
+    from .errors import FreeMaskError
+    from .presets import Preset, load_preset
+    from .video import Clip, read_clip, write_clip
+
+__all__ = ["Clip", "Editor", "FreeMaskError", "Preset", "load_preset", "read_clip", "write_clip"]
+
+_HOMES = {
+    "Clip": "video",
+    "Editor": "edit",
+    "FreeMaskError": "errors",
+    "Preset": "presets",
+    "load_preset": "presets",
+    "read_clip": "video",
+    "write_clip": "video",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'freemask' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,203 @@
+"""`python -m freemask …`: thin commands over the same `Editor` as the page.
+
+Every command that prints figures ends its standard output with one line of JSON that holds them. Input that
+cannot be used ends with exit code 2 and one sentence, a model that cannot be loaded with 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .errors import FreeMaskError, InputError, SettingError
+from .jobs import Step
+from .presets import make_settings
+from .prompts import infer_word
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+toyworld = typer.Typer(no_args_is_help=True, help="The rendered world that the mini backbone was trained on.")
+app.add_typer(toyworld, name="toyworld")
+_errors = Console(stderr=True, highlight=False)
+
+
+@app.callback()
+def main() -> None:
+    """FreeMask: zero-shot, text-driven video editing with the masks that made the edit."""
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turns our errors into one sentence and an exit code."""
+    try:
+        yield
+    except FreeMaskError as error:
+        _errors.print(f"freemask: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+
+
+def _watch(steps: Generator[Step, None, Any]) -> Any:
+    """Runs steps under a progress bar with an ETA on standard error; returns their result."""
+    columns = (
+        TextColumn("{task.description:>12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_errors) as progress:
+        tasks: dict[str, Any] = {}
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as stop:
+                return stop.value
+            if step.stage not in tasks:
+                tasks[step.stage] = progress.add_task(step.stage, total=step.total)
+            progress.update(tasks[step.stage], completed=step.index)
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    """ "576x320" -> (576, 320); "" -> None."""
+    if not text:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.strip().isdigit() for p in parts):
+        raise SettingError(f"size is {text!r}: write WIDTHxHEIGHT, such as 64x64.")
+    return int(parts[0]), int(parts[1])
+
+
+def _fps(text: str) -> float | None:
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingError(f"fps is {text!r}: write a number, such as 8, or auto.") from None
+
+
+@app.command()
+def edit(
+    clip: Annotated[Path, typer.Argument(help="The video to edit.")],
+    source: Annotated[str, typer.Option(help="What the clip shows.")],
+    edit: Annotated[str, typer.Option(help="What it should show.")],
+    out: Annotated[Path, typer.Option(help="The folder for the results.")],
+    task: Annotated[str, typer.Option(help="style, attribute, shape, official or official-style.")] = "style",
+    word: Annotated[str, typer.Option(help="The edited word of the source prompt; inferred when left out.")] = "",
+    backbone: Annotated[str, typer.Option(help="mini, a hub id or a folder.")] = "mini",
+    steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 25,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 7.5,
+    frames: Annotated[int, typer.Option(help="How many frames.")] = 8,
+    start: Annotated[float, typer.Option(help="Where to begin, in seconds.")] = 0.0,
+    fps: Annotated[str, typer.Option(help="Frames a second, or auto.")] = "auto",
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; the backbone's own where left out.")] = "",
+    eta: Annotated[float, typer.Option(help="Noise added by DDIM, 0 to 1.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Acts only where eta is above 0.")] = 0,
+    features: Annotated[str, typer.Option(help="replay or store.")] = "replay",
+    tau: Annotated[float | None, typer.Option(help="Mask threshold, between 0 and 1.")] = None,
+    alpha_self: Annotated[float | None, typer.Option(help="Share of steps with self fusion.")] = None,
+    alpha_cross: Annotated[float | None, typer.Option(help="Share of steps with cross fusion.")] = None,
+    alpha_temporal: Annotated[float | None, typer.Option(help="Share of steps with temporal fusion.")] = None,
+    alpha_latent: Annotated[float | None, typer.Option(help="Share of steps with latent blending.")] = None,
+    dilate: Annotated[int | None, typer.Option(help="Cells by which the mask grows.")] = None,
+    union: Annotated[bool | None, typer.Option(help="Join the mask with the edit word's own.")] = None,
+) -> None:
+    """Edit a clip by text; writes the videos, the masks and report.json into --out."""
+    with _refusals():
+        settings = make_settings(
+            source=source,
+            edit=edit,
+            task=task,
+            word=word or None,
+            backbone=backbone,
+            steps=steps,
+            guidance=guidance,
+            frames=frames,
+            start=start,
+            fps=_fps(fps),
+            size=_size(size),
+            eta=eta,
+            seed=seed,
+            features=features,
+            tau=tau,
+            alpha_self=alpha_self,
+            alpha_cross=alpha_cross,
+            alpha_temporal=alpha_temporal,
+            alpha_latent=alpha_latent,
+            dilate=dilate,
+            union=union,
+        )
+        from .prompts import check
+
+        chosen = check(clip, settings)
+        inferred = "" if word else " (inferred; --word overrides it)"
+        _errors.print(f"Edited word: {chosen}{inferred}", markup=False)
+        from .run import run_steps  # torch is imported only once the input is known to be good
+
+        report = _watch(run_steps(clip, settings, out))
+    for warning in report["words"]["warnings"]:
+        _errors.print(f"Note: {warning}", markup=False, soft_wrap=True)
+    print(json.dumps(report))
+
+
+@app.command()
+def profile(
+    backbone: Annotated[str, typer.Option(help="mini, a hub id or a folder.")] = "mini",
+    steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 10,
+    frames: Annotated[int, typer.Option(help="How many frames.")] = 8,
+    repeats: Annotated[int, typer.Option(help="Interleaved repetitions; medians are reported.", min=5)] = 5,
+) -> None:
+    """Time inversion and edit against the plain UNet forwards that they cannot avoid."""
+    with _refusals():
+        from .bench import profile_steps
+        from .edit import Editor
+
+        figures = _watch(profile_steps(Editor.load(backbone), steps=steps, frames=frames, repeats=repeats))
+    print(json.dumps(figures))
+
+
+@toyworld.command()
+def train(
+    stage: Annotated[str, typer.Argument(help="decoder, frames or clips, in this order.")],
+    run: Annotated[Path, typer.Option(help="The folder for checkpoints, logs and sample sheets.")],
+    steps: Annotated[int, typer.Option(help="More steps of this stage (frames, clips).")] = 4000,
+    minutes: Annotated[float, typer.Option(help="How long (decoder).")] = 25,
+    batch: Annotated[int, typer.Option(help="Frames or clips a step.")] = 32,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    size: Annotated[int, typer.Option(help="Side of a frame in pixels.")] = 64,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train the mini backbone; resumes from the run's checkpoints."""
+    with _refusals():
+        from .toyworld.decoder import train_decoder
+        from .toyworld.train import Recipe, train_unet
+
+        recipe = Recipe(size=size)
+        if stage == "decoder":
+            train_decoder(run, recipe, minutes=minutes, device=device)
+        elif stage in ("frames", "clips"):
+            train_unet(run, recipe, stage=stage, steps=steps, batch=batch, lr=lr, device=device)
+        else:
+            raise SettingError(f"There is no stage {stage!r}: choose decoder, frames or clips.")
+
+
+@toyworld.command()
+def export(
+    run: Annotated[Path, typer.Option(help="The folder of a training run.")],
+    out: Annotated[Path, typer.Option(help="Where the backbone is saved.")],
+    size: Annotated[int, typer.Option(help="Side of a frame in pixels.")] = 64,
+) -> None:
+    """Save a run's newest averaged weights as a backbone folder."""
+    from .toyworld.train import Recipe
+    from .toyworld.train import export as save
+
+    save(run, Recipe(size=size), out)

@@ -1,0 +1,418 @@
+"""The whole method on one page: invert a clip once, edit it many times.
+
+`invert_steps` walks up the noise levels with the source prompt and remembers latents and word maps.
+`edit_steps` chooses masks (FreeMask Eq. 7-8) and walks down with the edit prompt; at every step the
+conditional row's attention is fused with the source's under the masks (Eq. 9-11). The source's features
+come by **replay**, the latent that the inversion evaluated under this label running again as one more batch
+row, or from the **store** that the inversion kept; both give the same result to rounding.
+
+Both are generators of `Step` that return their result, so bars, previews and cancelling belong to the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .attention import Hook, attend, find_sites, installed, probabilities, word_probabilities
+from .backbone import Backbone
+from .ddim import denoise, invert, levels, timesteps
+from .errors import SettingError
+from .fusion import TokenMap, fuse_cross, fuse_latent, fuse_self, fuse_temporal, token_map
+from .jobs import Step
+from .masks import candidate, dilate, extract, resize
+from .mmc import Choice, choose
+from .presets import Preset
+from .prompts import align, find_word, infer_word
+from .trace import CLEAN, Site, SoftMap, Trace
+from .video import Clip
+
+__all__ = ["Denoised", "Edited", "Editor", "MaskPlan", "Usage", "finish"]
+
+T = TypeVar("T")
+Steps = Generator[Step, None, T]
+_FUSED = ("self", "cross", "temporal")
+
+
+def finish(steps: Steps[T]) -> T:
+    """Runs a generator of steps to its end and gives what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+
+
+@dataclass
+class Usage:
+    """UNet calls of a stage: how many forwards, and how many batch rows in all."""
+
+    forwards: int = 0
+    rows: int = 0
+
+    def add(self, rows: int) -> None:
+        self.forwards += 1
+        self.rows += rows
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """The masks of one edit. `object_at[t]` (f, h, w) bool at the latents' grid, True = object (M);
+    `shown` (f, H, W) bool at the frames' size; `choice` says where it came from; `swapped` holds the
+    released code's temporal masks by level, 1 = may change; `area` is a share in [0, 1]."""
+
+    object_at: dict[int, np.ndarray]
+    shown: np.ndarray
+    choice: Choice
+    swapped: dict[int, np.ndarray] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def area(self) -> float:
+        return float(self.shown.mean())
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """The latents (1, c, f, h, w) of an edited clip and the masks that made it."""
+
+    latents: Tensor
+    plan: MaskPlan
+
+
+@dataclass(frozen=True)
+class Edited:
+    """An edited clip and the masks that made it."""
+
+    clip: Clip
+    plan: MaskPlan
+
+
+def _windows(preset: Preset, steps: int) -> dict[str, int]:
+    """How many steps from the first each kind is fused: floor(α·N)."""
+    alphas = {"self": preset.alpha_self, "cross": preset.alpha_cross, "temporal": preset.alpha_temporal}
+    return {kind: int(alpha * steps + 1e-9) for kind, alpha in alphas.items()}
+
+
+@dataclass(frozen=True)
+class Editor:
+    """A loaded backbone and the method on it."""
+
+    backbone: Backbone
+
+    @classmethod
+    def load(cls, name: str = "mini", device: str | None = None, dtype: torch.dtype | None = None) -> Editor:
+        """From "mini", a hub id or a folder; see `Backbone.load`."""
+        return cls(Backbone.load(name, device, dtype))
+
+    def fit(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) rounded down to the multiple that the networks need, at least one multiple."""
+        m = self.backbone.multiple
+        return max(m, size[0] // m * m), max(m, size[1] // m * m)
+
+    def frame_size(self, width: int, height: int) -> tuple[int, int]:
+        """The (width, height) at which a clip of that shape is edited: at the backbone's own short side."""
+        scale = min(self.backbone.native_size) / min(width, height)
+        return self.fit((round(width * scale), round(height * scale)))
+
+    def decode(self, latents: Tensor, like: Clip) -> Clip:
+        """Latents (1, c, f, h, w) to a clip at the frame rate of another."""
+        return Clip(self.backbone.decode(latents), like.fps)
+
+    # ------------------------------------------------------------------ inversion
+
+    def invert(self, clip: Clip, *, prompt: str, steps: int = 25, store: Preset | None = None) -> Trace:
+        """`invert_steps` run to its end."""
+        return finish(self.invert_steps(clip, prompt=prompt, steps=steps, store=store))
+
+    @torch.inference_mode()
+    def invert_steps(
+        self,
+        clip: Clip,
+        *,
+        prompt: str,
+        steps: int = 25,
+        store: Preset | None = None,
+        latents: Tensor | None = None,
+        usage: Usage | None = None,
+    ) -> Steps[Trace]:
+        """DDIM inversion with the source prompt, without guidance; sides must be multiples of the VAE's factor.
+
+        With `store`, Q and K of the sites that this preset fuses are kept in its windows. `latents` are the
+        clip's where the caller has encoded it already.
+        """
+        backbone, usage = self.backbone, usage or Usage()
+        h, w = clip.frames.shape[1:3]
+        if h % backbone.vae_factor or w % backbone.vae_factor:
+            raise SettingError(f"Frames of {w}x{h} do not fit {backbone.name}: use multiples of {backbone.multiple}.")
+        ts = timesteps(backbone.scheduler, steps)
+        alpha = levels(backbone.scheduler, ts)
+        latents = backbone.encode(clip.frames) if latents is None else latents
+        tokens = backbone.word_tokens(prompt)
+        sites = find_sites(backbone.unet)
+        trace = Trace(clip, prompt, ts, sites, tokens, {CLEAN: latents})
+        last = tokens[-1][-1] + 1
+        text = backbone.text([prompt])
+        label = CLEAN
+        storing: set[str] = set()
+
+        def look(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if site.kind == "cross":
+                gh, gw = site.grid(trace.grid)
+                soft = word_probabilities(q, k, slice(0, last))
+                maps = rearrange(soft, "f (h w) k -> k f h w", h=gh, w=gw)
+                trace.maps[label, site.name] = SoftMap.pack(maps.cpu().numpy())
+            if site.kind in storing:
+                trace.features[label, site.name] = (q.clone(), k.clone())
+            return attend(q, k, v)
+
+        fused = _windows(store, len(ts)) if store else {}
+        watched = [s for s in sites if s.kind == "cross" or (store and s.kind in _FUSED)]
+
+        def predict(x: Tensor, t: int, level: float) -> Tensor:
+            nonlocal label, storing
+            label = t
+            from_top = len(ts) - 1 - ts.index(t)
+            storing = {kind for kind, n in fused.items() if from_top < n}
+            usage.add(1)
+            with installed(backbone.unet, dict.fromkeys(watched, look)):
+                return backbone.eps(x, t, text, level)
+
+        for i, (t, x) in enumerate(invert(predict, latents, alpha)):
+            trace.latents[t] = x
+            yield Step("invert", i + 1, len(ts), t)
+        return trace
+
+    @torch.inference_mode()
+    def reconstruct_steps(self, trace: Trace, usage: Usage | None = None) -> Steps[Tensor]:
+        """Denoises with the source prompt and guidance 1: the latents that the inversion can give back at best."""
+        backbone, usage = self.backbone, usage or Usage()
+        text = backbone.text([trace.prompt])
+
+        def predict(x: Tensor, t: int, level: float) -> Tensor:
+            usage.add(1)
+            return backbone.eps(x, t, text, level)
+
+        x = trace.latents[trace.timesteps[-1]]
+        alpha = levels(backbone.scheduler, trace.timesteps)
+        for i, (t, x) in enumerate(denoise(predict, x, alpha)):  # noqa: B020
+            yield Step("reconstruct", i + 1, len(trace.timesteps), t)
+        return x
+
+    def reconstruct(self, trace: Trace) -> Clip:
+        """`reconstruct_steps` run to its end, decoded."""
+        return self.decode(finish(self.reconstruct_steps(trace)), trace.clip)
+
+    # ------------------------------------------------------------------ masks
+
+    def plan_masks(self, trace: Trace, *, word: str, task: Preset, mask: np.ndarray | None = None) -> MaskPlan:
+        """The masks of an edit (Eq. 7-8), before any denoising: for δ = 0 time-aware M_t^{l*}, for δ = 1
+        time-agnostic M_{t*}^{l*}. A painted `mask` (f, H, W) bool, True = object, replaces them.
+
+        Raises MaskError where a map holds no mask.
+        """
+        grid, size = trace.grid, trace.clip.frames.shape[1:3]
+        choice = choose(self.backbone.name, trace.sites, trace.timesteps, grid)
+
+        def at(t: int) -> np.ndarray:
+            if task.mask == "level":
+                return self._level_mask(trace, word, t, task.tau, self._official_level(trace))
+            return candidate(trace, word, t=t, site=choice.site, tau=task.tau)
+
+        painted = np.zeros(trace.clip.frames.shape[:3], bool) if task.mask == "none" and mask is None else mask
+        if painted is not None:
+            shown = resize(painted, (size[0], size[1]))
+            every = dict.fromkeys(trace.timesteps, dilate(resize(painted, grid), task.dilate))
+            if mask is not None:
+                choice = Choice(choice.site, choice.timestep, "painted")
+        else:
+            time_aware = task.delta == 0 or task.mask == "level"
+            wanted = {t: at(t if time_aware else choice.timestep) for t in trace.timesteps}
+            every = {t: dilate(resize(m, grid), task.dilate) for t, m in wanted.items()}
+            shown = resize(every[choice.timestep], (size[0], size[1]))
+        swapped = {}
+        if task.temporal == "inversion_201":
+            t201 = min(trace.timesteps, key=lambda t: abs(t - 201))
+            for level in {s.level for s in trace.sites if s.kind == "temporal"}:
+                swapped[level] = ~self._level_mask(trace, word, t201, task.tau, level)
+        notes = []
+        if shown.mean() > 0.95:
+            notes.append("The mask covers almost the whole picture; the edit will not be held to the object.")
+        if task.mask != "none" and not shown.any(axis=(1, 2)).all():
+            notes.append("The mask is empty on some frames; nothing of the object will change there.")
+        return MaskPlan(every, shown, choice, swapped, notes)
+
+    def _official_level(self, trace: Trace) -> int:
+        """The level whose side is a quarter of the finest, or 0 where that has under 8 × 8 positions."""
+        h, w = Site("", "cross", 2).grid(trace.grid)
+        return 2 if h * w >= 64 else 0
+
+    def _level_mask(self, trace: Trace, word: str, t: int, tau: float, level: int) -> np.ndarray:
+        """FateZero's mask: the mean over the cross sites of one grid level, thresholded."""
+        at = find_word(trace.prompt, word)
+        sites = [s for s in trace.sites if s.kind == "cross" and s.level == level]
+        return extract(np.mean([trace.word_map(t, s, at) for s in sites], axis=0), tau)
+
+    # ------------------------------------------------------------------ editing
+
+    def edit(self, trace: Trace, *, prompt: str, task: Preset, word: str | None = None, **options: Any) -> Edited:
+        """`edit_steps` run to its end, decoded; the word is inferred where none is given."""
+        word = word or infer_word(trace.prompt, prompt, task.name)
+        done = finish(self.edit_steps(trace, prompt=prompt, task=task, word=word, **options))
+        return Edited(self.decode(done.latents, trace.clip), done.plan)
+
+    @torch.inference_mode()
+    def edit_steps(
+        self,
+        trace: Trace,
+        *,
+        prompt: str,
+        task: Preset,
+        word: str,
+        guidance: float = 7.5,
+        eta: float = 0.0,
+        seed: int = 0,
+        mask: np.ndarray | None = None,
+        usage: Usage | None = None,
+    ) -> Steps[Denoised]:
+        """Denoises with the edit prompt under classifier-free guidance and masked fusion.
+
+        The source's features are read from the trace where the inversion stored them, else replayed.
+        """
+        backbone, usage = self.backbone, usage or Usage()
+        plan = self.plan_masks(trace, word=word, task=task, mask=mask)
+        alpha = levels(backbone.scheduler, trace.timesteps)
+        alignment = align(trace.prompt, prompt)
+        edit_tokens = backbone.word_tokens(prompt)
+        text = backbone.text(["", prompt, trace.prompt])
+        tokens = token_map(alignment.source_of, alignment.changed, trace.tokens, edit_tokens, text.shape[1])
+        windows = _windows(task, len(trace.timesteps))
+        order = {t: j for j, t in enumerate(reversed(trace.timesteps))}
+        changed_window = int((task.alpha_cross if task.alpha_changed is None else task.alpha_changed) * len(order) + 1e-9)
+        columns = self._edit_columns(trace, word, alignment.source_of, edit_tokens)
+        fusion = _Fusion(trace, plan, task, tokens, columns)
+
+        def predict(x: Tensor, t: int, level: float) -> Tensor:
+            kinds = {kind for kind, n in windows.items() if order[t] < n}
+            hooks = fusion.hooks(t, kinds, order[t] >= changed_window)
+            x = x.expand(2, -1, -1, -1, -1)
+            if fusion.replay:
+                x = torch.cat([x, trace.latents[trace.below(t)]])
+            usage.add(len(x))
+            with installed(backbone.unet, hooks):
+                eps = backbone.eps(x, t, text[: len(x)], level)
+            return eps[:1] + guidance * (eps[1:2] - eps[:1])
+
+        blended = int(task.alpha_latent * len(trace.timesteps) + 1e-9)
+        above = {trace.below(t): t for t in trace.timesteps}
+
+        def adjust(level: int, x: Tensor) -> Tensor:
+            if order[above[level]] >= blended:
+                return x
+            e = torch.from_numpy(fusion.editable(above[level])).to(x.device)
+            return fuse_latent(trace.latents[level], x, e)
+
+        x = trace.latents[trace.timesteps[-1]]
+        for i, (t, x) in enumerate(denoise(predict, x, alpha, eta=eta, seed=seed, adjust=adjust)):  # noqa: B020
+            yield Step("edit", i + 1, len(trace.timesteps), t)
+        return Denoised(x, plan)
+
+    def _edit_columns(
+        self, trace: Trace, word: str, source_of: tuple[int | None, ...], tokens: tuple[tuple[int, ...], ...]
+    ) -> list[int]:
+        """The edit prompt's tokens that stand for the edited word; none where it was dropped."""
+        at = set(find_word(trace.prompt, word))
+        return [token for j, i in enumerate(source_of) if i in at for token in tokens[j]]
+
+
+class _Fusion:
+    """The masked fusion of one edit: which sites are hooked at a step, and what happens there.
+
+    Batch rows are (unconditional, edit, source) in replay and (unconditional, edit) with a store; only the
+    edit's row is ever changed.
+    """
+
+    def __init__(self, trace: Trace, plan: MaskPlan, task: Preset, tokens: TokenMap, edit_columns: list[int]) -> None:
+        self.trace, self.plan, self.task = trace, plan, task
+        self.tokens, self.edit_columns = tokens, edit_columns
+        self.edit_map: np.ndarray | None = None  # the edit word's own mask, known from the step before
+        self.t = CLEAN
+        self.keep_changed = False
+        self.replay = False
+        self.cached: dict[tuple[str, int], Tensor] = {}
+
+    def hooks(self, t: int, kinds: set[str], keep_changed: bool) -> dict[Site, Hook]:
+        """The hooks of the step with label `t`, at the sites whose kind's window is open."""
+        self.t, self.keep_changed, self.cached = t, keep_changed, {}
+        limit = self.task.max_positions
+
+        def small(site: Site) -> bool:
+            h, w = site.grid(self.trace.grid)
+            return limit is None or site.kind == "temporal" or h * w <= limit
+
+        found = [site for site in self.trace.sites if site.kind in kinds and small(site)]
+        self.replay = any((t, site.name) not in self.trace.features for site in found)
+        return dict.fromkeys(found, self.fuse)
+
+    def object(self, t: int) -> np.ndarray:
+        """M at the latents' grid, (f, h, w) bool, joined with the edit word's own mask where asked."""
+        m = self.plan.object_at[t]
+        return m | self.edit_map if self.task.union and self.edit_map is not None else m
+
+    def editable(self, t: int) -> np.ndarray:
+        """E: the object, or for a style the background."""
+        return self.object(t) if self.task.region == "object" else ~self.object(t)
+
+    def _mask(self, what: str, site: Site, device: torch.device) -> Tensor:
+        """E, m or the temporal m of this step at a site's grid: (f, p) bool, True = may change."""
+        key = what, site.level
+        if key not in self.cached:
+            grid = site.grid(self.trace.grid)
+            if what == "E":
+                mask = resize(self.editable(self.t), grid)
+            elif what == "temporal" and site.level in self.plan.swapped:
+                mask = self.plan.swapped[site.level]
+            else:
+                mask = resize(self.object(self.t), grid) & (self.task.delta == 0)
+            self.cached[key] = torch.from_numpy(rearrange(mask, "f h w -> f (h w)")).to(device)
+        return self.cached[key]
+
+    def fuse(self, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of all rows, the edit's fused with the source's."""
+        out = attend(q, k, v)
+        rows = 3 if self.replay else 2
+        qs, ks, vs = q.chunk(rows), k.chunk(rows), v.chunk(rows)
+        q0, k0 = (qs[2], ks[2]) if self.replay else self.trace.features[self.t, site.name]
+        q1, k1, v1, edit = qs[1], ks[1], vs[1], out.chunk(rows)[1]
+        if site.kind == "self":
+            edit.copy_(fuse_self(q0, k0, v1, edit, self._mask("E", site, q.device)))
+        elif site.kind == "temporal":
+            m = rearrange(self._mask("temporal", site, q.device), "f p -> p f")
+            edit.copy_(fuse_temporal(q0, k0, q1, k1, v1, m))
+        else:
+            a1 = probabilities(q1, k1)
+            self._look(site, a1)
+            a = fuse_cross(
+                probabilities(q0, k0),
+                a1,
+                self._mask("m", site, q.device),
+                self.tokens,
+                reweight=self.task.reweight,
+                keep_changed=self.keep_changed,
+                blend_first=self.task.cross_order == "blend_first",
+            )
+            edit.copy_(a.to(v1.dtype) @ v1)
+        return out
+
+    def _look(self, site: Site, a1: Tensor) -> None:
+        """Keeps the edit word's mask at l* for the next step, where the mask is to be joined with it."""
+        if self.task.union and site == self.plan.choice.site and self.edit_columns:
+            h, w = site.grid(self.trace.grid)
+            soft = rearrange(a1[..., self.edit_columns].sum(-1).mean(1), "f (h w) -> f h w", h=h, w=w)
+            self.edit_map = resize(extract(soft.cpu().numpy(), self.task.tau), self.trace.grid)

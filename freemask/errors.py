@@ -1,0 +1,48 @@
+"""The errors a person may see, as one tree; every message names the fault and the cure.
+
+    FreeMaskError
+    ├── InputError        what the user gave cannot be used (exit code 2 on the command line)
+    │   ├── ClipError     the video: missing, unreadable, too short, too large
+    │   ├── PromptError   the prompts: empty, identical, a word that is not there
+    │   └── SettingError  a number out of its range, an unknown task or backbone
+    ├── BackboneError     the model: a missing file, a wrong layout, no network
+    └── MaskError         an attention map that holds no mask
+"""
+
+__all__ = [
+    "BackboneError",
+    "ClipError",
+    "FreeMaskError",
+    "InputError",
+    "MaskError",
+    "PromptError",
+    "SettingError",
+]
+
+
+class FreeMaskError(Exception):
+    """Base of every error that FreeMask raises on purpose."""
+
+
+class InputError(FreeMaskError):
+    """What the user gave cannot be used."""
+
+
+class ClipError(InputError):
+    """The video is missing, unreadable, too short or too large."""
+
+
+class PromptError(InputError):
+    """The prompts are empty, identical, unknown to the backbone, or lack a word."""
+
+
+class SettingError(InputError):
+    """A setting is out of its range or names something that does not exist."""
+
+
+class BackboneError(FreeMaskError):
+    """The model cannot be loaded: a missing file, a wrong layout, no network."""
+
+
+class MaskError(FreeMaskError):
+    """An attention map holds no usable mask."""

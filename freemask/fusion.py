@@ -1,0 +1,110 @@
+"""Masked fusion of source and edit features (FreeMask Eq. 9-11, FateZero, Prompt-to-Prompt).
+
+Every function takes a mask with 1 = may change, 0 = keep the source; V is never fused. With A0, Q0, K0 of
+the source and A1, Q1, K1 of the edit at the same timestep and site:
+
+- self: query rows E·A1 + (1−E)·A0. With a binary row mask no map is materialised:
+  E·sdpa(Q1, K1, V1) + (1−E)·sdpa(Q0, K0, V1) is the same.
+- cross (Eq. 11): A0's columns first go to the edit prompt's tokens; columns without a source token keep
+  A1's, nothing is renormalised; then (1−m)·A0' + m·A1.
+- temporal (Eq. 10): Q, K = (1−m)·{Q0, K0} + m·{Q1, K1}, per position and frame.
+- latent: z = z_src + E·(z − z_src) at the same level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as attend
+
+
+__all__ = ["TokenMap", "fuse_cross", "fuse_latent", "fuse_self", "fuse_temporal", "token_map"]
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """Columns of the source's cross-attention for the edit prompt's tokens.
+
+    `source_of` (k,) int64 is the source column for each edit column, -1 where there is none; `changed`
+    (k,) bool marks the tokens of changed words.
+    """
+
+    source_of: Tensor
+    changed: Tensor
+
+
+def token_map(
+    source_of: tuple[int | None, ...],
+    changed: tuple[int, ...],
+    source_tokens: tuple[tuple[int, ...], ...],
+    edit_tokens: tuple[tuple[int, ...], ...],
+    length: int,
+) -> TokenMap:
+    """From the words' alignment to tokens. Words of unequal token counts share columns in order, the last
+    source token serving the rest; SOS keeps its column, EOS and padding correspond from the prompt's end on."""
+    columns = torch.full((length,), -1, dtype=torch.int64)
+    columns[0] = 0
+    for j, i in enumerate(source_of):
+        if i is not None:
+            for n, token in enumerate(edit_tokens[j]):
+                columns[token] = source_tokens[i][min(n, len(source_tokens[i]) - 1)]
+    end_source = max(t for row in source_tokens for t in row) + 1
+    end_edit = max(t for row in edit_tokens for t in row) + 1
+    for k in range(end_edit, length):
+        columns[k] = min(end_source + k - end_edit, length - 1)
+    marks = torch.zeros(length, dtype=torch.bool)
+    for j in changed:
+        marks[list(edit_tokens[j])] = True
+    return TokenMap(columns, marks)
+
+
+def fuse_self(q0: Tensor, k0: Tensor, v1: Tensor, edit: Tensor, e: Tensor) -> Tensor:
+    """E·A1·V1 + (1−E)·A0·V1; q0, k0, v1 (f, heads, p, d), `edit` the finished A1·V1, e (f, p) bool."""
+    if bool(e.all()):
+        return edit
+    return torch.where(e[:, None, :, None], edit, attend(q0, k0, v1))
+
+
+def _remap(a0: Tensor, a1: Tensor, tokens: TokenMap) -> Tensor:
+    """A0' (…, k): the source's columns at the edit's tokens, A1 where a token has no source."""
+    columns = tokens.source_of.to(a0.device)
+    return torch.where(columns >= 0, a0[..., columns.clamp_min(0)], a1)
+
+
+def fuse_cross(
+    a0: Tensor,
+    a1: Tensor,
+    m: Tensor,
+    tokens: TokenMap,
+    *,
+    reweight: float = 1.0,
+    keep_changed: bool = False,
+    blend_first: bool = False,
+) -> Tensor:
+    """Eq. 11 with Prompt-to-Prompt's remapping and re-weighting; a0, a1 (f, heads, p, k), m (f, p).
+
+    `keep_changed` leaves the changed words' columns to A1 (their window is over); `blend_first` is the
+    released code's order.
+    """
+    rows = m[:, None, :, None].to(a1.dtype)
+    if blend_first:
+        out = _remap((1 - rows) * a0 + rows * a1, a1, tokens)
+    else:
+        out = (1 - rows) * _remap(a0, a1, tokens) + rows * a1
+    changed = tokens.changed.to(a1.device)
+    if keep_changed:
+        out = torch.where(changed, a1, out)
+    return out if reweight == 1.0 else torch.where(changed, out * reweight, out)
+
+
+def fuse_temporal(q0: Tensor, k0: Tensor, q1: Tensor, k1: Tensor, v1: Tensor, m: Tensor) -> Tensor:
+    """Eq. 10; q, k, v (p, heads, f, d); m (p, f) -> (p, heads, f, d)."""
+    rows = m[:, None, :, None].to(q1.dtype)
+    return attend((1 - rows) * q0 + rows * q1, (1 - rows) * k0 + rows * k1, v1)
+
+
+def fuse_latent(source: Tensor, edit: Tensor, e: Tensor) -> Tensor:
+    """z_src + E·(z − z_src); latents (1, c, f, h, w), e (f, h, w)."""
+    return source + e.to(edit.dtype) * (edit - source)

@@ -1,0 +1,243 @@
+"""Pictures for people: the sheet of attention maps by layer and timestep, curves of a codebook, masks on frames.
+
+Every picture is (h, w, 3) uint8 RGB. Sheets are drawn on a dark ground, so that they read alike on a light and on a
+dark page.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import MaskError
+
+__all__ = ["WordMaps", "curves_figure", "mask_sheet", "overlay", "read_words", "save_png", "short_site"]
+
+Image = NDArray[np.uint8]
+
+GROUND, INK, FAINT = (20, 22, 28), (226, 228, 234), (138, 143, 156)
+LINE, CHOSEN = (120, 190, 255), (255, 122, 89)
+FONT = "sans"
+SHEET_WIDTH = 1600  # pixels that the columns share
+
+
+@dataclass(frozen=True)
+class WordMaps:
+    """What `words.npz` tells without its maps: enough to offer a choice of word and frame.
+
+    tokens: the source prompt's words, in order. sites: the cross-attention sites, from the input to the output.
+    timesteps: ascending, from low to high noise. frames: how many. chosen_site and chosen_timestep: the mask in
+    use; the timestep is None where each timestep uses its own map, both are None where no single site was chosen.
+    """
+
+    tokens: tuple[str, ...]
+    sites: tuple[str, ...]
+    timesteps: tuple[int, ...]
+    frames: int
+    chosen_site: str | None
+    chosen_timestep: int | None
+
+
+def read_words(path: Path) -> WordMaps:
+    """The index of a `words.npz`. Raises MaskError where the file is missing or is something else."""
+    with _open(path) as stored:
+        grids = _grids(stored)
+        if not grids:
+            raise MaskError(f"{path.name} holds no attention maps: run the edit again.")
+        site, timestep = str(stored["chosen_site"]), int(stored["chosen_timestep"])
+        return WordMaps(
+            tokens=tuple(map(str, stored["tokens"])),
+            sites=tuple(map(str, stored["sites"])),
+            timesteps=tuple(map(int, stored["timesteps"])),
+            frames=int(stored[f"scales_{grids[0]}"].shape[3]),
+            chosen_site=site or None,
+            chosen_timestep=None if timestep < 0 else timestep,
+        )
+
+
+def mask_sheet(path: Path, word: str, *, frame: int) -> Image:
+    """A contact sheet of a word's maps on one frame: a row for each site, a column for each timestep.
+
+    Columns go from high noise (left, where the edit starts) to low. A cell is its map divided by its own maximum, so
+    cells compare in shape, not in strength; of several words, each is divided so and the larger counts. The chosen
+    cells are outlined. `frame` counts from 0.
+    Raises MaskError for a word or a frame that was not recorded.
+    """
+    index = read_words(path)
+    folded = [token.casefold() for token in index.tokens]
+    wanted = word.casefold().split()
+    if not wanted or not set(wanted) <= set(folded):
+        raise MaskError(f"There is no map of {word!r}: choose one of {', '.join(index.tokens)}.")
+    if not 0 <= frame < index.frames:
+        raise MaskError(f"There is no frame {frame}: frames go from 0 to {index.frames - 1}.")
+    maps = _maps(path, [folded.index(one) for one in wanted], frame)
+    height, width = max(soft.shape[1:] for soft in maps.values())
+    aspect = width / height
+    width = int(np.clip(SHEET_WIDTH // len(index.timesteps), 18, 96))
+    height = max(12, round(width / aspect))
+    return _Sheet(index, width=width, height=height).draw(maps, f"{word}, frame {frame + 1} of {index.frames}")
+
+
+class _Sheet:
+    """Where things lie on the sheet: names on the left, timesteps on top, cells in between."""
+
+    def __init__(self, index: WordMaps, *, width: int, height: int) -> None:
+        self.index, self.width, self.height = index, width, height
+        self.gap = 3
+        self.text = int(np.clip(height * 0.42, 13, 18))
+        self.left = 24 + max(_text_width(site, self.text) for site in map(short_site, index.sites)) + 14
+        self.top = 24 + 34 + self.text + 14
+
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        return self.left + column * (self.width + self.gap), self.top + row * (self.height + self.gap)
+
+    def draw(self, maps: Mapping[str, NDArray[np.float32]], title: str) -> Image:
+        index, columns = self.index, len(self.index.timesteps)
+        right, bottom = self.corner(len(index.sites), columns)
+        title_width = _text_width(title, 20) + 48
+        sheet = np.full((bottom + 24 + self.text + 12, max(right + 21, title_width), 3), GROUND, np.uint8)
+        _write(sheet, title, (24, 24 + 20), size=20, colour=INK, weight=600)
+        every = max(1, -(-(_text_width("999", self.text) + 10) // (self.width + self.gap)))
+        for column, timestep in enumerate(reversed(index.timesteps)):
+            x, _ = self.corner(0, column)
+            if column % every == 0:
+                chosen = timestep == index.chosen_timestep
+                _write(sheet, str(timestep), (x, self.top - 10), size=self.text, colour=CHOSEN if chosen else FAINT)
+        for row, site in enumerate(index.sites):
+            _, y = self.corner(row, 0)
+            chosen = site == index.chosen_site
+            middle = y + (self.height + self.text) // 2 - 2
+            _write(sheet, short_site(site), (24, middle), size=self.text, colour=CHOSEN if chosen else INK)
+            for column in range(columns):
+                x, y = self.corner(row, column)
+                cell = _heat(maps[site][columns - 1 - column], (self.width, self.height))
+                sheet[y : y + self.height, x : x + self.width] = cell
+        self._outline(sheet)
+        legend = (
+            "columns: timestep, high noise to low    each cell: divided by its own maximum    outlined: the mask in use"
+        )
+        _write(sheet, legend, (24, bottom + 18 + self.text // 2), size=13, colour=FAINT)
+        return sheet
+
+    def _outline(self, sheet: Image) -> None:
+        """One box around the chosen cell, or around the whole row where every timestep uses its own map."""
+        index = self.index
+        if index.chosen_site not in index.sites:
+            return
+        row, columns = index.sites.index(index.chosen_site), len(index.timesteps)
+        first, last = 0, columns - 1
+        if index.chosen_timestep is not None:
+            first = last = columns - 1 - index.timesteps.index(index.chosen_timestep)
+        x0, y0 = self.corner(row, first)
+        x1, _ = self.corner(row, last)
+        cv2.rectangle(sheet, (x0 - 2, y0 - 2), (x1 + self.width + 1, y0 + self.height + 1), CHOSEN, 2)
+
+
+def curves_figure(codebook: Mapping[str, Any]) -> Image:
+    """LMMC by site and TMMC by timestep, the chosen ones marked (FreeMask Eq. 4-6); lower is better.
+
+    Reads `lmmc` (site), `tmmc` (timestep), `sites`, `timesteps`, `site` (l*) and `timestep` (t*) of a codebook.
+    """
+    from matplotlib.figure import Figure
+
+    ground, ink, faint, line, chosen = (f"#{bytes(c).hex()}" for c in (GROUND, INK, FAINT, LINE, CHOSEN))
+    sites, timesteps = list(map(str, codebook["sites"])), list(map(int, codebook["timesteps"]))
+    figure = Figure(figsize=(11, 3.4), dpi=120, facecolor=ground, layout="constrained")
+    by_site, by_timestep = figure.subplots(1, 2)
+    by_site.set_xticks(range(len(sites)), [short_site(site) for site in sites], rotation=55, ha="right")
+    by_timestep.invert_xaxis()
+    panels: tuple[tuple[Any, str, Sequence[int], Sequence[float], int], ...] = (
+        (by_site, "LMMC, by layer", range(len(sites)), codebook["lmmc"], sites.index(codebook["site"])),
+        (by_timestep, "TMMC, by timestep", timesteps, codebook["tmmc"], timesteps.index(codebook["timestep"])),
+    )
+    for axes, title, xs, ys, best in panels:
+        axes.plot(xs, ys, color=line, linewidth=1.8, marker="o", markersize=3.5)
+        axes.plot(xs[best], ys[best], "o", color=chosen, markersize=9, fillstyle="none", markeredgewidth=2)
+        axes.set_title(title, color=ink, fontsize=11, loc="left")
+        axes.set_facecolor(ground)
+        axes.tick_params(colors=faint, labelsize=8)
+        axes.grid(True, color=faint, alpha=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(faint)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor=ground)
+    picture = cv2.imdecode(np.frombuffer(buffer.getvalue(), np.uint8), cv2.IMREAD_COLOR_RGB)
+    return np.asarray(picture, np.uint8)
+
+
+def overlay(frames: Image, mask: NDArray[Any]) -> Image:
+    """Frames (f, h, w, 3) with the mask (f, h, w) tinted: bool, or float in [0, 1] where 1 tints fully."""
+    if frames.shape[:3] != mask.shape:
+        raise ValueError(f"frames are {frames.shape[:3]}, the mask is {mask.shape}")
+    weight = 0.55 * np.clip(mask.astype(np.float32), 0, 1)[..., None]
+    tinted = frames * (1 - weight) + np.asarray(CHOSEN, np.float32) * weight
+    return np.asarray(np.rint(tinted), np.uint8)
+
+
+def save_png(path: Path, image: Image) -> None:
+    """Write a picture as PNG. Raises OSError where it cannot be written."""
+    path.write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
+
+
+def short_site(site: str) -> str:
+    """A site's name as people say it: "up_blocks.1.attentions.0…attn2" becomes "up 1.0"."""
+    parts = site.split(".")
+    if parts[0] == "mid_block":
+        return "mid"
+    if parts[0].endswith("_blocks") and "attentions" in parts:
+        at = parts.index("attentions")
+        numbers = [p for p in (*parts[1:at], parts[at + 1] if len(parts) > at + 1 else "") if p.isdigit()]
+        return f"{parts[0].split('_')[0]} {'.'.join(numbers)}"
+    return site
+
+
+def _open(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise MaskError(f"The attention maps {path.name} cannot be read: run the edit again.") from error
+
+
+def _grids(stored: Any) -> list[str]:
+    return [name.removeprefix("maps_") for name in stored.files if name.startswith("maps_")]
+
+
+def _maps(path: Path, tokens: Sequence[int], frame: int) -> dict[str, NDArray[np.float32]]:
+    """Soft maps of these tokens together, on one frame: site ↦ (t, h, w) float32."""
+    found: dict[str, NDArray[np.float32]] = {}
+    with _open(path) as stored:
+        for grid in _grids(stored):
+            maps, scales = stored[f"maps_{grid}"], stored[f"scales_{grid}"]
+            for row, site in enumerate(map(str, stored[f"sites_{grid}"])):
+                soft = maps[:, row, tokens, frame] / 255 * scales[:, row, tokens, frame, None, None]
+                if len(tokens) > 1:
+                    soft = soft / np.maximum(soft.max(axis=(2, 3), keepdims=True), np.finfo(np.float32).tiny)
+                found[site] = soft.max(axis=1).astype(np.float32)
+    return found
+
+
+def _heat(soft: NDArray[np.float32], size: tuple[int, int]) -> Image:
+    """A map (h, w) as colours at `size` (width, height), the lowest colour where it is all zero."""
+    peak = float(soft.max())
+    level = np.rint(soft / peak * 255).astype(np.uint8) if peak > 0 else np.zeros(soft.shape, np.uint8)
+    grown = cv2.resize(level, size, interpolation=cv2.INTER_NEAREST if size[0] >= soft.shape[1] else cv2.INTER_AREA)
+    return np.asarray(cv2.applyColorMap(grown, cv2.COLORMAP_VIRIDIS)[..., ::-1], np.uint8)
+
+
+def _write(
+    image: Image, text: str, at: tuple[int, int], *, size: int, colour: tuple[int, int, int], weight: int = 400
+) -> None:
+    """Text with its baseline's left end `at` (x, y)."""
+    cv2.putText(image, text, at, colour, cv2.FontFace(FONT), size, weight)
+
+
+def _text_width(text: str, size: int) -> int:
+    box = cv2.getTextSize((0, 0), text, (0, 0), cv2.FontFace(FONT), size)
+    return int(box[2])

@@ -1,0 +1,102 @@
+"""The worker's two bodies: the real one, and one that paints circles so that the page is tried in seconds."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Generator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..gallery import mask_sheet, save_png
+from ..jobs import Step
+from ..presets import Settings
+from ..prompts import check, warnings, words
+from ..video import Clip, read_clip, side_by_side, write_clip
+
+__all__ = ["Body", "diffusion", "painted_circles"]
+
+Body = Callable[[Path, Settings, Path], Generator[Step, None, dict[str, Any]]]
+"""Edits a clip by settings into a folder that exists, and returns the report."""
+
+
+def diffusion(clip: Path, settings: Settings, out: Path) -> Generator[Step, None, dict[str, Any]]:
+    """The method itself. torch is imported here, in the worker's thread, so that the page paints before it."""
+    yield Step("load", 0, 1)
+    from ..run import run_steps
+
+    return (yield from run_steps(clip, settings, out))
+
+
+def painted_circles(
+    clip: Path, settings: Settings, out: Path, *, pause: Callable[[], object] = lambda: time.sleep(0.15)
+) -> Generator[Step, None, dict[str, Any]]:
+    """The same files and steps as the real body with a coloured circle for an edit; `pause` runs before each step."""
+    word = check(clip, settings)
+    source = read_clip(clip, frames=settings.frames, start=settings.start, size=settings.size)
+    stages = {"load": 1, "invert": settings.steps, "reconstruct": settings.steps, "edit": settings.steps, "decode": 1}
+    for stage, total in stages.items():
+        yield Step(stage, 0, total)
+        for index in range(1, total + 1):
+            pause()
+            yield Step(stage, index, total)
+    blurred = Clip(np.stack([cv2.GaussianBlur(frame, (3, 3), 0) for frame in source.frames]), source.fps)
+    painted = Clip(np.stack([_circle(frame, i) for i, frame in enumerate(source.frames)]), source.fps)
+    for name, video in (
+        ("source", source),
+        ("reconstruction", blurred),
+        ("edited", painted),
+        ("comparison", side_by_side(source, blurred, painted)),
+    ):
+        write_clip(out / f"{name}.mp4", video)
+    delta = settings.preset().delta
+    timesteps = np.linspace(1, 961, settings.steps).astype(int)
+    chosen = int(timesteps[np.abs(timesteps - 200).argmin()])
+    _maps(out / "words.npz", words(settings.source), timesteps, settings.frames, chosen if delta else -1)
+    _maps(out / "masks.npz", [word], timesteps, settings.frames, chosen if delta else -1)
+    save_png(out / "masks.png", mask_sheet(out / "words.npz", word, frame=0))
+    report: dict[str, Any] = {
+        "settings": asdict(replace(settings, word=word)),
+        "words": {"word": word, "delta": delta, "warnings": warnings(settings.source, settings.edit, word, delta)},
+        "mask": {"site": SITES[3], "timestep": chosen if delta else "every", "origin": "fallback", "area": 0.196},
+        "seconds": {"total": 1.0},
+        "metrics": {"reconstruction_psnr": 34.5, "background_psnr": 31.2},
+    }
+    (out / "report.json").write_text(json.dumps(report, indent=2))
+    return report
+
+
+SITES = [
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2",
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn2",
+    "mid_block.attentions.0.transformer_blocks.0.attn2",
+    "up_blocks.1.attentions.1.transformer_blocks.0.attn2",
+    "up_blocks.2.attentions.0.transformer_blocks.0.attn2",
+    "up_blocks.2.attentions.1.transformer_blocks.0.attn2",
+]
+
+
+def _circle(frame: np.ndarray, at: int) -> np.ndarray:
+    h, w = frame.shape[:2]
+    centre = (int(w * (0.35 + 0.03 * at)), h // 2)
+    return np.asarray(cv2.circle(frame.copy(), centre, min(h, w) // 4, (64, 160, 255), -1, cv2.LINE_AA))
+
+
+def _maps(path: Path, tokens: list[str], timesteps: np.ndarray, frames: int, chosen: int) -> None:
+    """Blobs that sharpen toward low noise, in two grids."""
+    stored: dict[str, Any] = {"timesteps": timesteps, "tokens": np.array(tokens), "sites": np.array(SITES)}
+    stored |= {"chosen_site": np.array(SITES[3]), "chosen_timestep": np.array(chosen)}
+    for side, sites in ((16, [SITES[0], *SITES[4:]]), (8, SITES[1:4])):
+        t, s, k, f, y, x = np.ogrid[
+            : len(timesteps), : len(sites), : len(tokens), :frames, 0 : 1 : side * 1j, 0 : 1 : side * 1j
+        ]
+        width = 0.05 + 0.3 * t / len(timesteps) + 0.02 * s
+        away = (x - 0.3 - 0.03 * f - 0.1 * k) ** 2 + (y - 0.5) ** 2
+        stored[f"maps_{side}x{side}"] = np.rint(255 * np.exp(-away / width**2)).astype(np.uint8)
+        stored[f"scales_{side}x{side}"] = np.full((len(timesteps), len(sites), len(tokens), frames), 0.1, np.float32)
+        stored[f"sites_{side}x{side}"] = np.array(sites)
+    np.savez_compressed(path, **stored)

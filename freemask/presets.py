@@ -1,0 +1,221 @@
+"""Tasks, settings and examples: data, validated before anything runs.
+
+A `Preset` is a task read from `presets/*.yaml`; `Settings` is everything one job is asked to do.
+Both are frozen, and an unknown key is an error that names its nearest neighbour.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from .errors import SettingError
+
+__all__ = [
+    "Example",
+    "Preset",
+    "Settings",
+    "backbone_folder",
+    "examples",
+    "known_words",
+    "load_preset",
+    "make_settings",
+    "task_names",
+]
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = ROOT / "presets"
+MINI = Path(__file__).resolve().parent / "toyworld" / "mini"
+TASKS = ("style", "attribute", "shape", "official", "official-style")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class Preset:
+    """How a task masks and fuses (FreeMask Eq. 7-11; FateZero; Prompt-to-Prompt).
+
+    `delta` 1 when the edited object stays the same, 0 when it changes. `region` says where the edit may
+    happen: in the object's mask or in the background. The alphas are the shares of the steps, from the
+    first, in which self, cross, temporal and latent features are fused; `alpha_changed` is the same for
+    the cross columns of changed words (None: as `alpha_cross`). `tau` in (0, 1) thresholds the maps,
+    `dilate` grows the mask by that many cells of the latent grid, `union` joins it with the edit word's own
+    mask, `reweight` scales the changed words' attention.
+
+    The last five fields exist for the released code's behaviour: `mask` "level" is the mean over one grid
+    level at the same step, "none" fuses without one; `cross_order` "blend_first" blends before remapping;
+    `temporal` "inversion_201" takes the mask of the label nearest 201 at the site's own grid with source
+    and edit swapped; `max_positions` limits self and cross fusion to grids of at most that many positions.
+    """
+
+    name: str
+    title: str
+    summary: str
+    delta: Literal[0, 1]
+    region: Literal["object", "background"]
+    tau: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    alpha_self: Share = 0.99
+    alpha_cross: Share = 0.99
+    alpha_temporal: Share = 0.99
+    alpha_latent: Share = 0.0
+    alpha_changed: Share | None = None
+    dilate: Annotated[int, Field(ge=0, le=16)] = 0
+    union: bool = False
+    reweight: Annotated[float, Field(ge=0, le=10)] = 1.0
+    mask: Literal["mmc", "level", "none"] = "mmc"
+    cross_order: Literal["remap_first", "blend_first"] = "remap_first"
+    temporal: Literal["blend", "inversion_201"] = "blend"
+    max_positions: Annotated[int, Field(ge=1)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class Settings:
+    """One job: the two prompts, the task and the numbers. None means the task's or the clip's own value.
+
+    `size` is (width, height) in pixels, `start` in seconds, `fps` in frames a second, `eta` the share of
+    noise that DDIM adds (0: deterministic; the seed acts only above 0).
+    """
+
+    source: str
+    edit: str
+    task: str = "style"
+    word: str | None = None
+    backbone: str = "mini"
+    steps: Annotated[int, Field(ge=2, le=200)] = 25
+    guidance: Annotated[float, Field(ge=1, le=30)] = 7.5
+    frames: Annotated[int, Field(ge=1, le=64)] = 8
+    start: Annotated[float, Field(ge=0)] = 0.0
+    fps: Annotated[float, Field(ge=0.5, le=60)] | None = None
+    size: tuple[Annotated[int, Field(ge=16, le=2048)], Annotated[int, Field(ge=16, le=2048)]] | None = None
+    eta: Share = 0.0
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    features: Literal["replay", "store"] = "replay"
+    tau: Annotated[float, Field(gt=0, lt=1)] | None = None
+    alpha_self: Share | None = None
+    alpha_cross: Share | None = None
+    alpha_temporal: Share | None = None
+    alpha_latent: Share | None = None
+    dilate: Annotated[int, Field(ge=0, le=16)] | None = None
+    union: bool | None = None
+
+    def preset(self) -> Preset:
+        """The task's preset with this job's own values put in."""
+        names = {f.name for f in fields(Preset)}
+        chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name in names}
+        return replace(load_preset(self.task), **{k: v for k, v in chosen.items() if v is not None})
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class Example:
+    """A shipped clip with settings that fill every field; `clip` is a file under `static/clips/`."""
+
+    name: str
+    clip: Path
+    settings: Settings
+
+
+def _unknown(kind: str, given: str, known: list[str] | tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"There is no {kind} {given!r}{hint} Known: {', '.join(known)}.".replace("? Known", "? Known")
+
+
+def _validated(cls: type, values: dict[str, Any], where: str) -> Any:
+    """An instance of a dataclass, or SettingError naming the field, its range and what was given."""
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        if first["type"] == "unexpected_keyword_argument":
+            message = _unknown("setting", name, [f.name for f in fields(cls)])
+        else:
+            message = f"{name.replace('_', ' ')} is {first.get('input')!r}: {first['msg'].lower()}."
+            limits = _limits(cls, name)
+            message += f" Allowed: {limits}." if limits else ""
+        raise SettingError(f"{where}{message}") from None
+
+
+def _limits(cls: type, name: str) -> str:
+    """The range or the choices of a field in words, "" where it has none."""
+    schema = TypeAdapter(cls).json_schema()["properties"].get(name, {})
+    options = [schema, *schema.get("anyOf", [])]
+    for option in options:
+        option = option.get("prefixItems", [option])[0]
+        if "enum" in option:
+            return " or ".join(map(str, option["enum"]))
+        low = option.get("minimum", option.get("exclusiveMinimum"))
+        high = option.get("maximum", option.get("exclusiveMaximum"))
+        if low is not None and high is not None:
+            return f"{low} to {high}" + (", ends excluded" if "exclusiveMinimum" in option else "")
+        if low is not None:
+            return f"{low} or more"
+    return ""
+
+
+def make_settings(**values: Any) -> Settings:
+    """Validated settings; raises SettingError naming the field, what was given and the range."""
+    settings: Settings = _validated(Settings, values, "")
+    load_preset(settings.task)
+    backbone_folder(settings.backbone)
+    return settings
+
+
+def task_names() -> tuple[str, ...]:
+    """The tasks, the paper's three first."""
+    return TASKS
+
+
+@lru_cache(maxsize=32)
+def load_preset(name: str) -> Preset:
+    """The task of a name; raises SettingError for an unknown one."""
+    if name not in TASKS:
+        raise SettingError(_unknown("task", name, TASKS))
+    values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) | {"name": name}
+    preset: Preset = _validated(Preset, values, f"presets/{name}.yaml: ")
+    return preset
+
+
+def examples() -> list[Example]:
+    """The shipped examples, in the order of their file names."""
+    found = []
+    for path in sorted((PRESETS / "examples").glob("*.yaml")):
+        values = yaml.safe_load(path.read_text())
+        clip = ROOT / "static" / "clips" / values.pop("clip")
+        name = values.pop("name")
+        found.append(Example(name=name, clip=clip, settings=make_settings(**values)))
+    return found
+
+
+def backbone_folder(name: str) -> Path | None:
+    """The local folder of a backbone, or None where the name is a hub id such as "owner/model".
+
+    Raises SettingError where the name is neither.
+    """
+    if name == "mini":
+        return MINI
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return None
+    raise SettingError(
+        f"There is no backbone {name!r}. Use 'mini', a hub id such as 'cerspense/zeroscope_v2_576w', "
+        "or a folder that holds a diffusers text-to-video pipeline."
+    )
+
+
+def known_words(backbone: str) -> tuple[str, ...] | None:
+    """The only words that a backbone has seen (its `vocabulary.json`), or None where it knows the language."""
+    folder = backbone_folder(backbone)
+    path = folder / "vocabulary.json" if folder else None
+    return tuple(json.loads(path.read_text())) if path and path.exists() else None

@@ -1,0 +1,159 @@
+"""Words of prompts: which are the same, which changed, and which one is edited.
+
+Words are matched without case and punctuation. The source and the edit prompt are aligned by their
+longest common runs; what differs is the edit. p0, the edited word, is always a word of the source prompt.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ClipError, PromptError
+from .presets import Settings, known_words
+from .video import MIN_SIDE, read_clip
+
+__all__ = ["Alignment", "align", "check", "find_word", "infer_word", "warnings", "word_spans", "words"]
+
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_FUNCTION = frozenset(
+    "a an the this that these those some on in at of to by with and or from into over under near through "
+    "is are was were be being its his her their it style painting photo picture video film".split()
+)
+
+
+def word_spans(prompt: str) -> list[tuple[int, int]]:
+    """Start and end of every word of a prompt, in characters."""
+    return [m.span() for m in _WORD.finditer(prompt)]
+
+
+def words(prompt: str) -> list[str]:
+    """The words of a prompt as written, without punctuation."""
+    return _WORD.findall(prompt)
+
+
+def _folded(prompt: str) -> list[str]:
+    return [w.casefold() for w in words(prompt)]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How the words of two prompts correspond.
+
+    `source_of[j]` is the source word that edit word j stands for, or None where it was added;
+    `changed` are the edit words that differ, `removed` the source words that are gone or replaced.
+    """
+
+    source_of: tuple[int | None, ...]
+    changed: tuple[int, ...]
+    removed: tuple[int, ...]
+
+
+def align(source: str, edit: str) -> Alignment:
+    """Aligns two prompts word by word; replaced runs of equal length correspond in order."""
+    a, b = _folded(source), _folded(edit)
+    source_of: list[int | None] = [None] * len(b)
+    changed: list[int] = []
+    removed: list[int] = []
+    for op, i0, i1, j0, j1 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if op == "equal" or (op == "replace" and i1 - i0 == j1 - j0):
+            for i, j in zip(range(i0, i1), range(j0, j1), strict=True):
+                source_of[j] = i
+        if op != "equal":
+            changed += range(j0, j1)
+            removed += range(i0, i1)
+    return Alignment(tuple(source_of), tuple(changed), tuple(removed))
+
+
+def _is_noun(word: str) -> bool:
+    """Content words that are no participle; enough for captions, and the user may override it."""
+    return word not in _FUNCTION and not (word.endswith("ing") and len(word) > 5)
+
+
+def _phrase_end(found: Sequence[str], at: int) -> int | None:
+    """The last word of the run of content words that starts at `at` or after; None where there is none."""
+    while at < len(found) and not _is_noun(found[at]):
+        at += 1
+    if at >= len(found):
+        return None
+    while at + 1 < len(found) and _is_noun(found[at + 1]):
+        at += 1
+    return at
+
+
+def infer_word(source: str, edit: str, task: str) -> str:
+    """p0: for shape the replaced noun, for attribute the head noun of the changed phrase, for style the
+    main moving noun (the one before the first verb). Raises PromptError where no word fits."""
+    a = _folded(source)
+    removed = align(source, edit).removed
+    at: int | None = None
+    if task.endswith("style"):
+        opening = a.index("of") + 1 if "painting" in a and "of" in a else 0
+        at = _phrase_end(a, opening)
+    else:
+        nouns = [i for i in removed if _is_noun(a[i])]
+        if task == "attribute":
+            start = nouns[0] if nouns else _first_difference(a, _folded(edit))
+            at = _phrase_end(a, start)
+        elif nouns:
+            last = _phrase_end(a, nouns[-1])
+            at = last if last in nouns else nouns[-1]
+    if at is None:
+        at = _phrase_end(a, 0)
+    if at is None:
+        raise PromptError("The source prompt names no object; write what the clip shows, such as 'a red car driving'.")
+    return words(source)[at]
+
+
+def _first_difference(a: list[str], b: list[str]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def find_word(prompt: str, word: str) -> list[int]:
+    """Where a word, or several in a row, stand in a prompt; raises PromptError listing the prompt's words."""
+    wanted, found = _folded(word), _folded(prompt)
+    if wanted:
+        for i in range(len(found) - len(wanted) + 1):
+            if found[i : i + len(wanted)] == wanted:
+                return list(range(i, i + len(wanted)))
+    raise PromptError(f"The word {word!r} is not in the prompt; choose one of: {', '.join(words(prompt))}.")
+
+
+def warnings(source: str, edit: str, word: str, delta: int) -> list[str]:
+    """What the aligned words say against the task's δ (Eq. 7), for the user to decide."""
+    kept = not set(find_word(source, word)) & set(align(source, edit).removed)
+    if delta and not kept:
+        return [f"'{word}' is replaced, but this task keeps its shape (δ = 1); the task 'shape' lets it change."]
+    if not delta and kept:
+        return [f"'{word}' stays the same, but this task changes its shape (δ = 0); 'attribute' would keep it."]
+    return []
+
+
+def check(clip: Path | None, settings: Settings) -> str:
+    """Refuses what cannot be edited before any model runs; returns the word that will be edited.
+
+    Raises ClipError or PromptError, each naming the fault and the cure.
+    """
+    if clip is None:
+        raise ClipError("There is no clip yet: choose or upload a video first.")
+    for label, prompt in (("what the clip shows", settings.source), ("what it should show", settings.edit)):
+        if not words(prompt):
+            raise PromptError(f"The prompt for {label} is empty; write a short sentence, such as 'a red car driving'.")
+    if _folded(settings.source) == _folded(settings.edit):
+        raise PromptError("The two prompts are the same; change a word in the second one to say what to edit.")
+    known = known_words(settings.backbone)
+    if known is not None:
+        strange = [w for w in dict.fromkeys(_folded(f"{settings.source} {settings.edit}")) if w not in known]
+        if strange:
+            raise PromptError(
+                f"The backbone {settings.backbone!r} has never seen: {', '.join(strange)}. "
+                f"It knows only these words: {', '.join(known)}."
+            )
+    word = settings.word or infer_word(settings.source, settings.edit, settings.task)
+    find_word(settings.source, word)
+    # decoding the frames that will be used, small, is the only test that no container's header can fool
+    read_clip(clip, frames=settings.frames, start=settings.start, fps=settings.fps, size=(MIN_SIDE, MIN_SIDE))
+    return word

@@ -1,0 +1,186 @@
+"""One job from a clip and settings to a folder of files: what the command and the page both run.
+
+`run_steps` is a generator of `Step`; closing it cancels the job within one step. Where one clip and source
+prompt are edited again, the caller passes the earlier trace and nothing is inverted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import gallery
+from .edit import Denoised, Editor, Usage
+from .jobs import Step
+from .metrics import psnr
+from .presets import Settings
+from .prompts import align, check, find_word, warnings, words
+from .trace import SoftMap, Trace
+from .video import probe, read_clip, side_by_side, write_clip
+
+__all__ = ["run_steps", "save_masks"]
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 4)
+
+
+def _peak_mib(device: torch.device) -> float:
+    """Peak memory in MiB: the device's on CUDA, else the process's resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def run_steps(
+    path: Path, settings: Settings, out: Path, *, editor: Editor | None = None
+) -> Generator[Step, None, dict[str, object]]:
+    """Edits the clip at `path` into the folder `out` and returns the report.
+
+    Raises InputError before any model runs, BackboneError where the model cannot be loaded, MaskError where
+    the chosen attention map holds no mask.
+    """
+    word = check(path, settings)
+    clock = _Clock()
+    start = time.perf_counter()
+    yield Step("load", 0, 1)
+    editor = editor or Editor.load(settings.backbone)
+    yield Step("load", 1, 1)
+    preset = settings.preset()
+    info = probe(path)
+    size = editor.fit(settings.size) if settings.size else editor.frame_size(info.width, info.height)
+    clip = read_clip(path, frames=settings.frames, start=settings.start, fps=settings.fps, size=size)
+    usage = {stage: Usage() for stage in ("invert", "reconstruct", "edit")}
+    with clock.measure("encode"):
+        latents = editor.backbone.encode(clip.frames)
+    store = preset if settings.features == "store" else None
+    with clock.measure("invert"):
+        trace = yield from editor.invert_steps(
+            clip, prompt=settings.source, steps=settings.steps, store=store, latents=latents, usage=usage["invert"]
+        )
+    with clock.measure("reconstruct"):
+        z = yield from editor.reconstruct_steps(trace, usage=usage["reconstruct"])
+    with clock.measure("edit"):
+        edited = yield from editor.edit_steps(
+            trace,
+            prompt=settings.edit,
+            task=preset,
+            word=word,
+            guidance=settings.guidance,
+            eta=settings.eta,
+            seed=settings.seed,
+            usage=usage["edit"],
+        )
+    yield Step("decode", 0, 1)
+    with clock.measure("decode"):
+        reconstruction = editor.decode(z, clip)
+        result = editor.decode(edited.latents, clip)
+    clock.seconds["total"] = round(time.perf_counter() - start, 4)
+    keep = None if preset.region == "background" else ~edited.plan.shown
+    metrics = {
+        "reconstruction_psnr": _finite(psnr(reconstruction.frames, clip.frames)),
+        "background_psnr": _finite(psnr(result.frames, clip.frames, keep=keep)),
+    }
+    choice = edited.plan.choice
+    time_aware = preset.delta == 0 and choice.origin != "painted"
+    alignment = align(settings.source, settings.edit)
+    report: dict[str, object] = {
+        "settings": asdict(replace(settings, word=word)),
+        "words": {
+            "source_words": words(settings.source),
+            "edit_words": words(settings.edit),
+            "word": word,
+            "delta": preset.delta,
+            "changed": [words(settings.edit)[j] for j in alignment.changed],
+            "warnings": warnings(settings.source, settings.edit, word, preset.delta) + edited.plan.warnings,
+        },
+        "mask": {
+            "site": choice.site.name,
+            "timestep": "every" if time_aware else choice.timestep,
+            "origin": choice.origin,
+            "kind": preset.mask,
+            "area": round(edited.plan.area, 4),
+        },
+        "unet": {stage: asdict(used) for stage, used in usage.items()},
+        "seconds": clock.seconds,
+        "peak_memory_mib": round(_peak_mib(editor.backbone.device), 1),
+        "metrics": metrics,
+        "clip": {"width": size[0], "height": size[1], "frames": len(clip.frames), "fps": clip.fps},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, video in (
+        ("source", clip),
+        ("edited", result),
+        ("reconstruction", reconstruction),
+        ("comparison", side_by_side(clip, reconstruction, result)),
+    ):
+        write_clip(out / f"{name}.mp4", video, audio_from=path, start=settings.start)
+    save_masks(out, trace, edited, word, time_aware=time_aware)
+    sheet = gallery.mask_sheet(out / "words.npz", word, frame=0)
+    gallery.save_png(out / "masks.png", sheet)
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    yield Step("decode", 1, 1)
+    return report
+
+
+def _finite(value: float) -> float | None:
+    """A figure for JSON, which has neither infinity nor NaN: None."""
+    return round(value, 3) if math.isfinite(value) else None
+
+
+def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, *, time_aware: bool) -> None:
+    """Writes `masks.npz` (the edited word's maps) and `words.npz` (every word's), both per grid.
+
+    `maps_{h}x{w}` uint8 (t, site, f, h, w) in masks.npz and (t, site, token, f, h, w) in words.npz, with
+    `scales_{h}x{w}` float32 over (t, site, [token,] f): probability = maps / 255 · scale. Timesteps rise.
+    """
+    at = find_word(trace.prompt, word)
+    found = words(trace.prompt)
+    cross = [site for site in trace.sites if site.kind == "cross"]
+    shared = {"timesteps": np.array(trace.timesteps), "sites": np.array([s.name for s in cross])}
+    masks, every = dict(shared), dict(shared)
+    for grid in dict.fromkeys(site.grid(trace.grid) for site in cross):
+        sites = [site for site in cross if site.grid(trace.grid) == grid]
+        size = f"{grid[0]}x{grid[1]}"
+        one, each = [], []
+        for t in trace.timesteps:
+            for site in sites:
+                one.append(SoftMap.pack(trace.word_map(t, site, at)[None]))
+                rows = [trace.word_map(t, site, [i]) for i in range(len(found))]
+                each.append(SoftMap.pack(np.stack(rows)))
+        lead = (len(trace.timesteps), len(sites))
+        for target, packed, words_axis in ((masks, one, False), (every, each, True)):
+            values = np.stack([p.values for p in packed]).reshape(*lead, -1, *packed[0].values.shape[1:])
+            scales = np.stack([p.scales for p in packed]).reshape(*lead, -1, packed[0].scales.shape[-1])
+            target[f"maps_{size}"] = values if words_axis else values[:, :, 0]
+            target[f"scales_{size}"] = scales if words_axis else scales[:, :, 0]
+            target[f"sites_{size}"] = np.array([s.name for s in sites])
+    masks["tokens"] = np.array([found[i] for i in at])
+    masks["mask"] = edited.plan.shown
+    every["tokens"] = np.array(found)
+    every["chosen_site"] = np.array(edited.plan.choice.site.name)
+    every["chosen_timestep"] = np.array(-1 if time_aware else edited.plan.choice.timestep)
+    np.savez_compressed(out / "masks.npz", **masks)
+    np.savez_compressed(out / "words.npz", **every)

@@ -1,0 +1,104 @@
+"""What an inversion remembers: the latents of every noise level and the words' soft attention maps.
+
+Everything is keyed by the scheduler's timestep value and the attention site, never by a loop index.
+Maps are kept head-mean, for every token of the source prompt, as uint8 with one float32 scale per
+(t, site, token, frame): raw word probabilities can sit near 0, where a fixed [0, 1] quantisation would
+destroy the threshold. At 8 × 512² over zeroscope's 16 sites that is 0.21 MiB a step and token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from .video import Clip
+
+__all__ = ["CLEAN", "Features", "Site", "SoftMap", "Trace"]
+
+CLEAN = -1  # the level below the lowest timestep, where the latent is the clip's own
+
+
+class Site(NamedTuple):
+    """One attention layer: its module name in the UNet, its kind, and how often its grid was halved."""
+
+    name: str
+    kind: Literal["self", "cross", "temporal", "input"]
+    level: int
+
+    def grid(self, finest: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of this site when the latents' grid is `finest`; odd sides round up, as the UNet does."""
+        h, w = finest
+        for _ in range(self.level):
+            h, w = (h + 1) // 2, (w + 1) // 2
+        return h, w
+
+    @property
+    def short(self) -> str:
+        """A name for people, such as "up 2.1" or "mid"."""
+        parts = self.name.split(".")
+        at = parts[parts.index("attentions" if "attentions" in parts else "temp_attentions") + 1]
+        return "mid" if parts[0] == "mid_block" else f"{parts[0].split('_')[0]} {parts[1]}.{at}"
+
+
+class SoftMap(NamedTuple):
+    """`values` (k, f, h, w) uint8 and `scales` (k, f) float32: probability = values / 255 · scale."""
+
+    values: np.ndarray
+    scales: np.ndarray
+
+    @classmethod
+    def pack(cls, maps: np.ndarray) -> SoftMap:
+        """From probabilities (k, f, h, w) float32."""
+        scales = maps.max(axis=(2, 3))
+        unit = maps / np.maximum(scales, 1e-30)[..., None, None]
+        return cls(np.rint(unit * 255).astype(np.uint8), scales.astype(np.float32))
+
+    def of(self, tokens: list[int]) -> np.ndarray:
+        """The summed probabilities of some tokens: (f, h, w) float32."""
+        maps = self.values[tokens].astype(np.float32) / 255 * self.scales[tokens][..., None, None]
+        return maps.sum(0)  # type: ignore[no-any-return]
+
+
+Features = dict[tuple[int, str], tuple[Tensor, Tensor]]  # (t, site name) -> Q, K of the source
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The memory of one inversion.
+
+    `latents` maps each level (timestep, and CLEAN) to (1, c, f, h, w) float32: the pivots. `timesteps`
+    rise from low to high noise. `tokens` lists, for every word of the prompt, the rows of the maps that
+    belong to it. `features` holds Q and K of the fused sites where they were stored, else nothing.
+    """
+
+    clip: Clip
+    prompt: str
+    timesteps: tuple[int, ...]
+    sites: tuple[Site, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    latents: dict[int, Tensor] = field(default_factory=dict)
+    maps: dict[tuple[int, str], SoftMap] = field(default_factory=dict)
+    features: Features = field(default_factory=dict)
+
+    def below(self, t: int) -> int:
+        """The level below a timestep: the one whose latent the inversion evaluated under label `t`."""
+        i = self.timesteps.index(t)
+        return self.timesteps[i - 1] if i else CLEAN
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the latents."""
+        h, w = self.latents[CLEAN].shape[-2:]
+        return h, w
+
+    def word_map(self, t: int, site: Site, at: list[int]) -> np.ndarray:
+        """The soft map (f, h, w) of the words at `at`: each summed over its tokens, then each to a
+        maximum of 1 and the largest taken where there are several."""
+        soft = self.maps[t, site.name]
+        each = [soft.of(list(self.tokens[i])) for i in at]
+        if len(each) == 1:
+            return each[0]
+        return np.max([m / max(float(m.max()), 1e-30) for m in each], axis=0)  # type: ignore[no-any-return]

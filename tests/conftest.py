@@ -1,0 +1,89 @@
+"""Tiny random models and moving clips, made once."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet3DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from freemask.backbone import Backbone
+from freemask.edit import Editor
+from freemask.video import Clip
+
+
+def tiny_unet() -> UNet3DConditionModel:
+    torch.manual_seed(0)
+    unet = UNet3DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32, 32),
+        down_block_types=("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=24,
+        attention_head_dim=8,
+    )
+    for parameter in unet.parameters():  # the library zeroes some layers, which would hide what passes them
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    for name, module in unet.named_modules():
+        if name.endswith(("attn1.to_q", "attn2.to_q")):  # sharp maps, so that masks are neither full nor empty
+            module.weight.data *= 12
+    return unet
+
+
+def tiny_scheduler(**changes: object) -> DDIMScheduler:
+    values = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+    return DDIMScheduler(**(values | changes))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    from freemask.toyworld.train import _tokenizer
+
+    return _tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def editor(tokenizer) -> Editor:
+    """An editor on a random UNet3D with grids /1, /2, /4 and an autoencoder of factor 4."""
+    torch.manual_seed(0)
+    vae = AutoencoderTiny(
+        latent_channels=4,
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+    )
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=24,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=24,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    parts = [m.eval().requires_grad_(False) for m in (tiny_unet(), vae, text)]
+    return Editor(Backbone("tiny", *parts, tokenizer, tiny_scheduler(), torch.device("cpu")))
+
+
+@pytest.fixture(scope="session")
+def clip() -> Clip:
+    """Four frames of 32 × 32 with a bright square that moves."""
+    frames = np.full((4, 32, 32, 3), 60, np.uint8)
+    for i in range(4):
+        frames[i, 8:24, 4 + 3 * i : 16 + 3 * i] = (220, 80, 40)
+    return Clip(frames, 8.0)

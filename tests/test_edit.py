@@ -1,0 +1,198 @@
+"""The invariants of masked fusion, on a tiny random UNet."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from freemask.attention import find_sites, installed
+from freemask.ddim import denoise, levels
+from freemask.edit import Editor, Usage, finish
+from freemask.errors import MaskError, PromptError
+from freemask.presets import load_preset
+from freemask.trace import CLEAN
+from freemask.video import Clip
+
+SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def trace(editor, clip):
+    return editor.invert(clip, prompt=SOURCE, steps=STEPS)
+
+
+def task(**changes):
+    return replace(load_preset("attribute"), **changes)
+
+
+def run(editor, trace, preset, *, prompt=EDIT, guidance=7.5, **options):
+    steps = editor.edit_steps(trace, prompt=prompt, task=preset, word="car", guidance=guidance, **options)
+    return finish(steps).latents
+
+
+@torch.inference_mode()
+def plain(editor: Editor, trace, prompt=EDIT, guidance=7.5):
+    """Classifier-free guidance with the stock processors."""
+    text = editor.backbone.text(["", prompt])
+
+    def predict(x, t, level):
+        eps = editor.backbone.eps(x.expand(2, -1, -1, -1, -1), t, text, level)
+        return eps[:1] + guidance * (eps[1:2] - eps[:1])
+
+    alpha = levels(editor.backbone.scheduler, trace.timesteps)
+    *_, (_, x) = denoise(predict, trace.latents[trace.timesteps[-1]], alpha)
+    return x
+
+
+def close(a, b, relative=1e-5):
+    return (a - b).abs().max() <= relative * b.abs().max()
+
+
+def everywhere(trace, value):
+    return np.full(trace.clip.frames.shape[:3], value)
+
+
+CLOSED = {"alpha_self": 0.0, "alpha_cross": 0.0, "alpha_temporal": 0.0}
+OPEN = {"alpha_self": 1.0, "alpha_cross": 1.0, "alpha_temporal": 1.0}
+
+
+def test_closed_windows_are_a_plain_denoise(editor, trace):
+    assert torch.equal(run(editor, trace, task(**CLOSED)), plain(editor, trace))
+
+
+def test_everything_editable_is_a_plain_denoise(editor, trace):
+    preset = task(delta=0, **OPEN)
+    fused = run(editor, trace, preset, mask=everywhere(trace, True))
+    assert close(fused, plain(editor, trace))
+
+
+def test_nothing_editable_takes_the_sources_attention(editor, trace):
+    fused = run(editor, trace, task(**OPEN), mask=everywhere(trace, False))
+    assert not close(fused, plain(editor, trace), 1e-3)
+
+
+def test_unconditional_rows_are_untouched(editor, trace):
+    """With guidance 0 only the unconditional row counts, whatever is fused into the other."""
+    assert close(run(editor, trace, task(**OPEN), guidance=0.0), plain(editor, trace, guidance=0.0))
+
+
+@pytest.mark.parametrize("name", ["style", "attribute", "shape", "official", "official-style"])
+def test_replay_equals_store(editor, clip, trace, name):
+    preset = load_preset(name)
+    stored = editor.invert(clip, prompt=SOURCE, steps=STEPS, store=preset)
+    assert stored.features
+    assert close(run(editor, stored, preset), run(editor, trace, preset))
+
+
+def test_rows_follow_the_windows(editor, clip, trace):
+    usage = Usage()
+    run(editor, trace, task(alpha_self=0.5, alpha_cross=0.0, alpha_temporal=0.25), usage=usage)
+    assert (usage.forwards, usage.rows) == (STEPS, 2 * STEPS + 2)
+    stored, usage = editor.invert(clip, prompt=SOURCE, steps=STEPS, store=task()), Usage()
+    run(editor, stored, task(), usage=usage)
+    assert (usage.forwards, usage.rows) == (STEPS, 2 * STEPS)
+
+
+def test_own_features_change_nothing(editor, trace, clip):
+    """A store filled from a denoise with the same prompt and guidance 1 gives the same output."""
+    backbone = editor.backbone
+    text = backbone.text([SOURCE])
+    features = {}
+    at = CLEAN
+
+    def keep(site, q, k, v):
+        features[at, site.name] = (q.clone(), k.clone())
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    sites = [s for s in find_sites(backbone.unet) if s.kind != "input"]
+
+    def predict(x, t, level):
+        nonlocal at
+        at = t
+        with installed(backbone.unet, dict.fromkeys(sites, keep)):
+            return backbone.eps(x, t, text, level)
+
+    alpha = levels(backbone.scheduler, trace.timesteps)
+    with torch.inference_mode():
+        *_, (_, expected) = denoise(predict, trace.latents[trace.timesteps[-1]], alpha)
+    own = replace(trace, features=features)
+    fused = run(editor, own, task(**OPEN), prompt=SOURCE, guidance=1.0, mask=everywhere(trace, False))
+    assert close(fused, expected)
+
+
+def test_processors_come_back_after_an_error(editor, trace):
+    unet = editor.backbone.unet
+    before = dict(unet.attn_processors)
+
+    def fail(site, q, k, v):
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError), installed(unet, dict.fromkeys(trace.sites, fail)):
+        editor.backbone.eps(trace.latents[CLEAN], 1, editor.backbone.text([SOURCE]))
+    after = unet.attn_processors
+    assert after.keys() == before.keys() and all(after[k] is before[k] for k in before)
+
+
+def test_same_inputs_same_frames(editor, clip, trace):
+    again = editor.invert(clip, prompt=SOURCE, steps=STEPS)
+    first, second = (run(editor, t, task(), eta=0.5, seed=3) for t in (trace, again))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, run(editor, trace, task(), eta=0.5, seed=4))
+
+
+def test_any_grid_and_length(editor):
+    """A 9 × 5 grid with 24 frames, and a single frame."""
+    rng = np.random.default_rng(0)
+    for frames in (24, 1):
+        tall = Clip(rng.integers(0, 255, (frames, 36, 20, 3), dtype=np.uint8), 8.0)
+        for name in ("style", "shape"):
+            trace = editor.invert(tall, prompt=SOURCE, steps=2)
+            edited = editor.edit(trace, prompt=EDIT, task=load_preset(name), word="car")
+            assert edited.clip.frames.shape == (frames, 36, 20, 3)
+            assert edited.plan.shown.shape == (frames, 36, 20)
+
+
+def test_latent_blend_keeps_the_source_outside(editor, trace):
+    """Blended to the last step, everything outside the mask is the source's own latent."""
+    preset = task(alpha_latent=1.0)
+    mask = everywhere(trace, False)
+    mask[:, :16] = True
+    out = run(editor, trace, preset, mask=mask)
+    kept = trace.latents[CLEAN]
+    assert torch.equal(out[..., 4:, :], kept[..., 4:, :])
+    assert not torch.equal(out[..., :4, :], kept[..., :4, :])
+
+
+def test_time_aware_and_time_agnostic_masks(editor, trace):
+    shape = editor.plan_masks(trace, word="car", task=load_preset("shape"))
+    assert 0.05 < shape.area < 0.95
+    assert len({m.tobytes() for m in shape.object_at.values()}) > 1
+    style = editor.plan_masks(trace, word="car", task=load_preset("style"))
+    assert len({m.tobytes() for m in style.object_at.values()}) == 1
+    t = shape.choice.timestep
+    assert np.array_equal(style.object_at[t], shape.object_at[t])
+
+
+def test_union_only_adds(editor, trace):
+    narrow = run(editor, trace, task(delta=0))
+    assert not torch.equal(run(editor, trace, task(delta=0, union=True)), narrow)
+
+
+def test_a_word_that_is_not_there(editor, trace):
+    with pytest.raises(PromptError, match="red, car"):
+        editor.plan_masks(trace, word="bus", task=task())
+
+
+def test_a_flat_map_is_an_error(editor, trace):
+    flat = {key: soft._replace(scales=soft.scales * 0) for key, soft in trace.maps.items()}
+    with pytest.raises(MaskError, match="zero"):
+        editor.plan_masks(replace(trace, maps=flat), word="car", task=task())
+
+
+def test_maps_survive_rounding(trace):
+    """Quantised maps keep probabilities to half a step of each frame's own scale."""
+    for soft in trace.maps.values():
+        assert soft.values.dtype == np.uint8 and soft.values.max() == 255
+        assert soft.scales.min() > 0
