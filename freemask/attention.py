@@ -16,7 +16,7 @@ from diffusers import UNet3DConditionModel
 from einops import rearrange
 from torch import Tensor
 
-from .trace import Site
+from .trace import Kind, Site
 
 __all__ = ["Hook", "attend", "find_sites", "installed", "probabilities", "word_probabilities"]
 
@@ -35,7 +35,7 @@ def find_sites(unet: UNet3DConditionModel) -> tuple[Site, ...]:
             found.append(Site(name, "input", 0))
             continue
         temporal = "temp_attentions" in parts
-        kind = "temporal" if temporal else "cross" if parts[-1] == "attn2" else "self"
+        kind: Kind = "temporal" if temporal else "cross" if parts[-1] == "attn2" else "self"
         deep = blocks - 1
         level = deep if parts[0] == "mid_block" else int(parts[1])
         found.append(Site(name, kind, deep - level if parts[0] == "up_blocks" else level))
@@ -84,7 +84,7 @@ class _Processor:
             for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
         out = rearrange(self.hook(self.site, q, k, v), "n heads s d -> n s (heads d)")
-        return attn.to_out[1](attn.to_out[0](out.to(q.dtype)))  # type: ignore[no-any-return]
+        return attn.to_out[1](attn.to_out[0](out.to(q.dtype)))
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def installed(unet: UNet3DConditionModel, hooks: Mapping[Site, Hook]) -> Iterato
     """The UNet with hooks at some sites; every other site keeps its own processor."""
     stock = dict(unet.attn_processors)
     mine = {f"{site.name}.processor": _Processor(site, hook) for site, hook in hooks.items()}
-    unet.set_attn_processor({**stock, **mine})  # type: ignore[arg-type]
+    unet.set_attn_processor({**stock, **mine})
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ _LAYOUT = f"A backbone folder holds {', '.join(p + '/' for p in _PARTS)} as diff
 
 
 def default_device() -> str:
-    """"cuda" or "mps" where there is one, else "cpu"."""
+    """ "cuda" or "mps" where there is one, else "cpu"."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -107,8 +107,9 @@ class Backbone:
             raise BackboneError(
                 f"{folder}/{part} could not be loaded: {str(error).splitlines()[0]} {_LAYOUT}; save it again."
             ) from error
-        models = (m.eval().requires_grad_(False).to(device) for m in (unet, vae, text_encoder))
-        return cls(name, *models, tokenizer, scheduler, torch.device(device))
+        for model in (unet, vae, text_encoder):
+            model.eval().requires_grad_(False).to(device)
+        return cls(name, unet, vae, text_encoder, tokenizer, scheduler, torch.device(device))
 
     @property
     def vae_factor(self) -> int:
@@ -134,7 +135,7 @@ class Backbone:
         """(f, h, w, 3) uint8 -> (1, c, f, h', w') float32 scaled latents; deterministic."""
         x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
         parts = []
-        for piece in x.split(chunk):
+        for piece in torch.split(x, chunk):
             out = self.vae.encode(piece.to(self.device, self.vae.dtype))
             parts.append((out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents).float())
         return rearrange(torch.cat(parts), "f c h w -> 1 c f h w") * float(self.vae.config["scaling_factor"])
@@ -143,9 +144,9 @@ class Backbone:
     def decode(self, latents: Tensor, chunk: int = 4) -> np.ndarray:
         """(1, c, f, h', w') scaled latents -> (f, h, w, 3) uint8."""
         z = rearrange(latents, "1 c f h w -> f c h w") / float(self.vae.config["scaling_factor"])
-        parts = [self.vae.decode(piece.to(self.vae.dtype)).sample.float().cpu() for piece in z.split(chunk)]
+        parts = [self.vae.decode(piece.to(self.vae.dtype)).sample.float().cpu() for piece in torch.split(z, chunk)]
         pixels = torch.cat(parts).clamp(-1, 1).add(1).mul(127.5).round().byte()
-        return pixels.permute(0, 2, 3, 1).numpy()  # type: ignore[no-any-return]
+        return pixels.permute(0, 2, 3, 1).numpy()
 
     @property
     def _text_length(self) -> int:
@@ -158,7 +159,7 @@ class Backbone:
             prompts, padding="max_length", max_length=self._text_length, truncation=True, return_tensors="pt"
         )
         mask = batch.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
-        return self.text_encoder(batch.input_ids.to(self.device), attention_mask=mask).last_hidden_state  # type: ignore[no-any-return]
+        return self.text_encoder(batch.input_ids.to(self.device), attention_mask=mask).last_hidden_state
 
     def word_tokens(self, prompt: str) -> tuple[tuple[int, ...], ...]:
         """For every word of a prompt, the positions of its tokens; a word beyond the model's text length

@@ -7,7 +7,7 @@ cannot be used ends with exit code 2 and one sentence, a model that cannot be lo
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .errors import FreeMaskError, InputError, SettingError
 from .jobs import Step
 from .presets import make_settings
-from .prompts import infer_word
 
 __all__ = ["app"]
 
@@ -201,3 +200,41 @@ def export(
     from .toyworld.train import export as save
 
     save(run, Recipe(size=size), out)
+
+
+@toyworld.command()
+def render(
+    out: Annotated[Path, typer.Argument(help="The MP4 to write.")],
+    seed: Annotated[int, typer.Option(help="The scene; the options below replace its fields.")] = 0,
+    object: Annotated[str, typer.Option(help="car, jeep, bus, …")] = "",
+    colour: Annotated[str, typer.Option(help="red, yellow, …, or none.")] = "",
+    place: Annotated[str, typer.Option(help="grass, snow, …")] = "",
+    style: Annotated[str, typer.Option(help="sketch, watercolor, pixel, or none.")] = "",
+    size: Annotated[int, typer.Option(help="Side of a frame in pixels.", min=16)] = 256,
+    frames: Annotated[int, typer.Option(help="How many frames.", min=1)] = 8,
+) -> None:
+    """Render a scene of the toy world, a clip whose every word mini knows."""
+    from dataclasses import replace
+
+    from .toyworld.scenes import COLOURS, OBJECTS, PLACES, STYLES, sample_scene
+    from .toyworld.scenes import render as draw
+    from .video import Clip, write_clip
+
+    with _refusals():
+        fields: dict[str, str | None] = {}
+        given: dict[str, tuple[str, Collection[str]]] = {
+            "object": (object, OBJECTS),
+            "colour": (colour, COLOURS),
+            "place": (place, PLACES),
+            "style": (style, STYLES),
+        }
+        for name, (value, known) in given.items():
+            if value == "none" and name in ("colour", "style"):
+                fields[name] = None
+            elif value and value not in known:
+                raise SettingError(f"There is no {name} {value!r}; choose one of: {', '.join(known)}.")
+            elif value:
+                fields[name] = value
+        scene = draw(replace(sample_scene(seed), **fields), size, frames=frames)  # type: ignore[arg-type]
+        write_clip(out, Clip(scene.frames, 8.0))
+    print(json.dumps({"caption": scene.caption, "frames": frames, "size": size}))

@@ -31,7 +31,9 @@ def levels(scheduler: DDIMScheduler, ts: tuple[int, ...]) -> dict[int, float]:
     return {CLEAN: float(scheduler.final_alpha_cumprod)} | {t: float(scheduler.alphas_cumprod[t]) for t in ts}
 
 
-def step(x: Tensor, eps: Tensor, a_from: float, a_to: float, *, eta: float = 0.0, noise: Tensor | None = None) -> Tensor:
+def step(
+    x: Tensor, eps: Tensor, a_from: float, a_to: float, *, eta: float = 0.0, noise: Tensor | None = None
+) -> Tensor:
     """x_to = √ᾱ_to·(x − √(1−ᾱ_from)·eps)/√ᾱ_from + √(1−ᾱ_to)·eps; with η > 0 some of eps is fresh noise."""
     clean = (x - (1 - a_from) ** 0.5 * eps) / a_from**0.5
     sigma = 0.0

@@ -46,7 +46,7 @@ def finish(steps: Steps[T]) -> T:
         try:
             next(steps)
         except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
+            return stop.value
 
 
 @dataclass
@@ -94,10 +94,15 @@ class Edited:
     plan: MaskPlan
 
 
+def _window(alpha: float, steps: int) -> int:
+    """floor(α·N), the slack absorbing the rounding of decimal fractions."""
+    return int(alpha * steps + 1e-9)
+
+
 def _windows(preset: Preset, steps: int) -> dict[str, int]:
     """How many steps from the first each kind is fused: floor(α·N)."""
     alphas = {"self": preset.alpha_self, "cross": preset.alpha_cross, "temporal": preset.alpha_temporal}
-    return {kind: int(alpha * steps + 1e-9) for kind, alpha in alphas.items()}
+    return {kind: _window(alpha, steps) for kind, alpha in alphas.items()}
 
 
 @dataclass(frozen=True)
@@ -201,7 +206,7 @@ class Editor:
 
         x = trace.latents[trace.timesteps[-1]]
         alpha = levels(backbone.scheduler, trace.timesteps)
-        for i, (t, x) in enumerate(denoise(predict, x, alpha)):  # noqa: B020
+        for i, (t, x) in enumerate(denoise(predict, x, alpha)):  # noqa: B007, B020
             yield Step("reconstruct", i + 1, len(trace.timesteps), t)
         return x
 
@@ -294,7 +299,8 @@ class Editor:
         tokens = token_map(alignment.source_of, alignment.changed, trace.tokens, edit_tokens, text.shape[1])
         windows = _windows(task, len(trace.timesteps))
         order = {t: j for j, t in enumerate(reversed(trace.timesteps))}
-        changed_window = int((task.alpha_cross if task.alpha_changed is None else task.alpha_changed) * len(order) + 1e-9)
+        alpha_changed = task.alpha_cross if task.alpha_changed is None else task.alpha_changed
+        changed_window = _window(alpha_changed, len(order))
         columns = self._edit_columns(trace, word, alignment.source_of, edit_tokens)
         fusion = _Fusion(trace, plan, task, tokens, columns)
 
@@ -309,7 +315,7 @@ class Editor:
                 eps = backbone.eps(x, t, text[: len(x)], level)
             return eps[:1] + guidance * (eps[1:2] - eps[:1])
 
-        blended = int(task.alpha_latent * len(trace.timesteps) + 1e-9)
+        blended = _window(task.alpha_latent, len(order))
         above = {trace.below(t): t for t in trace.timesteps}
 
         def adjust(level: int, x: Tensor) -> Tensor:
@@ -319,7 +325,7 @@ class Editor:
             return fuse_latent(trace.latents[level], x, e)
 
         x = trace.latents[trace.timesteps[-1]]
-        for i, (t, x) in enumerate(denoise(predict, x, alpha, eta=eta, seed=seed, adjust=adjust)):  # noqa: B020
+        for i, (t, x) in enumerate(denoise(predict, x, alpha, eta=eta, seed=seed, adjust=adjust)):  # noqa: B007, B020
             yield Step("edit", i + 1, len(trace.timesteps), t)
         return Denoised(x, plan)
 

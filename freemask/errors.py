@@ -1,12 +1,12 @@
 """The errors a person may see, as one tree; every message names the fault and the cure.
 
-    FreeMaskError
-    ├── InputError        what the user gave cannot be used (exit code 2 on the command line)
-    │   ├── ClipError     the video: missing, unreadable, too short, too large
-    │   ├── PromptError   the prompts: empty, identical, a word that is not there
-    │   └── SettingError  a number out of its range, an unknown task or backbone
-    ├── BackboneError     the model: a missing file, a wrong layout, no network
-    └── MaskError         an attention map that holds no mask
+FreeMaskError
+├── InputError        what the user gave cannot be used (exit code 2 on the command line)
+│   ├── ClipError     the video: missing, unreadable, too short, too large
+│   ├── PromptError   the prompts: empty, identical, a word that is not there
+│   └── SettingError  a number out of its range, an unknown task or backbone
+├── BackboneError     the model: a missing file, a wrong layout, no network
+└── MaskError         an attention map that holds no mask
 """
 
 __all__ = [

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attend
 
-
 __all__ = ["TokenMap", "fuse_cross", "fuse_latent", "fuse_self", "fuse_temporal", "token_map"]
 
 

@@ -25,7 +25,8 @@ Image = NDArray[np.uint8]
 GROUND, INK, FAINT = (20, 22, 28), (226, 228, 234), (138, 143, 156)
 LINE, CHOSEN = (120, 190, 255), (255, 122, 89)
 FONT = "sans"
-SHEET_WIDTH = 1600  # pixels that the columns share
+LEGEND = "columns: timesteps, high noise to low   ·   each cell by its own maximum   ·   outlined: the mask in use"
+SHEET_WIDTH = 1200  # pixels that the columns share
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def read_words(path: Path) -> WordMaps:
             timesteps=tuple(map(int, stored["timesteps"])),
             frames=int(stored[f"scales_{grids[0]}"].shape[3]),
             chosen_site=site or None,
-            chosen_timestep=None if timestep < 0 else timestep,
+            chosen_timestep=timestep if site and timestep >= 0 else None,
         )
 
 
@@ -91,7 +92,7 @@ class _Sheet:
     def __init__(self, index: WordMaps, *, width: int, height: int) -> None:
         self.index, self.width, self.height = index, width, height
         self.gap = 3
-        self.text = int(np.clip(height * 0.42, 13, 18))
+        self.text = int(np.clip(height * 0.42, 14, 18))
         self.left = 24 + max(_text_width(site, self.text) for site in map(short_site, index.sites)) + 14
         self.top = 24 + 34 + self.text + 14
 
@@ -101,8 +102,8 @@ class _Sheet:
     def draw(self, maps: Mapping[str, NDArray[np.float32]], title: str) -> Image:
         index, columns = self.index, len(self.index.timesteps)
         right, bottom = self.corner(len(index.sites), columns)
-        title_width = _text_width(title, 20) + 48
-        sheet = np.full((bottom + 24 + self.text + 12, max(right + 21, title_width), 3), GROUND, np.uint8)
+        width = max(right + 21, 48 + _text_width(LEGEND, 14), 48 + _text_width(title, 20))
+        sheet = np.full((bottom + 24 + self.text + 12, width, 3), GROUND, np.uint8)
         _write(sheet, title, (24, 24 + 20), size=20, colour=INK, weight=600)
         every = max(1, -(-(_text_width("999", self.text) + 10) // (self.width + self.gap)))
         for column, timestep in enumerate(reversed(index.timesteps)):
@@ -120,10 +121,7 @@ class _Sheet:
                 cell = _heat(maps[site][columns - 1 - column], (self.width, self.height))
                 sheet[y : y + self.height, x : x + self.width] = cell
         self._outline(sheet)
-        legend = (
-            "columns: timestep, high noise to low    each cell: divided by its own maximum    outlined: the mask in use"
-        )
-        _write(sheet, legend, (24, bottom + 18 + self.text // 2), size=13, colour=FAINT)
+        _write(sheet, LEGEND, (24, bottom + 18 + self.text // 2), size=14, colour=FAINT)
         return sheet
 
     def _outline(self, sheet: Image) -> None:

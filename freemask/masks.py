@@ -28,7 +28,7 @@ def extract(soft: np.ndarray, tau: float) -> np.ndarray:
         raise MaskError("An attention map is zero on a whole frame; choose another word, layer or timestep.")
     if pooled[0].size > 1 and np.any(soft.min(axis=(1, 2)) == soft.max(axis=(1, 2))):
         raise MaskError("An attention map is constant on a whole frame; choose another word, layer or timestep.")
-    return pooled / top > tau  # type: ignore[no-any-return]
+    return pooled / top > tau
 
 
 def resize(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

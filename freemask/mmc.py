@@ -35,12 +35,12 @@ def cost(d: np.ndarray) -> np.ndarray:
 
 def lmmc(d: np.ndarray) -> np.ndarray:
     """D_l (Eq. 3): d (t, l) -> (l,)."""
-    return cost(d).mean(axis=0)  # type: ignore[no-any-return]
+    return cost(d).mean(axis=0)
 
 
 def tmmc(d: np.ndarray) -> np.ndarray:
     """D_t (Eq. 5): d (t, l) -> (t,)."""
-    return cost(d).mean(axis=1)  # type: ignore[no-any-return]
+    return cost(d).mean(axis=1)
 
 
 @dataclass(frozen=True)

@@ -182,5 +182,5 @@ def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, *, time_awa
     every["tokens"] = np.array(found)
     every["chosen_site"] = np.array(edited.plan.choice.site.name)
     every["chosen_timestep"] = np.array(-1 if time_aware else edited.plan.choice.timestep)
-    np.savez_compressed(out / "masks.npz", **masks)
-    np.savez_compressed(out / "words.npz", **every)
+    np.savez_compressed(out / "masks.npz", allow_pickle=False, **masks)
+    np.savez_compressed(out / "words.npz", allow_pickle=False, **every)

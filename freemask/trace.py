@@ -16,16 +16,19 @@ from torch import Tensor
 
 from .video import Clip
 
-__all__ = ["CLEAN", "Features", "Site", "SoftMap", "Trace"]
+__all__ = ["CLEAN", "Features", "Kind", "Site", "SoftMap", "Trace"]
 
 CLEAN = -1  # the level below the lowest timestep, where the latent is the clip's own
+
+
+Kind = Literal["self", "cross", "temporal", "input"]
 
 
 class Site(NamedTuple):
     """One attention layer: its module name in the UNet, its kind, and how often its grid was halved."""
 
     name: str
-    kind: Literal["self", "cross", "temporal", "input"]
+    kind: Kind
     level: int
 
     def grid(self, finest: tuple[int, int]) -> tuple[int, int]:
@@ -59,7 +62,7 @@ class SoftMap(NamedTuple):
     def of(self, tokens: list[int]) -> np.ndarray:
         """The summed probabilities of some tokens: (f, h, w) float32."""
         maps = self.values[tokens].astype(np.float32) / 255 * self.scales[tokens][..., None, None]
-        return maps.sum(0)  # type: ignore[no-any-return]
+        return maps.sum(0)
 
 
 Features = dict[tuple[int, str], tuple[Tensor, Tensor]]  # (t, site name) -> Q, K of the source
@@ -101,4 +104,4 @@ class Trace:
         each = [soft.of(list(self.tokens[i])) for i in at]
         if len(each) == 1:
             return each[0]
-        return np.max([m / max(float(m.max()), 1e-30) for m in each], axis=0)  # type: ignore[no-any-return]
+        return np.max([m / max(float(m.max()), 1e-30) for m in each], axis=0)

@@ -14,17 +14,26 @@ import secrets
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-import imageio_ffmpeg  # type: ignore[import-untyped]
+import imageio_ffmpeg
 import numpy as np
 
 from .errors import ClipError, SettingError
 
-__all__ = ["MAX_PIXELS", "MAX_SECONDS", "MIN_SIDE", "Clip", "VideoInfo", "probe", "read_clip", "side_by_side", "write_clip"]
+__all__ = [
+    "MAX_PIXELS",
+    "MAX_SECONDS",
+    "MIN_SIDE",
+    "Clip",
+    "VideoInfo",
+    "probe",
+    "read_clip",
+    "side_by_side",
+    "write_clip",
+]
 
 MAX_SECONDS = 300
 MAX_PIXELS = 4096 * 2304
@@ -35,9 +44,13 @@ _PATIENCE = 600  # seconds until ffmpeg is given up
 _CONTAINERS = "mov,matroska,avi,flv,asf,mpeg,mpegts,ogg,gif,mxf,nut"
 _REEXPORT = "export it again as an H.264 MP4"
 # High dynamic range to the range of a screen; without it an iPhone's HDR clip comes out grey.
-_TONE_MAP = "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0,zscale=t=bt709:m=bt709:r=tv"
+_TONE_MAP = (
+    "format=gbrp12le,zscale=pin=bt2020:t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0,"
+    "zscale=t=bt709"
+)
 _SCALER = "bicubic+accurate_rnd+full_chroma_int"
-_AUDIO_RATE, _AUDIO_CHANNELS, _AUDIO_BYTES = 48000, 2, 2
+_EARLY = 0.002  # seconds
+_SOUND_RATE, _SOUND_FRAME = 48000, 4  # hertz; bytes of a stereo sample of 16 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +110,7 @@ def probe(path: str | Path) -> VideoInfo:
     log = first.stderr.decode(errors="replace")
     header = log.partition("\nStream mapping:")[0]
     # `  Stream` with two spaces starts a stream; what follows it, deeper indented, is the stream's metadata.
-    streams = re.findall(r"^  Stream #\d.*\n(?:   .*\n?)*", header, re.MULTILINE)
+    streams = re.findall(r"^  Stream #\d.*(?:\n   .*)*", header, re.MULTILINE)
     video = next((s for s in streams if ": Video: " in s and "(attached pic)" not in s), None)
     if video is None:
         raise _not_a_video(path, log, streams)
@@ -138,17 +151,22 @@ def read_clip(
         raise ClipError(
             f'"{path.name}" lasts {info.duration:g} s, so nothing starts at {start:g} s: choose a start before its end.'
         )
+    w, h = size or (info.width, info.height)
+    cover = max(w / info.width, h / info.height)
+    covered = max(w, round(info.width * cover)), max(h, round(info.height * cover))
+    if covered[0] * covered[1] > 4 * MAX_PIXELS:
+        raise ClipError(f'"{path.name}" is {info.width}x{info.height}, too unlike {w}x{h}: choose a size nearer to it.')
     rates = _auto_rates(info, frames, start) if fps is None else [fps]
     found = np.empty((0,))
     for rate in rates:
-        found = _decode(path, info, frames=frames, start=start, fps=rate, size=size)
+        found = _decode(path, info, frames=frames, start=start, fps=rate, covered=covered, size=(w, h))
         if len(found) == frames:
             return Clip(found, float(rate))
     if not len(found):
         raise _undecodable(path, info.codec, f" from {start:g} s on")
     cure = "ask for fewer frames" + (", start earlier" if start else "") + (", raise fps" if fps is not None else "")
     if len(found) / rates[-1] < (info.duration - start) / 2:
-        cure = "it is cut off or damaged, so download it again, " + cure
+        cure = "download it again if it was cut off, " + cure
     raise ClipError(
         f'"{path.name}" has {len(found)} frame{"s" if len(found) > 1 else ""} from {start:g} s on at {rates[-1]:g} fps,'
         f" and {frames} are asked: {cure} or choose a longer clip."
@@ -163,7 +181,7 @@ def write_clip(path: str | Path, clip: Clip, *, audio_from: str | Path | None = 
     it cannot be written.
     """
     path = Path(path)
-    f, h, w, _ = clip.frames.shape
+    _, h, w, _ = clip.frames.shape
     even = np.pad(clip.frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     rate = f"{clip.fps:.6f}"
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w + w % 2}x{h + h % 2}", "-framerate", rate, "-i", "pipe:0"]
@@ -183,7 +201,8 @@ def write_clip(path: str | Path, clip: Clip, *, audio_from: str | Path | None = 
     except OSError as error:
         raise ClipError(f'"{path}" cannot be written: {error.strerror}; choose another place.') from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def side_by_side(*clips: Clip) -> Clip:
@@ -193,14 +212,9 @@ def side_by_side(*clips: Clip) -> Clip:
     return Clip(np.concatenate([clip.frames for clip in clips], axis=2), clips[0].fps)
 
 
-@cache
-def _executable() -> str:
-    return str(imageio_ffmpeg.get_ffmpeg_exe())
-
-
 def _ffmpeg(*args: str, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
     """Run ffmpeg to its end; `data` goes to its standard input."""
-    command = [_executable(), "-hide_banner", "-nostdin", "-y", *args]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-y", *args]
     try:
         return subprocess.run(command, input=data, capture_output=True, timeout=_PATIENCE, check=False)
     except subprocess.TimeoutExpired as error:
@@ -234,9 +248,6 @@ def _parse(path: Path, header: str, video: str, *, has_audio: bool) -> VideoInfo
     if size is None:
         raise _undecodable(path, codec)
     width, height = int(size[1]), int(size[2])
-    if width * height > MAX_PIXELS:
-        limit = f"{MAX_PIXELS:,} pixels (4096x2304)"
-        raise ClipError(f'"{path.name}" is {width}x{height}, over the limit of {limit}: export it smaller.')
     aspect = re.search(r"SAR (\d+):(\d+)", line)
     if aspect and int(aspect[1]) and int(aspect[2]):
         width = max(1, round(width * int(aspect[1]) / int(aspect[2])))
@@ -244,6 +255,9 @@ def _parse(path: Path, header: str, video: str, *, has_audio: bool) -> VideoInfo
     rotation = round(float(turn[1])) % 360 if turn else 0
     if rotation in (90, 270):
         width, height = height, width
+    if width * height > MAX_PIXELS:
+        limit = f"{MAX_PIXELS:,} pixels (4096x2304)"
+        raise ClipError(f'"{path.name}" is {width}x{height}, over the limit of {limit}: export it smaller.')
     if min(width, height) < MIN_SIDE:
         raise ClipError(f'"{path.name}" is {width}x{height}: both sides must be at least {MIN_SIDE} pixels.')
     clock = re.search(r"^  Duration: (\d+):(\d+):([\d.]+)", header, re.MULTILINE)
@@ -287,7 +301,7 @@ def _not_a_video(path: Path, log: str, streams: list[str]) -> ClipError:
     if "Input #0" in log:
         return ClipError(f'"{path.name}" holds no frames: {_REEXPORT}.')
     if "moov atom not found" in log and "low score" not in log:
-        return ClipError(f'"{path.name}" is cut off, its index is missing: download or {_REEXPORT.replace(" it", "")}.')
+        return ClipError(f'"{path.name}" is cut off, its index is missing: download it again, or {_REEXPORT}.')
     return ClipError(f'"{path.name}" is not a video that can be read: give an MP4, MOV, WebM, MKV, AVI or GIF.')
 
 
@@ -306,19 +320,23 @@ def _auto_rates(info: VideoInfo, frames: int, start: float) -> list[float]:
 
 
 def _decode(
-    path: Path, info: VideoInfo, *, frames: int, start: float, fps: float, size: tuple[int, int] | None
+    path: Path,
+    info: VideoInfo,
+    *,
+    frames: int,
+    start: float,
+    fps: float,
+    covered: tuple[int, int],
+    size: tuple[int, int],
 ) -> np.ndarray:
-    """Up to `frames` frames (f, h, w, 3) uint8 RGB, writable; fewer where the video ends."""
-    width, height = info.width, info.height
-    w, h = size or (width, height)
-    cover = max(w / width, h / height)
-    # Seek to before the frame on display at `start`, and let a frame count as there a quarter of a frame early, since
-    # containers round their times. fps=round=up then takes for k / fps the last frame at or before that moment.
-    early = 0.25 / info.fps
-    seek = max(0.0, start - 1 / info.fps - early)
+    """Up to `frames` frames (f, h, w, 3) uint8 RGB, writable, resized to `covered`, then cropped to `size`."""
+    w, h = size
+    # Seek to before the frame on display at `start`. fps=round=up takes for k / fps the last frame at or before that
+    # moment, where frames count as there a little early, since containers round their times.
+    seek = max(0.0, start - 1 / info.fps - _EARLY)
     filters = [
-        f"settb=AVTB,setpts=PTS-{start - seek + early:.6f}/TB,fps={fps:.6f}:round=up:start_time=0",
-        f"scale={max(w, round(width * cover))}:{max(h, round(height * cover))}:flags={_SCALER}",
+        f"settb=AVTB,setpts=PTS-{start - seek + _EARLY:.6f}/TB,fps={fps:.6f}:round=up:start_time=0",
+        f"scale={covered[0]}:{covered[1]}:flags={_SCALER}",
         *([_TONE_MAP] if info.hdr else []),
         f"format=rgb24,crop={w}:{h}",
     ]
@@ -337,11 +355,11 @@ def _sound(source: str | Path | None, start: float, seconds: float) -> Iterator[
     if source is None:
         yield []
         return
-    raw = ["-f", "s16le", "-ar", str(_AUDIO_RATE), "-ac", str(_AUDIO_CHANNELS)]
+    raw = ["-f", "s16le", "-ar", str(_SOUND_RATE), "-ac", "2"]
     with tempfile.TemporaryDirectory() as folder:
         samples = Path(folder) / "sound.raw"
         _ffmpeg(*_source(Path(source), start=start), "-map", "0:a:0", "-t", f"{seconds:.6f}", *raw, f"file:{samples}")
-        had = samples.stat().st_size / (_AUDIO_RATE * _AUDIO_CHANNELS * _AUDIO_BYTES) if samples.exists() else 0.0
+        had = samples.stat().st_size / (_SOUND_RATE * _SOUND_FRAME) if samples.exists() else 0.0
         # A twentieth of a second is an encoder's padding, not a missing end.
         if had < seconds - 0.05:
             yield []

@@ -1,11 +1,10 @@
 """The page's parts and handlers: the only room that imports gradio. `app.py` wires them."""
 
 from .bodies import Body, diffusion, painted_circles
-from .handlers import Desk, Run, describe_clip, follow_prompts, follow_task
-from .parts import Advanced, Inputs, Results, header, theme
+from .handlers import Desk, Run, describe_clip, follow_prompts, follow_task, forget, open_masks, show_masks
+from .parts import Inputs, Results, header, theme, toy_world
 
 __all__ = [
-    "Advanced",
     "Body",
     "Desk",
     "Inputs",
@@ -15,7 +14,11 @@ __all__ = [
     "diffusion",
     "follow_prompts",
     "follow_task",
+    "forget",
     "header",
+    "open_masks",
     "painted_circles",
+    "show_masks",
     "theme",
+    "toy_world",
 ]

@@ -7,7 +7,6 @@ leaning on details that no decoder reproduces.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import cv2
@@ -38,8 +37,9 @@ def labels(scene: Scene) -> dict[str, int]:
     return {head: names.index(getattr(scene, head)) for head, names in CLASSES.items()}
 
 
-def _block(given: int, out: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(given, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+def _block(given: int, out: int, stride: int, kernel: int = 3) -> nn.Sequential:
+    convolution = nn.Conv2d(given, out, kernel, stride, 1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out), nn.ReLU())
 
 
 class Classifier(nn.Module):
@@ -49,17 +49,16 @@ class Classifier(nn.Module):
         super().__init__()
         self.size = size
         self.body = nn.Sequential(
-            _block(3, 16, 1),
-            _block(16, 32, 2),
-            _block(32, 64, 2),
-            _block(64, 64, 1),
-            _block(64, 128, 2),
-            _block(128, 128, 1),
-            _block(128, 192, 2),
+            nn.AvgPool2d(2),
+            _block(3, 48, 2, kernel=4),
+            _block(48, 96, 2),
+            _block(96, 96, 1),
+            _block(96, 160, 2),
+            _block(160, 160, 1),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
-        self.heads = nn.ModuleDict({head: nn.Linear(192, len(names)) for head, names in CLASSES.items()})
+        self.heads = nn.ModuleDict({head: nn.Linear(160, len(names)) for head, names in CLASSES.items()})
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Logits (n, classes) of each head for RGB `pixels` (n, 3, size, size) in [-1, 1]."""
@@ -98,16 +97,15 @@ def train_classifier(
     out: Path = WEIGHTS,
     *,
     size: int = 64,
-    minutes: float = 8.0,
-    scenes: int = 8000,
+    steps: int = 1500,
+    scenes: int = 6000,
     first: int = 100_000,
     batch: int = 48,
     lr: float = 4e-3,
 ) -> None:
     """Trains on two frames each of the scenes with seeds `first` … `first + scenes` and saves fp16 weights.
 
-    `minutes` counts training alone, not rendering. Colour is learnt from unstyled scenes only, for a
-    style may hide it. Prints a line about every ten seconds.
+    Colour is learnt from unstyled scenes only, for a style may hide it. Prints a line every 50 steps.
     """
     if first + scenes > 1_000_000:
         raise ValueError("train on seeds under 1,000,000 only")
@@ -120,20 +118,19 @@ def train_classifier(
     truth["colour"][truth["style"] != CLASSES["style"].index(None)] = -100  # not counted by the loss
     model = Classifier(size).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02)
-    begun, told, seen = time.monotonic(), time.monotonic(), []
-    while (share := (time.monotonic() - begun) / (60 * minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, share / 0.05 + 0.02) * 0.5 * (1 + np.cos(np.pi * share))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    seen: list[float] = []
+    for step in range(1, steps + 1):
         rows = torch.randint(scenes, (batch,))
         given = pixels[rows, torch.randint(2, (batch,))].float() / 127.5 - 1
-        logits = model(_disturbed(given))
+        logits = model(_disturbed(given).contiguous(memory_format=torch.channels_last))
         loss = torch.stack([F.cross_entropy(logits[head], truth[head][rows]) for head in CLASSES]).sum()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad(set_to_none=True)
         seen.append(loss.item())
-        if time.monotonic() - told > 10:
-            print(f"{share:.0%} loss {np.mean(seen[-50:]):.4f} after {len(seen)} steps", flush=True)
-            told = time.monotonic()
+        if step % 50 == 0:
+            print(f"{step} of {steps} loss {np.mean(seen[-50:]):.4f}", flush=True)
     weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     save_file(weights, out, {"size": str(size)})

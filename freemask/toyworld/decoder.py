@@ -8,6 +8,7 @@ plainest would.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -15,10 +16,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from .scenes import DEVELOP, render, sample_scene
-from .train import Recipe, _autoencoder, load_vae
+from .train import Recipe, load_vae, new_autoencoder
 
 __all__ = ["train_decoder"]
 
@@ -35,7 +37,7 @@ def _signed(pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _psnr(vae: torch.nn.Module, pixels: Tensor, latents: Tensor) -> float:
+def _psnr(vae: AutoencoderTiny, pixels: Tensor, latents: Tensor) -> float:
     """Mean over frames of the decoded frames' PSNR, in dB."""
     shown = ((vae.decode(latents).sample.clamp(-1, 1) + 1) * 127.5).round()
     error = (shown - pixels.float()).square().mean((1, 2, 3)).clamp_min(1e-3)
@@ -59,7 +61,7 @@ def train_decoder(
     and, in dB on 64 held-out frames, `run/log-decoder.txt`. `run/vae` is replaced only at the end; a decoder
     of another shape than the recipe's begins anew there, with the encoder unchanged.
     """
-    vae, now = _autoencoder(recipe), load_vae(run, recipe)
+    vae, now = new_autoencoder(recipe), load_vae(run, recipe)
     vae.encoder.load_state_dict(now.encoder.state_dict())
     if now.config.num_decoder_blocks == vae.config.num_decoder_blocks:
         vae.decoder.load_state_dict(now.decoder.state_dict())
@@ -76,10 +78,11 @@ def train_decoder(
 
     pixels, held = _pool(recipe, 0, pool // 3, 3).to(device), _pool(recipe, DEVELOP, 64, 1).to(device)
     with torch.no_grad():
-        latents = torch.cat([vae.encode(_signed(part)).latents for part in pixels.split(64)])
+        latents = torch.cat([vae.encode(_signed(part)).latents for part in torch.split(pixels, 64)])
         held_latents = vae.encode(_signed(held)).latents
     generator = torch.Generator().manual_seed(step)
-    begun, saved, seen = time.monotonic() - spent, time.monotonic(), []
+    begun, saved = time.monotonic() - spent, time.monotonic()
+    seen: list[float] = []
 
     def keep() -> None:
         live = {k: v.clone() for k, v in decoder.state_dict().items()}
@@ -96,11 +99,11 @@ def train_decoder(
     while (share := (time.monotonic() - begun) / (60 * minutes)) < 1:
         fall = min(1.0, max(0.0, (share - 0.4) / 0.6))
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, share / 0.02 + 0.01) * 0.5 * (1 + np.cos(np.pi * fall))
+            group["lr"] = lr * min(1.0, share / 0.02 + 0.01) * 0.5 * (1 + math.cos(math.pi * fall))
         rows = torch.randint(len(pixels), (batch,), generator=generator).to(device)
         error = (vae.decode(latents[rows]).sample - _signed(pixels[rows])).square().mean((1, 2, 3))
         loss = error.clamp_min(1e-6).sqrt().mean()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 0.5)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -48,10 +48,12 @@ def generate_steps(
     backbone = editor.backbone
     width, height = (side // backbone.vae_factor for side in backbone.native_size)
     shape = (int(backbone.unet.config["in_channels"]), frames, height, width)
-    alpha = levels(backbone.scheduler, timesteps(backbone.scheduler, steps))
+    ts = timesteps(backbone.scheduler, steps)
+    alpha = levels(backbone.scheduler, ts)
     null = backbone.text([""])
     drawn: list[np.ndarray] = []
-    for first in range(0, len(captions), batch):
+    starts = range(0, len(captions), batch)
+    for n, first in enumerate(starts):
         words = backbone.text(captions[first : first + batch])
         text = torch.cat([null.expand_as(words), words])
         noises = (torch.Generator().manual_seed(seed + first + i) for i in range(len(words)))
@@ -61,10 +63,9 @@ def generate_steps(
             plain, told = backbone.eps(torch.cat([x, x]), t, text, level).chunk(2)
             return plain + guidance * (told - plain)
 
-        for _, x in denoise(predict, x, alpha):  # noqa: B020
-            yield Step("generate", len(drawn), len(captions))
+        for i, (t, x) in enumerate(denoise(predict, x, alpha)):  # noqa: B007, B020
+            yield Step("generate", n * len(ts) + i + 1, len(starts) * len(ts), t)
         drawn += [backbone.decode(clip[None]) for clip in x]
-        yield Step("generate", len(drawn), len(captions))
     return drawn
 
 

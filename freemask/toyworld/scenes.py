@@ -31,6 +31,7 @@ __all__ = [
     "Scene",
     "caption",
     "render",
+    "render_seed",
     "sample_scene",
     "vocabulary",
 ]
@@ -152,7 +153,8 @@ def vocabulary() -> tuple[str, ...]:
 @lru_cache(maxsize=256)
 def _sprite(name: str, colour: str | None, flip: bool) -> np.ndarray:
     """Premultiplied RGBA (h, w, 4) float32 in [0, 1]."""
-    bgra = cv2.imread(str(_SPRITES / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+    data = np.fromfile(_SPRITES / f"{name}.png", np.uint8)
+    bgra = np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED))
     rgb, alpha = bgra[..., 2::-1], bgra[..., 3:].astype(np.float32) / 255
     if colour:
         hue, gamma = COLOURS[colour]
@@ -168,7 +170,7 @@ def _sprite(name: str, colour: str | None, flip: bool) -> np.ndarray:
 def _noise(rng: np.random.Generator, rows: int, cols: int, size: int) -> np.ndarray:
     """Smooth noise (size, 2·size) in [0, 1] from a lattice of rows × cols."""
     lattice = rng.random((rows, cols), np.float32)
-    return np.clip(cv2.resize(lattice, (2 * size, size), interpolation=cv2.INTER_CUBIC), 0, 1)
+    return np.asarray(cv2.resize(lattice, (2 * size, size), interpolation=cv2.INTER_CUBIC)).clip(0, 1)
 
 
 def _ground(place: str, seed: int, size: int) -> np.ndarray:
@@ -179,7 +181,7 @@ def _ground(place: str, seed: int, size: int) -> np.ndarray:
     light = rng.uniform(0.92, 1.08)
 
     def mix(dark: tuple[float, ...], bright: tuple[float, ...], t: np.ndarray) -> np.ndarray:
-        return np.float32(dark) * (1 - t) + np.float32(bright) * t
+        return np.array(dark, np.float32) * (1 - t) + np.array(bright, np.float32) * t
 
     if place == "grass":
         t = 0.55 * soft + 0.45 * _noise(rng, 8, 40, size)[..., None]
@@ -195,14 +197,14 @@ def _ground(place: str, seed: int, size: int) -> np.ndarray:
     elif place == "road":
         out = mix((0.33, 0.33, 0.35), (0.45, 0.45, 0.47), soft)
         dash = (np.abs(yy - 0.86) < 0.035) & ((xx * 3 + rng.random()) % 1 < 0.55)
-        out = np.where(dash[..., None], np.float32((0.92, 0.88, 0.62)), out)
-        out = np.where((yy < 0.2)[..., None], np.float32((0.62, 0.60, 0.57)), out)
+        out = np.where(dash[..., None], np.array((0.92, 0.88, 0.62), np.float32), out)
+        out = np.where((yy < 0.2)[..., None], np.array((0.62, 0.60, 0.57), np.float32), out)
     elif place == "leaves":
         t = _noise(rng, 10, 20, size)[..., None]
         out = mix((0.50, 0.20, 0.05), (0.93, 0.58, 0.14), 0.75 * t + 0.25 * soft)
     elif place == "flowers":
         out = mix((0.24, 0.50, 0.20), (0.40, 0.64, 0.30), soft)
-        kinds = np.float32(((0.98, 0.75, 0.86), (1.0, 1.0, 0.96), (0.93, 0.45, 0.70)))
+        kinds = np.array(((0.98, 0.75, 0.86), (1.0, 1.0, 0.96), (0.93, 0.45, 0.70)), np.float32)
         for _ in range(40):
             cx, cy = rng.uniform(0, 2), rng.uniform(0, 1)
             petal = np.clip(1.6 - np.hypot(xx - cx, yy - cy) / 0.028, 0, 1)[..., None]
@@ -212,7 +214,7 @@ def _ground(place: str, seed: int, size: int) -> np.ndarray:
         for _ in range(34):
             cx, cy = rng.uniform(0, 2), rng.uniform(0, 1)
             star = np.clip(1.4 - np.hypot(xx - cx, yy - cy) / 0.018, 0, 1)[..., None]
-            out = out * (1 - star) + np.float32((0.95, 0.93, 0.75)) * star
+            out = out * (1 - star) + np.array((0.95, 0.93, 0.75), np.float32) * star
     return np.clip(out * light, 0, 1).astype(np.float32)
 
 
@@ -233,7 +235,7 @@ def _stylise(rgb: np.ndarray, style: str) -> np.ndarray:
     gray = cv2.cvtColor(soft, cv2.COLOR_RGB2GRAY)
     edge = np.hypot(cv2.Sobel(gray, cv2.CV_32F, 1, 0), cv2.Sobel(gray, cv2.CV_32F, 0, 1))
     wash = 0.5 + 0.5 * soft - 0.28 * np.clip(edge, 0, 0.8)[..., None]
-    return (np.clip(wash * np.float32((1.0, 0.985, 0.93)), 0, 1) * 255).astype(np.uint8)
+    return (np.clip(wash * np.array((1.0, 0.985, 0.93), np.float32), 0, 1) * 255).astype(np.uint8)
 
 
 def render(scene: Scene, size: int, *, frames: int = 8) -> Rendered:
@@ -249,9 +251,9 @@ def render(scene: Scene, size: int, *, frames: int = 8) -> Rendered:
         s = i / max(frames - 1, 1)
         x = (scene.x + scene.dx * (s - 0.5)) * size - w / 2
         y = (scene.y + scene.bob * np.sin(2 * np.pi * (s + scene.phase))) * size - h / 2
-        place = np.float32([[1, 0, x], [0, 1, y]])
+        place = np.array([[1, 0, x], [0, 1, y]], np.float32)
         rgba = cv2.warpAffine(small, place, (size, size), flags=cv2.INTER_LINEAR)
-        shift = np.float32([[1, 0, -(0.5 + scene.pan * (s - 0.5)) * size], [0, 1, 0]])
+        shift = np.array([[1, 0, -(0.5 + scene.pan * (s - 0.5)) * size], [0, 1, 0]], np.float32)
         back = cv2.warpAffine(ground, shift, (size, size), flags=cv2.INTER_LINEAR)
         frame = rgba[..., :3] + back * (1 - rgba[..., 3:])
         video[i] = np.clip(frame * 255 + 0.5, 0, 255).astype(np.uint8)
@@ -259,3 +261,9 @@ def render(scene: Scene, size: int, *, frames: int = 8) -> Rendered:
         if scene.style:
             video[i] = _stylise(video[i], scene.style)
     return Rendered(video, masks, caption(scene))
+
+
+def render_seed(seed: int, size: int, frames: int) -> Rendered:
+    """The clip of a seed, drawn on one thread: a job for a pool of processes, which need no torch."""
+    cv2.setNumThreads(1)
+    return render(sample_scene(seed), size, frames=frames)

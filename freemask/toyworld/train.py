@@ -23,7 +23,8 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -36,9 +37,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .scenes import OBJECTS, PLACES, render, sample_scene, vocabulary
+from .scenes import OBJECTS, PLACES, render, render_seed, sample_scene, vocabulary
 
-__all__ = ["Recipe", "export", "load_vae", "train_unet"]
+__all__ = ["Recipe", "export", "load_vae", "new_autoencoder", "train_unet"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ def _patches(frames: Tensor, factor: int) -> Tensor:
     return rearrange(x, "n c h w -> (n h w) c")
 
 
-def _autoencoder(recipe: Recipe) -> AutoencoderTiny:
+def new_autoencoder(recipe: Recipe) -> AutoencoderTiny:
     """An `AutoencoderTiny` of the recipe's shape, untrained.
 
     The decoder begins as mid-grey plus a little, its residual blocks as the identity.
@@ -144,7 +145,7 @@ def _autoencoder(recipe: Recipe) -> AutoencoderTiny:
 @torch.no_grad()
 def _new_vae(recipe: Recipe) -> AutoencoderTiny:
     """An `AutoencoderTiny` whose encoder computes the leading principal components of patches."""
-    vae = _autoencoder(recipe)
+    vae = new_autoencoder(recipe)
     scenes = [render(sample_scene(seed), recipe.size, frames=2).frames for seed in range(1500)]
     pixels = torch.from_numpy(np.concatenate(scenes)).permute(0, 3, 1, 2).float() / 255
     patches = _patches(pixels, recipe.factor)
@@ -164,15 +165,8 @@ def _new_vae(recipe: Recipe) -> AutoencoderTiny:
                 for b in range(2):
                     conv.weight[c * 4 + a * 2 + b, c, 1 + a, 1 + b] = 1
     last.weight[:, :, 1, 1] = basis
-    last.bias.copy_(-basis @ mean)
+    last.bias = nn.Parameter(-basis @ mean)
     return vae
-
-
-def _render_frames(job: tuple[int, int, int]) -> tuple[np.ndarray, str]:
-    seed, size, frames = job
-    cv2.setNumThreads(1)
-    scene = render(sample_scene(seed), size, frames=frames)
-    return scene.frames, scene.caption
 
 
 @torch.no_grad()
@@ -185,12 +179,12 @@ def _latent_bank(run: Path, recipe: Recipe, vae: AutoencoderTiny) -> tuple[np.nd
     shape = (recipe.scenes, recipe.frames, recipe.latent_channels, grid, grid)
     bank = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
     captions = []
-    jobs = ((seed, recipe.size, recipe.frames) for seed in range(recipe.scenes))
+    job = partial(render_seed, size=recipe.size, frames=recipe.frames)
     with multiprocessing.get_context("spawn").Pool() as pool:
-        for i, (frames, caption) in enumerate(pool.imap(_render_frames, jobs, chunksize=32)):
-            x = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+        for i, scene in enumerate(pool.imap(job, range(recipe.scenes), chunksize=32)):
+            x = torch.from_numpy(scene.frames).permute(0, 3, 1, 2).float() / 127.5 - 1
             bank[i] = (vae.encode(x).latents * vae.config.scaling_factor).half().numpy()
-            captions.append(caption)
+            captions.append(scene.caption)
     words.write_text(json.dumps(captions))
     return bank, captions
 
@@ -274,7 +268,9 @@ def _rate(step: int, total: int, peak: float) -> float:
 
 
 @torch.no_grad()
-def _sample_sheet(unet: nn.Module, text: Tensor, null: Tensor, vae: AutoencoderTiny, frames: int) -> np.ndarray:
+def _sample_sheet(
+    unet: UNet3DConditionModel, text: Tensor, null: Tensor, vae: AutoencoderTiny, frames: int
+) -> np.ndarray:
     """Pictures drawn from noise with guidance 4 in 20 steps: (rows, w, 3) uint8, one row of frames a prompt."""
     scheduler = _scheduler()
     scheduler.set_timesteps(20)
@@ -301,7 +297,9 @@ SHEET = [
 ]
 
 
-def train_unet(run: Path, recipe: Recipe, *, stage: str, steps: int, batch: int, lr: float, device: str = "cpu") -> None:
+def train_unet(
+    run: Path, recipe: Recipe, *, stage: str, steps: int, batch: int, lr: float, device: str = "cpu"
+) -> None:
     """Trains UNet and text encoder for `steps` more steps of a stage, "frames" or "clips"; resumable.
 
     Writes `run/unet-{stage}.pt`, `run/log-{stage}.txt` and sample sheets. The clips stage begins with
@@ -355,7 +353,8 @@ def train_unet(run: Path, recipe: Recipe, *, stage: str, steps: int, batch: int,
         nonlocal step
         rows = np.sort(rng.integers(len(bank), size=batch))
         z = torch.from_numpy(np.asarray(bank[rows])).to(device).float()
-        z = z[torch.arange(batch), torch.from_numpy(rng.integers(z.shape[1], size=batch))][:, None] if stage == "frames" else z
+        if stage == "frames":
+            z = z[torch.arange(batch), torch.from_numpy(rng.integers(z.shape[1], size=batch))][:, None]
         z = rearrange(z, "b f c h w -> b c f h w")
         t = torch.randint(0, 1000, (batch,), device=device)
         a = alphas[t].view(-1, 1, 1, 1, 1)
@@ -418,10 +417,11 @@ def export(run: Path, recipe: Recipe, out: Path) -> None:
     newest = next(path for path in stages if path.exists())
     tokenizer = _tokenizer(out / "tokenizer")
     tokenizer.save_pretrained(out / "tokenizer")
-    model = nn.ModuleDict({"unet": _new_unet(recipe), "text": _new_text_encoder(recipe, tokenizer)})
+    unet, text = _new_unet(recipe), _new_text_encoder(recipe, tokenizer)
+    model = nn.ModuleDict({"unet": unet, "text": text})
     model.load_state_dict(torch.load(newest, map_location="cpu", weights_only=True)["average"], strict=False)
-    model["unet"].half().save_pretrained(out / "unet")
-    model["text"].half().save_pretrained(out / "text_encoder")
+    unet.half().save_pretrained(out / "unet")
+    text.half().save_pretrained(out / "text_encoder")
     load_vae(run, recipe).half().save_pretrained(out / "vae")
     _scheduler().save_pretrained(out / "scheduler")
     index = {
@@ -432,4 +432,5 @@ def export(run: Path, recipe: Recipe, out: Path) -> None:
         "unet": ["diffusers", "UNet3DConditionModel"],
         "vae": ["diffusers", "AutoencoderTiny"],
     }
+    (out / "vocabulary.json").write_text(json.dumps(vocabulary()) + "\n")
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

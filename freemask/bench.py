@@ -1,0 +1,137 @@
+"""Runs over many forwards: what the method costs beside the plain UNet forwards that a job cannot avoid.
+
+`overhead_invert` and `overhead_edit` are ratios measured in one run: the stage's time without the autoencoder
+over that of stock-processor forwards with the very rows that each of its steps used. Repetitions of all
+parts are interleaved and medians taken, so a slow moment of the machine falls on every part alike.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import threading
+import time
+from collections.abc import Callable, Generator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .ddim import timesteps
+from .edit import Editor, finish
+from .jobs import Step
+from .presets import load_preset
+from .video import Clip
+
+__all__ = ["profile_steps"]
+
+SOURCE, EDIT, WORD = "a red car driving on the grass", "a blue car driving on the grass", "car"
+
+
+def _clip(editor: Editor, frames: int) -> Clip:
+    """A moving square at the backbone's own size; timing does not depend on what it shows."""
+    w, h = editor.fit(editor.backbone.native_size)
+    video = np.full((frames, h, w, 3), 90, np.uint8)
+    for i in range(frames):
+        x = i * w // (2 * frames)
+        video[i, h // 4 : 3 * h // 4, x : x + w // 2] = (200, 60, 40)
+    return Clip(video, 8.0)
+
+
+def _resident_mib() -> float:
+    """This process's resident memory now; 0 where the system does not say."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * 4096 / 2**20 if path.exists() else 0.0
+
+
+def _extra_peak(work: Callable[[], object], device: torch.device) -> float:
+    """MiB that `work` needs at its peak beyond what was held before."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        work()
+        return (torch.cuda.max_memory_allocated(device) - held) / 2**20
+    before, done = _resident_mib(), threading.Event()
+    peak = before
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.01):
+            peak = max(peak, _resident_mib())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return max(0.0, peak - before)
+
+
+def profile_steps(
+    editor: Editor, *, steps: int = 10, frames: int = 8, repeats: int = 5
+) -> Generator[Step, None, dict[str, Any]]:
+    """Medians over `repeats` interleaved rounds; returns figures by feature source ("replay", "store")."""
+    backbone, clip = editor.backbone, _clip(editor, frames)
+    latents = backbone.encode(clip.frames)
+    text = backbone.text(["", EDIT, SOURCE])
+    task = load_preset("attribute")
+    ts = timesteps(backbone.scheduler, steps)
+    window = int(max(task.alpha_self, task.alpha_cross, task.alpha_temporal) * len(ts) + 1e-9)
+
+    def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+        if backbone.device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        result = work()
+        if backbone.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start, result
+
+    @torch.inference_mode()
+    def plain(rows: int) -> None:
+        backbone.eps(latents.expand(rows, -1, -1, -1, -1), ts[0], text[:rows])
+
+    def invert(store: bool) -> Any:
+        kept = task if store else None
+        return finish(editor.invert_steps(clip, prompt=SOURCE, steps=steps, store=kept, latents=latents))
+
+    def edit(trace: Any) -> Any:
+        return finish(editor.edit_steps(trace, prompt=EDIT, task=task, word=WORD))
+
+    def whole(store: bool) -> None:
+        edit(invert(store))
+
+    rows: dict[str, list[float]] = {f"plain{n}": [] for n in (1, 2, 3)}
+    rows |= {f"{stage}_{kind}": [] for stage in ("invert", "edit") for kind in ("replay", "store")}
+    for n in (1, 2, 3):
+        plain(n)  # the first call of a shape sets up kernels
+    for i in range(repeats):
+        for n in (1, 2, 3):
+            rows[f"plain{n}"].append(statistics.median(timed(partial(plain, n))[0] for _ in range(3)))
+        for kind in ("replay", "store"):
+            seconds, trace = timed(partial(invert, kind == "store"))
+            rows[f"invert_{kind}"].append(seconds)
+            rows[f"edit_{kind}"].append(timed(partial(edit, trace))[0])
+            del trace
+        yield Step("profile", i + 1, repeats + 1)
+    middle = {name: statistics.median(values) for name, values in rows.items()}
+    n = len(ts)
+    base = {
+        "invert": n * middle["plain1"],
+        "edit_replay": window * middle["plain3"] + (n - window) * middle["plain2"],
+        "edit_store": n * middle["plain2"],
+    }
+    figures: dict[str, Any] = {"backbone": backbone.name, "device": str(backbone.device), "steps": n, "frames": frames}
+    figures["overhead_invert"] = {k: round(middle[f"invert_{k}"] / base["invert"], 3) for k in ("replay", "store")}
+    figures["overhead_edit"] = {k: round(middle[f"edit_{k}"] / base[f"edit_{k}"], 3) for k in ("replay", "store")}
+    figures["extra_peak_mib"] = {
+        kind: round(_extra_peak(partial(whole, kind == "store"), backbone.device), 1) for kind in ("replay", "store")
+    }
+    figures["seconds"] = {name: round(value, 4) for name, value in middle.items()}
+    yield Step("profile", repeats + 1, repeats + 1)
+    return figures

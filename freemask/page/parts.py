@@ -1,0 +1,279 @@
+"""The page's components, in the order in which they are seen."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from ..presets import Example, known_words, load_preset, task_names
+from . import status
+
+__all__ = ["Advanced", "Inputs", "Results", "header", "theme", "toy_world"]
+
+ZEROSCOPE = "cerspense/zeroscope_v2_576w"
+TITLE = """<header class="fm-head"><h1>FreeMask</h1>
+<p>Edit a video by text, and see the attention masks that made the edit.</p></header>"""
+
+
+def theme() -> gr.themes.Base:
+    """Quiet greys, one violet, system fonts: nothing is fetched from elsewhere."""
+    fonts = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    mono = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.violet,
+        neutral_hue=gr.themes.colors.zinc,
+        radius_size=gr.themes.sizes.radius_lg,
+        font=fonts,
+        font_mono=mono,
+    ).set(
+        body_background_fill="#f6f6f4",
+        body_background_fill_dark="#111216",
+        block_background_fill="#ffffff",
+        block_background_fill_dark="#191b21",
+        body_text_color_subdued="#63636b",
+        body_text_color_subdued_dark="#a3a6b1",
+        input_placeholder_color="#8b8b93",
+        input_placeholder_color_dark="#767a86",
+        block_border_color="#e6e5e1",
+        block_border_color_dark="#2a2d36",
+        block_label_background_fill="transparent",
+        block_label_background_fill_dark="transparent",
+        block_label_border_width="0px",
+        block_title_text_weight="600",
+        input_background_fill="#fbfbfa",
+        input_background_fill_dark="#14161b",
+        border_color_primary="#e6e5e1",
+        border_color_primary_dark="#2a2d36",
+        button_primary_background_fill="#4c3a9e",
+        button_primary_background_fill_hover="#3d2e86",
+        button_primary_background_fill_dark="#6d59cf",
+        button_primary_background_fill_hover_dark="#7d6adb",
+        button_primary_text_color="#ffffff",
+        button_secondary_background_fill="#ffffff",
+        button_secondary_background_fill_dark="#22252d",
+        button_secondary_border_color="#d9d8d3",
+        button_secondary_border_color_dark="#363a45",
+        button_border_width="1px",
+        checkbox_label_background_fill="transparent",
+        checkbox_label_background_fill_dark="transparent",
+        checkbox_label_border_color="#dedcd6",
+        checkbox_label_border_color_dark="#363a45",
+        checkbox_label_border_width="1px",
+        block_shadow="0 1px 2px rgb(20 20 30 / 4%)",
+        block_shadow_dark="none",
+    )
+
+
+def header() -> None:
+    gr.HTML(TITLE)
+
+
+def toy_world(backbone: str) -> str:
+    """While mini is chosen: what it knows, and what real clips need. Empty for any other backbone."""
+    if backbone != "mini":
+        return ""
+    known = known_words("mini") or ()
+    chips = " ".join(f"<span>{html.escape(word)}</span>" for word in known)
+    listed = f"<details><summary>What it knows: {len(known)} words</summary><p>{chips}</p></details>" if known else ""
+    return (
+        '<div class="fm-toy"><p><b>mini knows only its toy world.</b> For real clips choose <code>zeroscope</code> '
+        f"under Advanced, on a machine with a GPU.</p>{listed}</div>"
+    )
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """The numbers that most edits leave alone. Empty numbers mean the task's own."""
+
+    backbone: gr.Dropdown
+    steps: gr.Slider
+    guidance: gr.Slider
+    frames: gr.Slider
+    start: gr.Number
+    size: gr.Textbox
+    tau: gr.Number
+    alpha_self: gr.Number
+    alpha_cross: gr.Number
+    alpha_temporal: gr.Number
+    features: gr.Radio
+    eta: gr.Slider
+    seed: gr.Number
+
+    @classmethod
+    def build(cls, *, backbone: str) -> Advanced:
+        backbones = [("mini: toy world, runs anywhere", "mini"), ("zeroscope v2 576w: real clips, GPU", ZEROSCOPE)]
+        if backbone not in ("mini", ZEROSCOPE):
+            backbones.append((backbone, backbone))
+        preset = load_preset(task_names()[0])
+        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+            chosen = gr.Dropdown(backbones, value=backbone, label="Backbone", filterable=False)
+            steps = gr.Slider(2, 200, 25, step=1, label="Steps", buttons=[])
+            with gr.Row():
+                guidance = gr.Slider(1, 30, 7.5, step=0.5, label="Guidance", buttons=[])
+                frames = gr.Slider(1, 64, 8, step=1, label="Frames", buttons=[])
+            with gr.Row():
+                start = gr.Number(0, label="Start (s)", step=0.1, min_width=120)
+                size = gr.Textbox("", label="Size", placeholder="automatic, or 128x128", max_lines=1, min_width=120)
+            gr.HTML(
+                status.note("Mask threshold τ, and the shares α of the steps that are fused. Empty: the task's own.")
+            )
+            with gr.Row():
+                tau, alpha_self, alpha_cross, alpha_temporal = (
+                    gr.Number(None, label=label, placeholder=f"{value:g}", step=0.05, min_width=90)
+                    for label, value in (
+                        ("τ", preset.tau),
+                        ("α self", preset.alpha_self),
+                        ("α cross", preset.alpha_cross),
+                        ("α temporal", preset.alpha_temporal),
+                    )
+                )
+            features = gr.Radio(
+                [("replay: less memory", "replay"), ("store: less computing", "store")],
+                value="replay",
+                label="Source features",
+            )
+            with gr.Row():
+                eta = gr.Slider(0, 1, 0, step=0.05, label="η: noise added", buttons=[])
+                seed = gr.Number(0, label="Seed (acts where η > 0)", precision=0, min_width=120)
+        return cls(
+            chosen,
+            steps,
+            guidance,
+            frames,
+            start,
+            size,
+            tau,
+            alpha_self,
+            alpha_cross,
+            alpha_temporal,
+            features,
+            eta,
+            seed,
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The left column. `all` is the order of the handler's and the API's arguments."""
+
+    clip: gr.Video
+    facts: gr.HTML
+    source: gr.Textbox
+    edit: gr.Textbox
+    aligned: gr.HTML
+    task: gr.Radio
+    summary: gr.HTML
+    word: gr.Textbox
+    inferred: gr.State
+    advanced: Advanced
+    run: gr.Button
+    cancel: gr.Button
+
+    @property
+    def all(self) -> list[Any]:
+        return [self.clip, self.source, self.edit, self.task, self.word, *vars(self.advanced).values()]
+
+    @classmethod
+    def build(cls, shipped: list[Example], *, backbone: str) -> Inputs:
+        with gr.Group(elem_id="examples", visible=bool(shipped)):
+            examples = gr.Column()
+        clip = gr.Video(label="Your clip", sources=["upload"], height=240, elem_id="clip", loop=True, buttons=[])
+        facts = gr.HTML(status.note("&nbsp;"), elem_id="facts")
+        source = gr.Textbox(
+            "", label="What the clip shows", placeholder="a red car driving on the grass", elem_id="source"
+        )
+        edit = gr.Textbox(
+            "", label="What it should show", placeholder="a blue car driving on the grass", elem_id="edit"
+        )
+        aligned = gr.HTML(status.prompts("", ""), elem_id="aligned")
+        titles = [(load_preset(name).title, name) for name in task_names()]
+        task = gr.Radio(titles, value=task_names()[0], label="Task", elem_id="task")
+        summary = gr.HTML(status.note(html.escape(load_preset(task_names()[0]).summary)), elem_id="summary")
+        word = gr.Textbox(
+            label="Word that is edited", placeholder="inferred from the prompts", max_lines=1, elem_id="word"
+        )
+        advanced = Advanced.build(backbone=backbone)
+        with gr.Row(elem_id="actions"):
+            run = gr.Button("Edit", variant="primary", size="lg", scale=3, elem_id="run")
+            cancel = gr.Button("Cancel", variant="secondary", size="lg", scale=1, min_width=100, elem_id="cancel")
+        built = cls(clip, facts, source, edit, aligned, task, summary, word, gr.State(""), advanced, run, cancel)
+        with examples:
+            built._examples(shipped)
+        return built
+
+    def _examples(self, shipped: list[Example]) -> None:
+        if not shipped:
+            return
+        rows = []
+        for example in shipped:
+            own = example.settings
+            values = {name: getattr(own, name) for name in vars(self.advanced)}
+            values["size"] = f"{own.size[0]}x{own.size[1]}" if own.size else ""
+            rows.append([str(example.clip), own.source, own.edit, own.task, own.word or "", *values.values()])
+        names = [example.name for example in shipped]
+        gr.Examples(rows, self.all, example_labels=names, label="Start from an example", cache_examples=False)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The right column."""
+
+    status: gr.HTML
+    source: gr.Video
+    reconstruction: gr.Video
+    edited: gr.Video
+    word: gr.Dropdown
+    frame: gr.Slider
+    sheet: gr.Image
+    note: gr.HTML
+    curves: gr.Image
+    report: gr.JSON
+    files: gr.File
+    run: gr.State
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What an edit gives, in the API's order."""
+        return [self.status, self.source, self.reconstruction, self.edited, self.report, self.files, self.run]
+
+    @property
+    def masks(self) -> list[Any]:
+        return [self.sheet, self.curves, self.note]
+
+    @classmethod
+    def build(cls, run: gr.State) -> Results:
+        line = gr.HTML(status.idle(), elem_id="status")
+        with gr.Tabs():
+            with gr.Tab("Edited", id="edited"), gr.Row(elem_id="videos"):
+                source, reconstruction, edited = (
+                    gr.Video(label=label, height=300, min_width=200, loop=True, autoplay=True, interactive=False)
+                    for label in ("Source", "Reconstruction", "Edit")
+                )
+            with gr.Tab("Masks", id="masks"):
+                with gr.Row():
+                    word = gr.Dropdown([], label="Word", interactive=True, allow_custom_value=True, min_width=140)
+                    frame = gr.Slider(1, 64, 1, step=1, label="Frame", interactive=True, buttons=[])
+                sheet = gr.Image(
+                    label="Attention by layer and timestep",
+                    show_label=False,
+                    alt_text="A grid of attention maps: a row for each layer, a column for each timestep",
+                    format="png",
+                    interactive=False,
+                    elem_id="sheet",
+                    buttons=["download", "fullscreen"],
+                )
+                note = gr.HTML(status.note("The masks of an edit appear here."))
+                curves = gr.Image(
+                    label="Mask Matching Cost",
+                    alt_text="Two curves: the cost by layer and by timestep",
+                    format="png",
+                    visible=False,
+                    interactive=False,
+                )
+            with gr.Tab("Report", id="report"):
+                files = gr.File(label="Downloads", file_count="multiple", interactive=False, elem_id="files")
+                report = gr.JSON(label="Report", elem_id="json")
+        return cls(line, source, reconstruction, edited, word, frame, sheet, note, curves, report, files, run)

@@ -1,0 +1,87 @@
+"""The page's own small pieces of HTML. Arguments are HTML already; what a report quotes is escaped here."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from ..jobs import Snapshot
+
+__all__ = ["cancelled", "done", "failed", "idle", "note", "prompts", "running"]
+
+STAGES = {
+    "load": ("Load", "Loading the model"),
+    "invert": ("Invert", "Inverting"),
+    "reconstruct": ("Reconstruct", "Reconstructing"),
+    "edit": ("Edit", "Editing"),
+    "decode": ("Write", "Writing the videos"),
+}
+
+
+def idle() -> str:
+    return _line("idle", "Ready", "Choose an example or upload a clip, then press Edit.")
+
+
+def running(now: Snapshot) -> str:
+    """Place in the queue, or stage, step and time left in the stage."""
+    if now.state == "waiting":
+        ahead = "1 job is" if now.place == 1 else f"{now.place} jobs are"
+        return _line("waiting", "In the queue", f"{ahead} ahead of yours." if now.place else "Yours is next.")
+    step = now.step
+    if step is None:
+        return _line("running", "Starting", f"{now.elapsed:.0f} s so far")
+    parts = [f"step {step.index} of {step.total}"] if step.total > 1 else []
+    parts += [f"about {_duration(now.eta)} left in this stage"] if now.eta is not None else []
+    title = STAGES.get(step.stage, ("", step.stage.capitalize()))[1]
+    detail = " · ".join([*parts, f"{_duration(now.elapsed)} so far"])
+    return _line("running", title, detail, stage=step.stage, share=step.index / max(1, step.total))
+
+
+def done(report: dict[str, Any], elapsed: float) -> str:
+    """The figures that tell whether to trust the edit, and the warnings."""
+    metrics = report["metrics"]
+    figures = [
+        f"{title} <b>{metrics[key]:.1f} dB</b>"
+        for key, title in (("reconstruction_psnr", "reconstruction"), ("background_psnr", "background kept"))
+        if metrics.get(key) is not None
+    ]
+    warned = [html.escape(warning) for warning in report["words"]["warnings"]]
+    detail = " · ".join([*figures, f"word <b>{html.escape(report['words']['word'])}</b>", *warned])
+    return _line("done", f"Done in {_duration(elapsed)}", detail, stage="", share=1)
+
+
+def failed(why: str) -> str:
+    return _line("failed", "Not edited", why)
+
+
+def cancelled() -> str:
+    return _line("cancelled", "Cancelled", "The fields are as they were: press Edit to run again.")
+
+
+def note(text: str, *, bad: bool = False) -> str:
+    return f'<p class="fm-note{" bad" if bad else ""}">{text}</p>'
+
+
+def prompts(source: str, edit: str) -> str:
+    """The two prompts, their words marked already."""
+    return f'<div class="fm-prompts"><p>{source or "&nbsp;"}</p><p>{edit or "&nbsp;"}</p></div>'
+
+
+def _line(state: str, title: str, detail: str, *, stage: str | None = None, share: float = 0.0) -> str:
+    """The status: a title, a detail, and a segment for each stage, filled as far as it has come."""
+    names = list(STAGES)
+    at = names.index(stage) if stage in names else len(names) if stage == "" else -1
+    fills = [1.0 if i < at else share if i == at else 0.0 for i in range(len(names))]
+    segments = "".join(
+        f'<li{" aria-current=step" if name == stage else ""}><i><b style="width:{100 * fill:.0f}%"></b></i>{title}</li>'
+        for (name, (title, _)), fill in zip(STAGES.items(), fills, strict=True)
+    )
+    return (
+        f'<div class="fm-status" data-state="{state}"><div role="status"><strong>{title}</strong></div>'
+        f"<p>{detail}</p><ol aria-label='Stages'>{segments}</ol></div>"
+    )
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole} s" if whole < 90 else f"{whole // 60} min {whole % 60:02d} s"

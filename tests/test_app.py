@@ -1,0 +1,200 @@
+"""The page over HTTP with a worker that paints circles: what it gives, refuses, cancels and keeps apart."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+import app
+from freemask import page
+from freemask.jobs import Step, Worker
+from freemask.presets import Settings
+from freemask.video import Clip, write_clip
+
+PATIENCE = 20.0
+SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A red disc that crosses a green field."""
+    frames = np.full((12, 64, 64, 3), (60, 140, 60), np.uint8)
+    for i, frame in enumerate(frames):
+        cv2.circle(frame, (16 + 3 * i, 32), 12, (200, 40, 40), -1)
+    path = tmp_path_factory.mktemp("clips") / "disc.mp4"
+    write_clip(path, Clip(frames, 8.0))
+    return path
+
+
+class Gate:
+    """A body whose steps wait for `open`; it tells when it began and how it ended."""
+
+    def __init__(self) -> None:
+        self.began, self.open, self.ended = threading.Event(), threading.Event(), threading.Event()
+        self.folder: Path | None = None
+        self.steps = 0
+
+    def __call__(self, clip: Path, settings: Settings, out: Path) -> Generator[Step, None, dict[str, Any]]:
+        if settings.seed != 1:
+            return (yield from page.painted_circles(clip, settings, out, pause=lambda: None))
+        try:
+            self.folder = out
+            (out / "half.mp4").write_bytes(b"half")
+            for index in range(1, 1000):
+                self.steps = index
+                yield Step("invert", index, 1000)
+                self.began.set()
+                assert self.open.wait(PATIENCE)
+            raise AssertionError("was not cancelled")
+        finally:
+            self.ended.set()
+
+
+@pytest.fixture(scope="module")
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture(scope="module")
+def address(gate: Gate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch, Worker(limit=4) as worker:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("served")))
+        demo = app.build(worker, body=gate)
+        _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
+        yield url
+        demo.close()
+
+
+def visitor(address: str, folder: Path) -> Client:
+    return Client(address, verbose=False, download_files=str(folder))
+
+
+def fields(clip: Path | None, **changed: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"source": SOURCE, "edit": EDIT, "task": "attribute"}
+    return {"clip": handle_file(str(clip)) if clip else None} | given | changed
+
+
+def test_edit_and_masks(address: str, clip: Path, tmp_path: Path) -> None:
+    client = visitor(address, tmp_path)
+    with pytest.raises(AppError, match="edit a clip first"):
+        client.predict("car", 1, api_name="/masks")
+    line, source, reconstruction, edited, report, files = client.predict(**fields(clip, steps=4), api_name="/edit")
+    assert "Done" in line
+    assert report["words"]["word"] == "car"
+    assert report["settings"]["steps"] == 4
+    for video in (source, reconstruction, edited):
+        assert Path(video["video"] if isinstance(video, dict) else video).stat().st_size > 500
+    names = {Path(file).name for file in files}
+    assert {"edited.mp4", "reconstruction.mp4", "comparison.mp4", "masks.npz", "masks.png", "report.json"} <= names
+    written = next(Path(file) for file in files if Path(file).name == "report.json")
+    assert json.loads(written.read_text())["words"]["word"] == "car"
+    first, curves, note = client.predict("car", 1, api_name="/masks")
+    last, *_ = client.predict("grass", 8, api_name="/masks")
+    assert "fallback" in note
+    sheets = [cv2.imread(str(sheet)) for sheet in (first, last)]
+    assert sheets[0] is not None and sheets[1] is not None
+    assert sheets[0].shape == sheets[1].shape and (sheets[0] != sheets[1]).any()
+    with pytest.raises(AppError, match="choose one of a, red, car"):
+        client.predict("boat", 1, api_name="/masks")
+
+
+def test_only_two_names_are_public(address: str, tmp_path: Path) -> None:
+    api = visitor(address, tmp_path).view_api(return_format="dict", print_info=False)
+    assert set(api["named_endpoints"]) == {"/edit", "/masks"}
+
+
+def test_no_clip_is_refused(address: str, tmp_path: Path) -> None:
+    with pytest.raises(AppError, match="clip"):
+        visitor(address, tmp_path).predict(**fields(None), api_name="/edit")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"source": ""}, "empty"),
+        ({"edit": SOURCE}, "same"),
+        ({"word": "boat"}, "boat"),
+        ({"word": "<b>x</b>"}, "&lt;b&gt;"),
+        ({"size": "large"}, "128x128"),
+        ({"tau": 3}, "0 to 1"),
+        ({"start": 100}, "start"),
+        ({"task": "colour"}, "colour"),
+        ({"backbone": "/etc"}, "/etc"),
+        ({"steps": 1}, "2"),
+    ],
+)
+def test_refusals(address: str, clip: Path, tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(AppError, match=message):
+        visitor(address, tmp_path).predict(**fields(clip, **changed), api_name="/edit")
+
+
+def test_a_file_that_is_no_video_is_refused(address: str, tmp_path: Path) -> None:
+    bad = tmp_path / "notes.mp4"
+    bad.write_text("no video at all")
+    with pytest.raises(AppError, match=r"notes\.mp4"):
+        visitor(address, tmp_path).predict(**fields(bad), api_name="/edit")
+
+
+def test_cancel_ends_the_job_and_leaves_nothing(address: str, clip: Path, gate: Gate, tmp_path: Path) -> None:
+    client = visitor(address, tmp_path)
+    job = client.submit(**fields(clip, seed=1), api_name="/edit")
+    assert gate.began.wait(PATIENCE)
+    cancelling = threading.Thread(target=job.cancel)
+    cancelling.start()
+    cancelling.join(PATIENCE)
+    steps = gate.steps
+    gate.open.set()
+    assert gate.ended.wait(PATIENCE)
+    assert gate.steps <= steps + 1
+    # The worker takes the next job only after it has cleared this one away.
+    client.predict(**fields(clip, steps=2), api_name="/edit")
+    assert gate.folder is not None and not gate.folder.exists()
+
+
+def test_visitors_do_not_share(address: str, clip: Path, tmp_path: Path) -> None:
+    one, other = visitor(address, tmp_path / "one"), visitor(address, tmp_path / "other")
+    one.predict(**fields(clip, steps=2), api_name="/edit")
+    with pytest.raises(AppError, match="edit a clip first"):
+        other.predict("car", 1, api_name="/masks")
+
+
+def test_the_page_paints_before_torch() -> None:
+    code = "import sys, app; from freemask.jobs import Worker; app.build(Worker()); assert 'torch' not in sys.modules"
+    root = Path(app.__file__).parent
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)
+
+
+def test_the_word_follows_the_prompts_until_it_is_typed() -> None:
+    word, inferred, _ = page.follow_prompts(SOURCE, EDIT, "attribute", "", "")
+    assert (word, inferred) == ("car", "car")
+    word, inferred, _ = page.follow_prompts(
+        SOURCE.replace("car", "bus"), EDIT.replace("car", "bus"), "attribute", word, inferred
+    )
+    assert word == "bus"
+    typed, inferred, _ = page.follow_prompts(SOURCE, EDIT, "attribute", "grass", inferred)
+    assert typed == "grass"
+    gone, _, _ = page.follow_prompts("a red car on snow", "a blue car on snow", "attribute", typed, inferred)
+    assert gone == "car"
+
+
+def test_prompts_are_shown_as_text_not_as_html() -> None:
+    *_, shown = page.follow_prompts("a <img src=x> car", 'a <b onclick="x"> bus', "shape", "", "")
+    assert "<img" not in shown and "<b onclick" not in shown
+
+
+def test_an_upload_is_described_or_refused(clip: Path, tmp_path: Path) -> None:
+    assert "64×64" in page.describe_clip(str(clip))
+    bad = tmp_path / "bad.mp4"
+    bad.write_text("nothing")
+    assert "bad" in page.describe_clip(str(bad))

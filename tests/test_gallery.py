@@ -1,0 +1,130 @@
+"""Pictures: the right shape, the right map in the right cell, and errors where there is nothing to show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from freemask.errors import MaskError
+from freemask.gallery import CHOSEN, curves_figure, mask_sheet, overlay, read_words, save_png, short_site
+
+SITES = ["down_blocks.0.attentions.0.transformer_blocks.0.attn2", "up_blocks.1.attentions.1.transformer_blocks.0.attn2"]
+
+
+def stored(path: Path, *, site: str = SITES[1], timestep: int = 201, grid: tuple[int, int] = (9, 5)) -> Path:
+    """Two sites on two grids, three timesteps, two words, two frames; a word's map is bright in its own half."""
+    h, w = grid
+    fine = np.zeros((3, 1, 2, 2, h, w), np.uint8)
+    fine[:, :, 0, :, : h // 2], fine[:, :, 1, :, h // 2 :] = 255, 255
+    coarse = np.full((3, 1, 2, 2, (h + 1) // 2, (w + 1) // 2), 255, np.uint8)
+    np.savez_compressed(
+        path,
+        **{f"maps_{h}x{w}": fine, f"maps_{(h + 1) // 2}x{(w + 1) // 2}": coarse},
+        **{f"scales_{h}x{w}": np.full((3, 1, 2, 2), 1e-4, np.float32)},
+        **{f"scales_{(h + 1) // 2}x{(w + 1) // 2}": np.zeros((3, 1, 2, 2), np.float32)},
+        **{f"sites_{h}x{w}": np.array(SITES[:1]), f"sites_{(h + 1) // 2}x{(w + 1) // 2}": np.array(SITES[1:])},
+        timesteps=np.array([1, 201, 401]),
+        tokens=np.array(["red", "Car"]),
+        sites=np.array(SITES),
+        chosen_site=np.array(site),
+        chosen_timestep=np.array(timestep),
+    )
+    return path
+
+
+def outlined(sheet: np.ndarray) -> tuple[int, int]:
+    """Width and height of the box in the colour of chosen cells (labels in it stand left of and above the cells)."""
+    mask = (sheet == CHOSEN).all(-1)
+    long = np.flatnonzero(mask.sum(1) > 30)
+    across = np.flatnonzero(mask[long[0]])
+    return int(np.ptp(across)) + 1, int(np.ptp(long)) + 1
+
+
+def test_index(tmp_path: Path) -> None:
+    index = read_words(stored(tmp_path / "words.npz"))
+    assert (index.tokens, index.sites, index.timesteps, index.frames) == (
+        ("red", "Car"),
+        tuple(SITES),
+        (1, 201, 401),
+        2,
+    )
+    assert (index.chosen_site, index.chosen_timestep) == (SITES[1], 201)
+    assert read_words(stored(tmp_path / "every.npz", timestep=-1)).chosen_timestep is None
+
+
+def test_sheet_is_rgb_and_differs_by_word(tmp_path: Path) -> None:
+    path = stored(tmp_path / "words.npz")
+    red, car, both = (mask_sheet(path, word, frame=0) for word in ("red", "car", "red car"))
+    assert red.dtype == np.uint8 and red.ndim == 3 and red.shape[2] == 3
+    cells = np.s_[100:-40]
+    assert (red[cells] != car[cells]).any()
+    assert (both[cells] != car[cells]).any()
+
+
+def test_weak_maps_show_as_strongly_as_strong_ones(tmp_path: Path) -> None:
+    sheet = mask_sheet(stored(tmp_path / "words.npz"), "red", frame=1)
+    brightest = (253, 231, 36)  # the end of viridis
+    assert (np.abs(sheet.astype(int) - brightest).max(-1) < 4).any()
+
+
+def test_the_outline_is_a_cell_or_the_row(tmp_path: Path) -> None:
+    cell = outlined(mask_sheet(stored(tmp_path / "one.npz"), "car", frame=0))
+    row = outlined(mask_sheet(stored(tmp_path / "all.npz", timestep=-1), "car", frame=0))
+    assert row[0] > 2.9 * cell[0]
+    assert row[1] == cell[1]
+    none = mask_sheet(stored(tmp_path / "none.npz", site=""), "car", frame=0)
+    assert not (none == CHOSEN).all(-1).any()
+
+
+def test_tall_and_wide_grids_keep_their_sides(tmp_path: Path) -> None:
+    tall = outlined(mask_sheet(stored(tmp_path / "tall.npz", grid=(9, 5)), "car", frame=0))
+    wide = outlined(mask_sheet(stored(tmp_path / "wide.npz", grid=(5, 9)), "car", frame=0))
+    assert tall[0] < tall[1] and wide[0] > wide[1]
+
+
+@pytest.mark.parametrize(("word", "frame"), [("boat", 0), ("", 0), ("car", 2), ("car", -1)])
+def test_what_was_not_recorded_is_refused(tmp_path: Path, word: str, frame: int) -> None:
+    with pytest.raises(MaskError):
+        mask_sheet(stored(tmp_path / "words.npz"), word, frame=frame)
+
+
+def test_a_file_that_holds_no_maps_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.npz").write_text("nothing")
+    np.savez(tmp_path / "empty.npz", tokens=np.array(["car"]))
+    for name in ("bad.npz", "empty.npz", "missing.npz"):
+        with pytest.raises(MaskError, match=name):
+            read_words(tmp_path / name)
+
+
+def test_curves() -> None:
+    book = {"sites": SITES, "timesteps": [1, 201, 401], "site": SITES[1], "timestep": 201}
+    picture = curves_figure(book | {"lmmc": [9.0, 2.0], "tmmc": [3.0, 2.5, 8.0]})
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3 and picture.shape[1] > picture.shape[0]
+    assert (np.abs(picture.astype(int) - CHOSEN).max(-1) < 8).any()
+
+
+def test_overlay_tints_only_the_mask() -> None:
+    frames = np.full((2, 4, 4, 3), 100, np.uint8)
+    mask = np.zeros((2, 4, 4), bool)
+    mask[:, :2] = True
+    shown = overlay(frames, mask)
+    assert (shown[:, 2:] == 100).all() and (shown[:, :2] != 100).all()
+    assert (frames == 100).all()
+    with pytest.raises(ValueError, match="mask"):
+        overlay(frames, mask[:1])
+
+
+def test_png_keeps_the_colours(tmp_path: Path) -> None:
+    picture = np.zeros((2, 3, 3), np.uint8)
+    picture[..., 0] = 200
+    save_png(tmp_path / "red.png", picture)
+    assert (cv2.imread(str(tmp_path / "red.png"))[..., ::-1] == picture).all()
+
+
+def test_site_names_for_people() -> None:
+    assert short_site(SITES[1]) == "up 1.1"
+    assert short_site("mid_block.attentions.0.transformer_blocks.0.attn2") == "mid"
+    assert short_site("elsewhere") == "elsewhere"

@@ -1,0 +1,56 @@
+import pytest
+import yaml
+
+from freemask import presets
+from freemask.errors import SettingError
+from freemask.presets import examples, known_words, load_preset, make_settings, task_names
+
+
+def test_every_task_loads():
+    for name in task_names():
+        assert load_preset(name).name == name
+    assert load_preset("shape").delta == 0
+    assert load_preset("style").region == "background"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps is 0.*2 to 200"),
+        ({"guidance": 99}, "guidance is 99.*1 to 30"),
+        ({"frames": 1000}, "frames is 1000.*1 to 64"),
+        ({"tau": 1.0}, "tau is 1.*0 to 1"),
+        ({"eta": -1}, "eta is -1.*0 to 1"),
+        ({"size": (8, 8)}, "size.*16 to 2048"),
+        ({"features": "magic"}, "replay or store"),
+        ({"stepz": 3}, "did you mean 'steps'"),
+        ({"task": "atribute"}, "did you mean 'attribute'"),
+        ({"backbone": "maxi"}, "no backbone 'maxi'"),
+        ({"guidance": float("nan")}, "guidance"),
+    ],
+)
+def test_bad_settings_name_the_range_or_the_neighbour(changes, message):
+    with pytest.raises(SettingError, match=message):
+        make_settings(**({"source": "a car", "edit": "a bus"} | changes))
+
+
+def test_a_jobs_own_values_override_the_task():
+    settings = make_settings(source="a car", edit="a bus", task="shape", tau=0.5, alpha_cross=0.0)
+    preset = settings.preset()
+    assert (preset.tau, preset.alpha_cross, preset.alpha_self) == (0.5, 0.0, 0.99)
+
+
+def test_an_unknown_key_in_a_preset_names_its_neighbour(tmp_path, monkeypatch):
+    values = {"title": "t", "summary": "s", "delta": 1, "region": "object", "alpha_cros": 1.0}
+    (tmp_path / "style.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(presets, "PRESETS", tmp_path)
+    with pytest.raises(SettingError, match="did you mean 'alpha_cross'"):
+        load_preset.__wrapped__("style")
+
+
+def test_examples_are_complete():
+    shipped = examples()
+    assert {e.settings.task for e in shipped} >= {"style", "attribute", "shape"}
+    for example in shipped:
+        assert example.clip.exists()
+        assert set(f"{example.settings.source} {example.settings.edit}".lower().split()) <= set(known_words("mini"))

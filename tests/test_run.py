@@ -1,0 +1,138 @@
+"""The shipped backbone on a shipped clip, through the command line and from Python, and every refusal."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from freemask import Clip, write_clip
+from freemask.cli import app
+from freemask.jobs import Step
+from freemask.presets import examples, make_settings
+from freemask.run import run_steps
+from freemask.video import probe, read_clip
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPE = examples()[1]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The shape example in three steps."""
+    out = tmp_path_factory.mktemp("out")
+    command = [sys.executable, "-m", "freemask", "edit", SHAPE.clip, "--source", SHAPE.settings.source]
+    command += ["--edit", SHAPE.settings.edit, "--task", "shape", "--steps", "3", "--out", out]
+    run = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=True)
+    return out, json.loads(run.stdout.splitlines()[-1]), run.stderr
+
+
+def test_every_file_is_written(done):
+    out, report, log = done
+    assert json.loads((out / "report.json").read_text()) == report
+    assert "invert" in log and "ETA" in log
+    for name in ("source", "edited", "reconstruction"):
+        info = probe(out / f"{name}.mp4")
+        assert (info.width, info.height, info.codec, info.pix_fmt) == (64, 64, "h264", "yuv420p")
+    assert probe(out / "comparison.mp4").width == 192
+    assert (out / "masks.png").stat().st_size > 1000
+
+
+def test_the_report_accounts_for_the_run(done):
+    _, report, _ = done
+    assert report["unet"]["invert"] == {"forwards": 3, "rows": 3}
+    assert report["unet"]["reconstruct"] == {"forwards": 3, "rows": 3}
+    assert report["unet"]["edit"] == {"forwards": 3, "rows": 8}  # floor(0.99 · 3) = 2 steps of three rows
+    assert report["words"]["word"] == "car" and report["words"]["changed"] == ["bus"]
+    assert report["mask"]["timestep"] == "every" and report["mask"]["origin"] in ("measured", "fallback")
+    assert 0 < report["mask"]["area"] < 1
+    assert set(report["seconds"]) >= {"encode", "invert", "reconstruct", "edit", "decode", "total"}
+    assert report["metrics"].keys() == {"reconstruction_psnr", "background_psnr"}
+
+
+def test_the_masks_can_be_read_back(done):
+    out, _, _ = done
+    masks, every = np.load(out / "masks.npz"), np.load(out / "words.npz")
+    assert masks["maps_16x16"].shape[0] == 3 and masks["maps_16x16"].shape[2:] == (8, 16, 16)
+    assert masks["maps_16x16"].dtype == np.uint8 and masks["mask"].dtype == bool
+    assert masks["mask"].shape == (8, 64, 64) and masks["tokens"].tolist() == ["car"]
+    words = every["tokens"].tolist()
+    assert words == SHAPE.settings.source.split()
+    assert np.array_equal(every["maps_16x16"][:, :, words.index("car")], masks["maps_16x16"])
+    grids = [k.removeprefix("sites_") for k in masks.files if k.startswith("sites_")]
+    assert sum(len(masks[f"sites_{g}"]) for g in grids) == len(masks["sites"])
+
+
+def test_the_same_inputs_give_the_same_frames(done, tmp_path):
+    settings = make_settings(source=SHAPE.settings.source, edit=SHAPE.settings.edit, task="shape", steps=3)
+    steps = list(run_steps(SHAPE.clip, settings, tmp_path))
+    assert all(isinstance(step, Step) for step in steps)
+    assert (tmp_path / "edited.mp4").read_bytes() == (done[0] / "edited.mp4").read_bytes()
+
+
+def refuse(*changes: str) -> str:
+    options = {"--source": SHAPE.settings.source, "--edit": SHAPE.settings.edit, "--task": "shape", "--out": "unused"}
+    options |= dict(zip(changes[1::2], changes[2::2], strict=True))
+    result = CliRunner().invoke(app, ["edit", changes[0], *(x for pair in options.items() for x in pair)])
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output and result.stdout == ""
+    return re.sub(r"\s+", " ", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--steps", "0"), "2 to 200"),
+        (("--frames", "400"), "1 to 64"),
+        (("--frames", "60"), "fewer frames"),
+        (("--start", "90"), "start"),
+        (("--size", "huge"), "WIDTHxHEIGHT"),
+        (("--fps", "quick"), "fps"),
+        (("--task", "shapes"), "did you mean 'shape'"),
+        (("--backbone", "maxi"), "no backbone 'maxi'"),
+        (("--edit", SHAPE.settings.source), "the same"),
+        (("--edit", ""), "empty"),
+        (("--edit", "a lion on the snow"), "never seen: lion"),
+        (("--word", "bus"), "choose one of"),
+    ],
+)
+def test_refusals_name_fault_and_cure(options, message):
+    assert message in refuse(str(SHAPE.clip), *options)
+
+
+def test_files_that_are_no_clips(tmp_path):
+    assert "no file" in refuse(str(tmp_path / "none.mp4"))
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    assert "not a video" in refuse(str(text))
+    tiny = tmp_path / "tiny.mp4"
+    write_clip(tiny, Clip(np.zeros((8, 8, 8, 3), np.uint8), 8.0))
+    assert "16" in refuse(str(tiny))
+    whole = SHAPE.clip.read_bytes()
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole[: len(whole) // 3])
+    assert "cut.mp4" in refuse(str(cut))
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    code = code.replace('"out/edited.mp4"', repr(str(tmp_path / "edited.mp4")))
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, "README.md", "exec"), {})
+    assert len(read_clip(tmp_path / "edited.mp4", frames=8).frames) == 8
+
+
+def test_the_readmes_commands_are_real():
+    text = (ROOT / "README.md").read_text()
+    command = re.search(r"python -m freemask (edit .*?)\n```", text, re.S).group(1).replace("\\\n", " ")
+
+    words = shlex.split(command)
+    assert (ROOT / words[1]).exists()
+    help_text = CliRunner().invoke(app, ["edit", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    assert all(word in help_text for word in words if word.startswith("--"))
+    assert len(text.splitlines()) <= 150

@@ -1,0 +1,220 @@
+"""The rendered world, and that every training stage of the mini backbone runs, resumes and exports."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from freemask.backbone import Backbone
+from freemask.edit import finish
+from freemask.toyworld.classify import CLASSES, Classifier, labels, load_classifier, train_classifier
+from freemask.toyworld.decoder import train_decoder
+from freemask.toyworld.evaluate import evaluate_steps
+from freemask.toyworld.scenes import DEVELOP, OBJECTS, caption, render, sample_scene, vocabulary
+from freemask.toyworld.train import Recipe, export, load_vae, train_unet
+
+TINY = Recipe(
+    size=32,
+    channels=(16, 32, 32, 32),
+    text_width=32,
+    head_dim=8,
+    decoder_width=8,
+    decoder_blocks=(1, 1, 0),
+    scenes=8,
+    frames=2,
+)
+PLAIN = replace(sample_scene(4), object="car", colour="red", place="grass", style=None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small only lose by sharing their work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def grown(masks: np.ndarray) -> np.ndarray:
+    """Masks that also hold the sprite's soft rim, two pixels wide."""
+    return np.stack([cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) for mask in masks]) > 0
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return np.count_nonzero(a & b) / np.count_nonzero(a | b)
+
+
+@pytest.mark.parametrize("style", [None, "sketch", "watercolor", "pixel"])
+def test_a_seed_is_a_scene_and_a_scene_a_clip(style):
+    scene = replace(sample_scene(7), style=style)
+    first, again = render(scene, 48), render(replace(sample_scene(7), style=style), 48)
+    np.testing.assert_array_equal(first.frames, again.frames)
+    np.testing.assert_array_equal(first.masks, again.masks)
+    assert first.frames.shape == (8, 48, 48, 3) and first.frames.dtype == np.uint8
+    assert first.masks.shape == (8, 48, 48) and first.masks.dtype == bool
+    assert not np.array_equal(first.frames[0], first.frames[-1])
+
+
+def test_seeds_give_different_scenes():
+    scenes = [sample_scene(seed) for seed in range(200)]
+    assert len(set(scenes)) == 200
+    for head, names in CLASSES.items():
+        assert {getattr(scene, head) for scene in scenes} == set(names)
+
+
+def test_another_place_changes_only_the_background_and_the_mask_is_the_object():
+    grass, water = render(PLAIN, 64), render(replace(PLAIN, place="water"), 64)
+    np.testing.assert_array_equal(grass.masks, water.masks)
+    same = (grass.frames == water.frames).all(-1)
+    assert (~same)[~grass.masks].mean() > 0.99
+    assert same[grass.masks].mean() > 0.75  # all but the soft rim
+    inner = np.stack([cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) for mask in grass.masks]) > 0
+    assert same[inner].mean() > 0.98
+
+
+def test_another_colour_changes_only_the_object():
+    red, blue = render(PLAIN, 64), render(replace(PLAIN, colour="blue"), 64)
+    np.testing.assert_array_equal(red.masks, blue.masks)
+    changed = (red.frames != blue.frames).any(-1)
+    assert not changed[~grown(red.masks)].any()
+    assert changed[red.masks].mean() > 0.5
+
+
+def test_another_object_keeps_motion_and_background():
+    car, bus = render(PLAIN, 64), render(replace(PLAIN, object="bus"), 64)
+    either = grown(car.masks | bus.masks)
+    np.testing.assert_array_equal(car.frames[~either], bus.frames[~either])
+
+    def path(masks: np.ndarray) -> np.ndarray:
+        return np.array([[side.mean() for side in np.nonzero(mask)] for mask in masks])
+
+    moved = [path(clip.masks) - path(clip.masks)[0] for clip in (car, bus)]
+    assert np.abs(moved[0] - moved[1]).max() < 2
+
+
+def test_another_style_keeps_the_masks():
+    plain, sketch = render(PLAIN, 64), render(replace(PLAIN, style="sketch"), 64)
+    np.testing.assert_array_equal(plain.masks, sketch.masks)
+    assert np.ptp(sketch.frames.astype(int), axis=-1).max() == 0  # grey
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_every_size_shows_the_same_layout(seed):
+    scene = replace(sample_scene(seed), style=None)
+    clips = {size: render(scene, size, frames=3) for size in (48, 64, 128)}
+
+    def coarse(frames: np.ndarray) -> np.ndarray:
+        return np.stack([cv2.resize(f, (16, 16), interpolation=cv2.INTER_AREA) for f in frames]).astype(float)
+
+    for size in (48, 64):
+        large = clips[128].masks.astype(np.float32)
+        small = np.stack([cv2.resize(m, (size, size), interpolation=cv2.INTER_AREA) for m in large]) > 0.5
+        assert iou(clips[size].masks, small) > 0.85
+        assert np.abs(coarse(clips[size].frames) - coarse(clips[128].frames)).mean() < 8
+
+
+def test_captions_say_what_a_scene_shows_in_known_words():
+    known = set(vocabulary())
+    for seed in range(300):
+        scene = sample_scene(seed)
+        words = caption(scene).split()
+        assert set(words) <= known
+        assert {scene.object, scene.place} | {w for w in (scene.colour, scene.style) if w} <= set(words)
+    assert caption(replace(PLAIN, object="swan", colour=None, place="water", style="sketch", wording=0)) == (
+        "sketch style painting of a swan swimming on the water"
+    )
+
+
+def test_every_word_is_one_token_of_its_own(tokenizer):
+    ids = [tokenizer(word, add_special_tokens=False).input_ids for word in vocabulary()]
+    assert all(len(word) == 1 for word in ids)
+    assert len({word[0] for word in ids}) == len(vocabulary())
+    assert len(tokenizer("zebra", add_special_tokens=False).input_ids) > 1
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A training run of two steps of each stage, the first of them resumed."""
+    folder = tmp_path_factory.mktemp("run")
+    for stage, steps in (("frames", 1), ("frames", 1), ("clips", 2)):
+        train_unet(folder, TINY, stage=stage, steps=steps, batch=2, lr=1e-3)
+    return folder
+
+
+def test_training_resumes(run):
+    for stage in ("frames", "clips"):
+        assert torch.load(run / f"unet-{stage}.pt", weights_only=True)["step"] == 2
+    assert sorted(path.name for path in run.glob("sheet-*.png"))
+
+
+@torch.no_grad()
+def test_latents_are_linear_in_the_picture_and_local(run):
+    vae = load_vae(run, TINY)
+    a, b = torch.rand(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    middle = (vae.encode(a).latents + vae.encode(b).latents) / 2
+    torch.testing.assert_close(vae.encode((a + b) / 2).latents, middle, rtol=1e-4, atol=1e-5)
+    c = a.clone()
+    c[..., :4, :4] = 0
+    changed = (vae.encode(c).latents != vae.encode(a).latents).any(1)[0]
+    assert changed[0, 0] and changed.sum() == 1
+
+
+@torch.no_grad()
+def test_the_decoder_learns_alone(run):
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    before = load_vae(run, TINY)
+    for minutes in (0.01, 0.015):  # the second call resumes the first
+        with torch.enable_grad():
+            train_decoder(run, TINY, minutes=minutes, pool=9, batch=2)
+    after = load_vae(run, TINY)
+    latents = before.encode(picture).latents
+    assert torch.equal(after.encode(picture).latents, latents)
+    assert not torch.equal(after.decode(latents).sample, before.decode(latents).sample)
+    assert torch.load(run / "decoder.pt", weights_only=True)["step"] > 0
+
+
+def test_export_is_a_backbone(run, tmp_path):
+    export(run, TINY, tmp_path)
+    backbone = Backbone.load(str(tmp_path), device="cpu")
+    assert backbone.native_size == (32, 32)
+    clip = render(sample_scene(0), 32, frames=2)
+    latents = backbone.encode(clip.frames)
+    assert latents.shape == (1, 8, 2, 8, 8)
+    assert backbone.decode(latents).shape == clip.frames.shape
+    assert backbone.eps(latents, 101, backbone.text([clip.caption])).shape == latents.shape
+
+
+def test_a_classifier_trains_saves_and_judges(tmp_path, capsys):
+    path = tmp_path / "classifier.safetensors"
+    train_classifier(path, size=32, steps=3, scenes=16, batch=8)
+    assert path.stat().st_size < 1.5e6
+    seen = load_classifier(path).judge(render(sample_scene(0), 48, frames=2).frames)
+    assert seen.keys() == CLASSES.keys()
+    assert all(0 <= seen[head] < len(names) for head, names in CLASSES.items())
+    with pytest.raises(ValueError, match="1,000,000"):
+        train_classifier(path, first=999_999, scenes=2)
+
+
+def test_the_shipped_classifier_knows_real_renders():
+    judge = load_classifier()
+    hits = []
+    for seed in range(DEVELOP, DEVELOP + 60):
+        scene = replace(sample_scene(seed), style=None)
+        seen, truth = judge.judge(render(scene, judge.size, frames=2).frames), labels(scene)
+        hits.append([seen[head] == truth[head] for head in CLASSES])
+    assert (np.mean(hits, axis=0) >= 0.93).all()
+
+
+def test_evaluation_figures(editor):
+    steps = evaluate_steps(editor, clips=3, steps=2, frames=2, batch=2, judge=Classifier(32).eval())
+    figures = finish(steps)
+    json.dumps(figures)
+    wanted = "object colour place style classifier reconstruction_psnr vae_psnr best_iou full_iou"
+    assert figures.keys() >= set(wanted.split())
+    assert figures["classifier"].keys() == CLASSES.keys()
+    assert 0 <= figures["best_iou"] <= 1
+    assert 0.05 < figures["full_iou"] < 0.6
+    assert len(OBJECTS) == len(CLASSES["object"])
