@@ -23,6 +23,7 @@ DAY = 24 * 60 * 60
 LAUNCH: dict[str, Any] = {
     "theme": page.theme(),
     "css_paths": [HERE / "static" / "style.css"],
+    "allowed_paths": [HERE / "static" / "clips"],
     "max_file_size": "200mb",
     "ssr_mode": False,
     "footer_links": ["api"],
@@ -47,6 +48,9 @@ def build(worker: Worker, *, body: page.Body = page.diffusion, backbone: str = "
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         live = quiet | {"queue": False, "trigger_mode": "always_last"}
         inputs.clip.change(page.describe_clip, inputs.clip, inputs.facts, **live)
+        inputs.examples.click(
+            lambda index: page.fill_fields(shipped[index]), inputs.examples, inputs.all, postprocess=False, **quiet
+        )
         advanced.backbone.change(page.toy_world, advanced.backbone, toy, **live)
         gr.on(
             [inputs.source.change, inputs.edit.change, inputs.task.change, inputs.word.change],
@@ -67,6 +71,7 @@ def build(worker: Worker, *, body: page.Body = page.diffusion, backbone: str = "
             inputs.all,
             results.outputs,
             api_name="edit",
+            postprocess=False,
             show_progress="hidden",
             concurrency_limit=WAITING + 1,
             concurrency_id="edit",

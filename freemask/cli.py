@@ -174,6 +174,7 @@ def train(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     size: Annotated[int, typer.Option(help="Side of a frame in pixels.")] = 64,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    init: Annotated[Path | None, typer.Option(help="A backbone folder whose weights begin a new run.")] = None,
 ) -> None:
     """Train the mini backbone; resumes from the run's checkpoints."""
     with _refusals():
@@ -184,7 +185,7 @@ def train(
         if stage == "decoder":
             train_decoder(run, recipe, minutes=minutes, device=device)
         elif stage in ("frames", "clips"):
-            train_unet(run, recipe, stage=stage, steps=steps, batch=batch, lr=lr, device=device)
+            train_unet(run, recipe, stage=stage, steps=steps, batch=batch, lr=lr, device=device, init=init)
         else:
             raise SettingError(f"There is no stage {stage!r}: choose decoder, frames or clips.")
 
@@ -200,6 +201,26 @@ def export(
     from .toyworld.train import export as save
 
     save(run, Recipe(size=size), out)
+
+
+@toyworld.command()
+def evaluate(
+    backbone: Annotated[str, typer.Option(help="mini or a folder.")] = "mini",
+    clips: Annotated[int, typer.Option(help="How many scenes.", min=1)] = 64,
+    steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 25,
+    seed: Annotated[int, typer.Option(help="The first scene's seed.")] = 3_000_000,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance of the generated clips.")] = 4.0,
+) -> None:
+    """Measure a backbone on the toy world: what it draws, how it reconstructs, where its words look."""
+    with _refusals():
+        from .edit import Editor
+        from .toyworld.evaluate import evaluate_steps
+
+        steps_ = evaluate_steps(Editor.load(backbone), clips=clips, steps=steps, seed=seed, guidance=guidance)
+        figures = _watch(steps_)
+    for name, value in figures.items():
+        _errors.print(f"{name:>20}: {value}", markup=False)
+    print(json.dumps(figures))
 
 
 @toyworld.command()

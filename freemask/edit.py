@@ -12,7 +12,7 @@ Both are generators of `Step` that return their result, so bars, previews and ca
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,14 +26,15 @@ from .ddim import denoise, invert, levels, timesteps
 from .errors import SettingError
 from .fusion import TokenMap, fuse_cross, fuse_latent, fuse_self, fuse_temporal, token_map
 from .jobs import Step
-from .masks import candidate, dilate, extract, resize
-from .mmc import Choice, choose
+from .masks import extract, resize
+from .mmc import choose
+from .plan import MaskPlan, plan_masks
 from .presets import Preset
 from .prompts import align, find_word, infer_word
 from .trace import CLEAN, Site, SoftMap, Trace
 from .video import Clip
 
-__all__ = ["Denoised", "Edited", "Editor", "MaskPlan", "Usage", "finish"]
+__all__ = ["Denoised", "Edited", "Editor", "Usage", "finish"]
 
 T = TypeVar("T")
 Steps = Generator[Step, None, T]
@@ -59,23 +60,6 @@ class Usage:
     def add(self, rows: int) -> None:
         self.forwards += 1
         self.rows += rows
-
-
-@dataclass(frozen=True)
-class MaskPlan:
-    """The masks of one edit. `object_at[t]` (f, h, w) bool at the latents' grid, True = object (M);
-    `shown` (f, H, W) bool at the frames' size; `choice` says where it came from; `swapped` holds the
-    released code's temporal masks by level, 1 = may change; `area` is a share in [0, 1]."""
-
-    object_at: dict[int, np.ndarray]
-    shown: np.ndarray
-    choice: Choice
-    swapped: dict[int, np.ndarray] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def area(self) -> float:
-        return float(self.shown.mean())
 
 
 @dataclass(frozen=True)
@@ -214,57 +198,12 @@ class Editor:
         """`reconstruct_steps` run to its end, decoded."""
         return self.decode(finish(self.reconstruct_steps(trace)), trace.clip)
 
-    # ------------------------------------------------------------------ masks
+    # ------------------------------------------------------------------ editing
 
     def plan_masks(self, trace: Trace, *, word: str, task: Preset, mask: np.ndarray | None = None) -> MaskPlan:
-        """The masks of an edit (Eq. 7-8), before any denoising: for δ = 0 time-aware M_t^{l*}, for δ = 1
-        time-agnostic M_{t*}^{l*}. A painted `mask` (f, H, W) bool, True = object, replaces them.
-
-        Raises MaskError where a map holds no mask.
-        """
-        grid, size = trace.grid, trace.clip.frames.shape[1:3]
-        choice = choose(self.backbone.name, trace.sites, trace.timesteps, grid)
-
-        def at(t: int) -> np.ndarray:
-            if task.mask == "level":
-                return self._level_mask(trace, word, t, task.tau, self._official_level(trace))
-            return candidate(trace, word, t=t, site=choice.site, tau=task.tau)
-
-        painted = np.zeros(trace.clip.frames.shape[:3], bool) if task.mask == "none" and mask is None else mask
-        if painted is not None:
-            shown = resize(painted, (size[0], size[1]))
-            every = dict.fromkeys(trace.timesteps, dilate(resize(painted, grid), task.dilate))
-            if mask is not None:
-                choice = Choice(choice.site, choice.timestep, "painted")
-        else:
-            time_aware = task.delta == 0 or task.mask == "level"
-            wanted = {t: at(t if time_aware else choice.timestep) for t in trace.timesteps}
-            every = {t: dilate(resize(m, grid), task.dilate) for t, m in wanted.items()}
-            shown = resize(every[choice.timestep], (size[0], size[1]))
-        swapped = {}
-        if task.temporal == "inversion_201":
-            t201 = min(trace.timesteps, key=lambda t: abs(t - 201))
-            for level in {s.level for s in trace.sites if s.kind == "temporal"}:
-                swapped[level] = ~self._level_mask(trace, word, t201, task.tau, level)
-        notes = []
-        if shown.mean() > 0.95:
-            notes.append("The mask covers almost the whole picture; the edit will not be held to the object.")
-        if task.mask != "none" and not shown.any(axis=(1, 2)).all():
-            notes.append("The mask is empty on some frames; nothing of the object will change there.")
-        return MaskPlan(every, shown, choice, swapped, notes)
-
-    def _official_level(self, trace: Trace) -> int:
-        """The level whose side is a quarter of the finest, or 0 where that has under 8 × 8 positions."""
-        h, w = Site("", "cross", 2).grid(trace.grid)
-        return 2 if h * w >= 64 else 0
-
-    def _level_mask(self, trace: Trace, word: str, t: int, tau: float, level: int) -> np.ndarray:
-        """FateZero's mask: the mean over the cross sites of one grid level, thresholded."""
-        at = find_word(trace.prompt, word)
-        sites = [s for s in trace.sites if s.kind == "cross" and s.level == level]
-        return extract(np.mean([trace.word_map(t, s, at) for s in sites], axis=0), tau)
-
-    # ------------------------------------------------------------------ editing
+        """The masks of an edit with this backbone's codebook; see `plan.plan_masks`."""
+        choice = choose(self.backbone.name, trace.sites, trace.timesteps, trace.grid)
+        return plan_masks(trace, choice, word=word, task=task, mask=mask)
 
     def edit(self, trace: Trace, *, prompt: str, task: Preset, word: str | None = None, **options: Any) -> Edited:
         """`edit_steps` run to its end, decoded; the word is inferred where none is given."""

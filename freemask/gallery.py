@@ -26,7 +26,7 @@ GROUND, INK, FAINT = (20, 22, 28), (226, 228, 234), (138, 143, 156)
 LINE, CHOSEN = (120, 190, 255), (255, 122, 89)
 FONT = "sans"
 LEGEND = "columns: timesteps, high noise to low   ·   each cell by its own maximum   ·   outlined: the mask in use"
-SHEET_WIDTH = 1200  # pixels that the columns share
+SHEET_WIDTH = 1000  # pixels that the columns share
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def mask_sheet(path: Path, word: str, *, frame: int) -> Image:
     maps = _maps(path, [folded.index(one) for one in wanted], frame)
     height, width = max(soft.shape[1:] for soft in maps.values())
     aspect = width / height
-    width = int(np.clip(SHEET_WIDTH // len(index.timesteps), 18, 96))
+    width = int(np.clip(SHEET_WIDTH // len(index.timesteps), 18, 56))
     height = max(12, round(width / aspect))
     return _Sheet(index, width=width, height=height).draw(maps, f"{word}, frame {frame + 1} of {index.frames}")
 
@@ -106,10 +106,12 @@ class _Sheet:
         sheet = np.full((bottom + 24 + self.text + 12, width, 3), GROUND, np.uint8)
         _write(sheet, title, (24, 24 + 20), size=20, colour=INK, weight=600)
         every = max(1, -(-(_text_width("999", self.text) + 10) // (self.width + self.gap)))
-        for column, timestep in enumerate(reversed(index.timesteps)):
+        shown = index.timesteps[::-1]
+        in_use = shown.index(index.chosen_timestep) if index.chosen_timestep in shown else -every
+        for column, timestep in enumerate(shown):
             x, _ = self.corner(0, column)
-            if column % every == 0:
-                chosen = timestep == index.chosen_timestep
+            chosen = column == in_use
+            if chosen or (column % every == 0 and abs(column - in_use) >= every):
                 _write(sheet, str(timestep), (x, self.top - 10), size=self.text, colour=CHOSEN if chosen else FAINT)
         for row, site in enumerate(index.sites):
             _, y = self.corner(row, 0)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from .prompts import align, check, find_word, warnings, words
 from .trace import SoftMap, Trace
 from .video import probe, read_clip, side_by_side, write_clip
 
-__all__ = ["run_steps", "save_masks"]
+__all__ = ["load_editor", "run_steps", "save_masks"]
 
 
 class _Clock:
@@ -54,6 +55,12 @@ def _peak_mib(device: torch.device) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+@lru_cache(maxsize=1)
+def load_editor(backbone: str) -> Editor:
+    """The editor of a backbone; the last one stays loaded, so that one job after another does not load it again."""
+    return Editor.load(backbone)
+
+
 def run_steps(
     path: Path, settings: Settings, out: Path, *, editor: Editor | None = None
 ) -> Generator[Step, None, dict[str, object]]:
@@ -66,7 +73,7 @@ def run_steps(
     clock = _Clock()
     start = time.perf_counter()
     yield Step("load", 0, 1)
-    editor = editor or Editor.load(settings.backbone)
+    editor = editor or load_editor(settings.backbone)
     yield Step("load", 1, 1)
     preset = settings.preset()
     info = probe(path)
@@ -137,7 +144,8 @@ def run_steps(
         ("comparison", side_by_side(clip, reconstruction, result)),
     ):
         write_clip(out / f"{name}.mp4", video, audio_from=path, start=settings.start)
-    save_masks(out, trace, edited, word, time_aware=time_aware)
+    from_cell = preset.mask == "mmc" and choice.origin != "painted"
+    save_masks(out, trace, edited, word, time_aware=time_aware, from_cell=from_cell)
     sheet = gallery.mask_sheet(out / "words.npz", word, frame=0)
     gallery.save_png(out / "masks.png", sheet)
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -150,11 +158,12 @@ def _finite(value: float) -> float | None:
     return round(value, 3) if math.isfinite(value) else None
 
 
-def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, *, time_aware: bool) -> None:
+def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, *, time_aware: bool, from_cell: bool) -> None:
     """Writes `masks.npz` (the edited word's maps) and `words.npz` (every word's), both per grid.
 
     `maps_{h}x{w}` uint8 (t, site, f, h, w) in masks.npz and (t, site, token, f, h, w) in words.npz, with
     `scales_{h}x{w}` float32 over (t, site, [token,] f): probability = maps / 255 · scale. Timesteps rise.
+    `chosen_site` is empty unless the mask came from one cell or row of the maps (`from_cell`).
     """
     at = find_word(trace.prompt, word)
     found = words(trace.prompt)
@@ -180,7 +189,7 @@ def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, *, time_awa
     masks["tokens"] = np.array([found[i] for i in at])
     masks["mask"] = edited.plan.shown
     every["tokens"] = np.array(found)
-    every["chosen_site"] = np.array(edited.plan.choice.site.name)
+    every["chosen_site"] = np.array(edited.plan.choice.site.name if from_cell else "")
     every["chosen_timestep"] = np.array(-1 if time_aware else edited.plan.choice.timestep)
     np.savez_compressed(out / "masks.npz", allow_pickle=False, **masks)
     np.savez_compressed(out / "words.npz", allow_pickle=False, **every)

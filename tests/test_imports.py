@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "freemask"
 ORDER = (
-    "errors video presets gallery jobs prompts trace backbone attention ddim masks mmc fusion metrics edit run "
+    "errors video presets gallery jobs prompts trace backbone attention ddim masks mmc plan fusion metrics edit run "
     "toyworld bench cli page"
 ).split()
 

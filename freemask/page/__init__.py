@@ -1,7 +1,7 @@
 """The page's parts and handlers: the only room that imports gradio. `app.py` wires them."""
 
 from .bodies import Body, diffusion, painted_circles
-from .handlers import Desk, Run, describe_clip, follow_prompts, follow_task, forget, open_masks, show_masks
+from .handlers import Desk, Run, describe_clip, fill_fields, follow_prompts, follow_task, forget, open_masks, show_masks
 from .parts import Inputs, Results, header, theme, toy_world
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Run",
     "describe_clip",
     "diffusion",
+    "fill_fields",
     "follow_prompts",
     "follow_task",
     "forget",

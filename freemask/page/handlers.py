@@ -19,13 +19,23 @@ import gradio as gr
 from ..errors import FreeMaskError, InputError, SettingError
 from ..gallery import curves_figure, mask_sheet, read_words, short_site
 from ..jobs import Job, Step, Worker
-from ..presets import Settings, load_preset, make_settings
+from ..presets import Example, Settings, load_preset, make_settings
 from ..prompts import align, check, find_word, infer_word, word_spans
 from ..video import probe
 from . import status
 from .bodies import Body
 
-__all__ = ["Desk", "Run", "describe_clip", "follow_prompts", "follow_task", "forget", "open_masks", "show_masks"]
+__all__ = [
+    "Desk",
+    "Run",
+    "describe_clip",
+    "fill_fields",
+    "follow_prompts",
+    "follow_task",
+    "forget",
+    "open_masks",
+    "show_masks",
+]
 
 log = logging.getLogger(__name__)
 PLAYED = ("h264", "vp8", "vp9", "av1")
@@ -66,10 +76,10 @@ class Desk:
         frames: float = 8,
         start: float | None = None,
         size: str | None = None,
-        tau: float | None = None,
-        alpha_self: float | None = None,
-        alpha_cross: float | None = None,
-        alpha_temporal: float | None = None,
+        tau: str | None = None,
+        alpha_self: str | None = None,
+        alpha_cross: str | None = None,
+        alpha_temporal: str | None = None,
         features: str = "replay",
         eta: float = 0,
         seed: float | None = None,
@@ -91,10 +101,10 @@ class Desk:
                 frames=frames,
                 start=start or 0.0,
                 size=_size(size or ""),
-                tau=tau,
-                alpha_self=alpha_self,
-                alpha_cross=alpha_cross,
-                alpha_temporal=alpha_temporal,
+                tau=_number("tau", tau),
+                alpha_self=_number("alpha self", alpha_self),
+                alpha_cross=_number("alpha cross", alpha_cross),
+                alpha_temporal=_number("alpha temporal", alpha_temporal),
                 features=features,
                 eta=eta,
                 seed=seed or 0,
@@ -117,8 +127,8 @@ class Desk:
             for error in errors:
                 yield status.failed((shown := _shown(error)).message), *_SKIPPED
                 raise shown
-            videos = [str(run.folder / f"{name}.mp4") for name in ("source", "reconstruction", "edited")]
-            files = sorted(str(path) for path in run.folder.iterdir())
+            videos = [_file(run.folder / f"{name}.mp4") for name in ("source", "reconstruction", "edited")]
+            files = [_file(path) for path in sorted(run.folder.iterdir())]
             yield status.done(run.report, job.snapshot.elapsed), *videos, run.report, files, run
         finally:
             job.cancel()
@@ -153,7 +163,7 @@ def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any, str]
     except FreeMaskError as error:
         raise _shown(error) from None
     curves, note = _codebook(run.report)
-    return sheet, gr.Image(curves, visible=curves is not None), note
+    return sheet, curves, note
 
 
 def open_masks(run: Run) -> tuple[Any, ...]:
@@ -213,7 +223,30 @@ def follow_task(task: str) -> tuple[Any, ...]:
     """The task in a sentence, and its own values as the placeholders of the numbers it sets."""
     preset = load_preset(task)
     values = (preset.tau, preset.alpha_self, preset.alpha_cross, preset.alpha_temporal)
-    return status.note(html.escape(preset.summary)), *(gr.Number(placeholder=f"{value:g}") for value in values)
+    return status.note(html.escape(preset.summary)), *(gr.Textbox(placeholder=f"{value:g}") for value in values)
+
+
+def fill_fields(example: Example) -> list[Any]:
+    """An example's values for every field, in the order of `Inputs.all`."""
+    own = example.settings
+    shares = (own.tau, own.alpha_self, own.alpha_cross, own.alpha_temporal)
+    return [
+        _file(example.clip),
+        own.source,
+        own.edit,
+        own.task,
+        own.word or "",
+        own.backbone,
+        own.steps,
+        own.guidance,
+        own.frames,
+        own.start,
+        "x".join(map(str, own.size or ())),
+        *("" if share is None else f"{share:g}" for share in shares),
+        own.features,
+        own.eta,
+        own.seed,
+    ]
 
 
 _SKIPPED: tuple[Any, ...] = (gr.skip(),) * 6
@@ -238,6 +271,24 @@ def _shown(error: Exception) -> gr.Error:
         return gr.Error(html.escape(str(error)), print_exception=False)
     log.error("an edit failed", exc_info=error)
     return gr.Error("The edit failed unexpectedly. The server's log says why.", print_exception=False)
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """A file as the browser is told of it.
+
+    Events that show videos skip Gradio's own postprocessing, which needs ffprobe wherever there is an ffmpeg: our
+    videos play as they are.
+    """
+    return gr.FileData(path=str(path), orig_name=path.name).model_dump()
+
+
+def _number(name: str, text: str | None) -> float | None:
+    if not (text or "").strip():
+        return None
+    try:
+        return float(str(text).strip().replace(",", "."))
+    except ValueError:
+        raise SettingError(f"{name} is {text!r}: write a number from 0 to 1, or leave it empty.") from None
 
 
 def _size(text: str) -> tuple[int, int] | None:

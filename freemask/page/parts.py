@@ -62,6 +62,8 @@ def theme() -> gr.themes.Base:
         checkbox_label_border_color="#dedcd6",
         checkbox_label_border_color_dark="#363a45",
         checkbox_label_border_width="1px",
+        link_text_color="*primary_700",
+        link_text_color_dark="*primary_300",
         block_shadow="0 1px 2px rgb(20 20 30 / 4%)",
         block_shadow_dark="none",
     )
@@ -86,7 +88,10 @@ def toy_world(backbone: str) -> str:
 
 @dataclass(frozen=True)
 class Advanced:
-    """The numbers that most edits leave alone. Empty numbers mean the task's own."""
+    """The numbers that most edits leave alone.
+
+    What may be left empty for the task's own value is a text field: a number field turns empty into 0 when shown.
+    """
 
     backbone: gr.Dropdown
     steps: gr.Slider
@@ -94,10 +99,10 @@ class Advanced:
     frames: gr.Slider
     start: gr.Number
     size: gr.Textbox
-    tau: gr.Number
-    alpha_self: gr.Number
-    alpha_cross: gr.Number
-    alpha_temporal: gr.Number
+    tau: gr.Textbox
+    alpha_self: gr.Textbox
+    alpha_cross: gr.Textbox
+    alpha_temporal: gr.Textbox
     features: gr.Radio
     eta: gr.Slider
     seed: gr.Number
@@ -122,7 +127,7 @@ class Advanced:
             )
             with gr.Row():
                 tau, alpha_self, alpha_cross, alpha_temporal = (
-                    gr.Number(None, label=label, placeholder=f"{value:g}", step=0.05, min_width=90)
+                    gr.Textbox("", label=label, placeholder=f"{value:g}", max_lines=1, min_width=90)
                     for label, value in (
                         ("τ", preset.tau),
                         ("α self", preset.alpha_self),
@@ -159,6 +164,7 @@ class Advanced:
 class Inputs:
     """The left column. `all` is the order of the handler's and the API's arguments."""
 
+    examples: gr.Dataset
     clip: gr.Video
     facts: gr.HTML
     source: gr.Textbox
@@ -178,8 +184,15 @@ class Inputs:
 
     @classmethod
     def build(cls, shipped: list[Example], *, backbone: str) -> Inputs:
-        with gr.Group(elem_id="examples", visible=bool(shipped)):
-            examples = gr.Column()
+        examples = gr.Dataset(
+            label="Start from an example",
+            components=["textbox"],
+            samples=[[example.name] for example in shipped],
+            sample_labels=[example.name for example in shipped],
+            type="index",
+            elem_id="examples",
+            visible=bool(shipped),
+        )
         clip = gr.Video(label="Your clip", sources=["upload"], height=240, elem_id="clip", loop=True, buttons=[])
         facts = gr.HTML(status.note("&nbsp;"), elem_id="facts")
         source = gr.Textbox(
@@ -199,22 +212,9 @@ class Inputs:
         with gr.Row(elem_id="actions"):
             run = gr.Button("Edit", variant="primary", size="lg", scale=3, elem_id="run")
             cancel = gr.Button("Cancel", variant="secondary", size="lg", scale=1, min_width=100, elem_id="cancel")
-        built = cls(clip, facts, source, edit, aligned, task, summary, word, gr.State(""), advanced, run, cancel)
-        with examples:
-            built._examples(shipped)
-        return built
-
-    def _examples(self, shipped: list[Example]) -> None:
-        if not shipped:
-            return
-        rows = []
-        for example in shipped:
-            own = example.settings
-            values = {name: getattr(own, name) for name in vars(self.advanced)}
-            values["size"] = f"{own.size[0]}x{own.size[1]}" if own.size else ""
-            rows.append([str(example.clip), own.source, own.edit, own.task, own.word or "", *values.values()])
-        names = [example.name for example in shipped]
-        gr.Examples(rows, self.all, example_labels=names, label="Start from an example", cache_examples=False)
+        return cls(
+            examples, clip, facts, source, edit, aligned, task, summary, word, gr.State(""), advanced, run, cancel
+        )
 
 
 @dataclass(frozen=True)
@@ -270,8 +270,8 @@ class Results:
                     label="Mask Matching Cost",
                     alt_text="Two curves: the cost by layer and by timestep",
                     format="png",
-                    visible=False,
                     interactive=False,
+                    elem_id="curves",
                 )
             with gr.Tab("Report", id="report"):
                 files = gr.File(label="Downloads", file_count="multiple", interactive=False, elem_id="files")

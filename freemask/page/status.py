@@ -16,6 +16,7 @@ STAGES = {
     "edit": ("Edit", "Editing"),
     "decode": ("Write", "Writing the videos"),
 }
+POOR = 20.0  # dB of the reconstruction, below which a bad edit may be the inversion's fault
 
 
 def idle() -> str:
@@ -45,6 +46,8 @@ def done(report: dict[str, Any], elapsed: float) -> str:
         for key, title in (("reconstruction_psnr", "reconstruction"), ("background_psnr", "background kept"))
         if metrics.get(key) is not None
     ]
+    if (metrics.get("reconstruction_psnr") or POOR) < POOR:
+        figures.append("the inversion is poor, so judge the edit with care: more steps help")
     warned = [html.escape(warning) for warning in report["words"]["warnings"]]
     detail = " · ".join([*figures, f"word <b>{html.escape(report['words']['word'])}</b>", *warned])
     return _line("done", f"Done in {_duration(elapsed)}", detail, stage="", share=1)
@@ -64,7 +67,9 @@ def note(text: str, *, bad: bool = False) -> str:
 
 def prompts(source: str, edit: str) -> str:
     """The two prompts, their words marked already."""
-    return f'<div class="fm-prompts"><p>{source or "&nbsp;"}</p><p>{edit or "&nbsp;"}</p></div>'
+    if not source and not edit:
+        source = "What differs between the two prompts is marked here."
+    return f'<div class="fm-prompts"><p>{source}</p><p>{edit}</p></div>'
 
 
 def _line(state: str, title: str, detail: str, *, stage: str | None = None, share: float = 0.0) -> str:

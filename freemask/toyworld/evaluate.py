@@ -17,6 +17,7 @@ from ..edit import Editor, Steps, finish
 from ..jobs import Step
 from ..masks import candidates
 from ..metrics import psnr
+from ..mmc import iou
 from ..trace import CLEAN
 from ..video import Clip
 from .classify import CLASSES, Classifier, labels, load_classifier
@@ -80,12 +81,6 @@ def _accuracy(judge: Classifier, scenes: list[Scene], clips: list[np.ndarray]) -
     return {head: float(np.mean(hits)) for head, hits in right.items()}
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boolean masks; 1 where both are empty."""
-    union = np.count_nonzero(a | b)
-    return float(np.count_nonzero(a & b) / union) if union else 1.0
-
-
 def evaluate_steps(
     editor: Editor,
     *,
@@ -122,7 +117,7 @@ def evaluate_steps(
         decoded.append(psnr(clip.frames, editor.backbone.decode(trace.latents[CLEAN])))
         full.append(float(clip.masks.mean()))
         for key, mask in candidates(trace, scene.object, tau=tau, size=(size, size)).items():
-            overlaps.setdefault(key, []).append(_iou(mask, clip.masks))
+            overlaps.setdefault(key, []).append(iou(mask, clip.masks))
         yield Step("invert", i + 1, clips)
     (timestep, site), best = max(((key, float(np.mean(ious))) for key, ious in overlaps.items()), key=lambda k: k[1])
     return {

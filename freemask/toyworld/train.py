@@ -298,14 +298,25 @@ SHEET = [
 
 
 def train_unet(
-    run: Path, recipe: Recipe, *, stage: str, steps: int, batch: int, lr: float, device: str = "cpu"
+    run: Path,
+    recipe: Recipe,
+    *,
+    stage: str,
+    steps: int,
+    batch: int,
+    lr: float,
+    device: str = "cpu",
+    init: Path | None = None,
 ) -> None:
     """Trains UNet and text encoder for `steps` more steps of a stage, "frames" or "clips"; resumable.
 
     Writes `run/unet-{stage}.pt`, `run/log-{stage}.txt` and sample sheets. The clips stage begins with
-    the averaged weights of the frames stage.
+    the averaged weights of the frames stage; a run with no checkpoint may begin with those of an exported
+    backbone, `init`, whose autoencoder it takes too.
     """
     run.mkdir(parents=True, exist_ok=True)
+    if init and not (run / "vae").exists():
+        AutoencoderTiny.from_pretrained(init / "vae").float().save_pretrained(run / "vae")
     tokenizer = _tokenizer(run / "tokenizer")
     vae = load_vae(run, recipe)
     bank, captions = _latent_bank(run, recipe, vae)
@@ -325,6 +336,10 @@ def train_unet(
     elif stage == "clips" and first.exists():
         average |= torch.load(first, map_location=device, weights_only=True)["average"]
         model.load_state_dict(average)
+    elif init:
+        unet.load_state_dict(UNet3DConditionModel.from_pretrained(init / "unet").float().state_dict())
+        text.load_state_dict(CLIPTextModel.from_pretrained(init / "text_encoder").float().state_dict())
+        average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     scheduler = _scheduler()
     alphas = scheduler.alphas_cumprod.to(device)
     rng = np.random.default_rng(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -192,9 +193,19 @@ def test_an_example_fills_every_field(page: Page) -> None:
     expect(page.locator("#facts")).to_contain_text("64×64")
     page.get_by_role("button", name="Advanced").click()
     expect(page.get_by_role("spinbutton", name="Steps")).to_have_value("6")
-    expect(page.get_by_role("spinbutton", name="τ")).to_have_value("0.4")
+    expect(page.get_by_label("τ", exact=True)).to_have_value("0.4")
     press_edit(page)
     state(page, "done")
+
+
+def test_looking_into_advanced_changes_nothing(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    page.get_by_role("button", name="Advanced").click()
+    expect(page.get_by_label("α self")).to_have_value("")
+    press_edit(page)
+    state(page, "done")
+    page.get_by_role("tab", name="Report").click()
+    expect(page.locator("#json")).to_contain_text(re.compile(r'"alpha_self":\s*null'))
 
 
 def test_the_toy_world_is_told_while_mini_is_chosen(page: Page) -> None:

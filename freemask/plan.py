@@ -1,0 +1,91 @@
+"""Which mask an edit uses at every step (FreeMask Eq. 7-8), decided before any denoising.
+
+For δ = 0 (the object changes) the mask is time-aware, M_t^{l*}; for δ = 1 it is time-agnostic, M_{t*}^{l*} (the
+paper's M_t^{t*} read as that). A painted mask replaces both. The released code's masks are here too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .masks import candidate, dilate, extract, resize
+from .mmc import Choice
+from .presets import Preset
+from .prompts import find_word
+from .trace import Site, Trace
+
+__all__ = ["MaskPlan", "plan_masks"]
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """The masks of one edit. `object_at[t]` (f, h, w) bool at the latents' grid, True = object (M);
+    `shown` (f, H, W) bool at the frames' size; `choice` says where it came from; `swapped` holds the
+    released code's temporal masks by level, True = may change; `area` is a share in [0, 1]."""
+
+    object_at: dict[int, np.ndarray]
+    shown: np.ndarray
+    choice: Choice
+    swapped: dict[int, np.ndarray] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def area(self) -> float:
+        return float(self.shown.mean())
+
+
+def plan_masks(trace: Trace, choice: Choice, *, word: str, task: Preset, mask: np.ndarray | None = None) -> MaskPlan:
+    """The masks of an edit from the trace's word maps, or from a painted `mask` (f, H, W) bool, True = object.
+
+    Raises PromptError for a word that the source prompt lacks, MaskError where a map holds no mask.
+    """
+    find_word(trace.prompt, word)
+    frames, h, w = trace.clip.frames.shape[:3]
+    if task.mask == "none" and mask is None:
+        mask = np.zeros((frames, h, w), bool)
+    elif mask is not None:
+        choice = Choice(choice.site, choice.timestep, "painted")
+    if mask is not None:
+        native = dict.fromkeys(trace.timesteps, mask)
+        shown = resize(mask, (h, w))
+    else:
+        time_aware = task.delta == 0 or task.mask == "level"
+        wanted = {t: t if time_aware else choice.timestep for t in trace.timesteps}
+        made = {t: _mask(trace, choice, word, task, t) for t in set(wanted.values()) | {choice.timestep}}
+        native = {t: made[source] for t, source in wanted.items()}
+        shown = resize(dilate(resize(made[choice.timestep], trace.grid), task.dilate), (h, w))
+    every = {t: dilate(resize(m, trace.grid), task.dilate) for t, m in native.items()}
+    notes = []
+    if shown.mean() > 0.95:
+        notes.append("The mask covers almost the whole picture; the edit will not be held to the object.")
+    if task.mask != "none" and not shown.any(axis=(1, 2)).all():
+        notes.append("The mask is empty on some frames; nothing of the object will change there.")
+    return MaskPlan(every, shown, choice, _swapped(trace, word, task), notes)
+
+
+def _mask(trace: Trace, choice: Choice, word: str, task: Preset, t: int) -> np.ndarray:
+    """M_t at its native grid: of l*, or the released code's mean over one level, whose side is a quarter of
+    the finest (the finest itself where that would have under 8 × 8 positions)."""
+    if task.mask == "mmc":
+        return candidate(trace, word, t=t, site=choice.site, tau=task.tau)
+    h, w = Site("", "cross", 2).grid(trace.grid)
+    return _level_mask(trace, word, task.tau, t, 2 if h * w >= 64 else 0)
+
+
+def _level_mask(trace: Trace, word: str, tau: float, t: int, level: int) -> np.ndarray:
+    """FateZero's mask: the mean over the cross sites of one grid level, thresholded."""
+    at = find_word(trace.prompt, word)
+    sites = [s for s in trace.sites if s.kind == "cross" and s.level == level]
+    return extract(np.mean([trace.word_map(t, s, at) for s in sites], axis=0), tau)
+
+
+def _swapped(trace: Trace, word: str, task: Preset) -> dict[int, np.ndarray]:
+    """The released code's temporal masks: of the label nearest 201 at each site's own grid, source and edit
+    swapped in Eq. 10."""
+    if task.temporal != "inversion_201":
+        return {}
+    t = min(trace.timesteps, key=lambda t: abs(t - 201))
+    levels = {s.level for s in trace.sites if s.kind == "temporal"}
+    return {level: ~_level_mask(trace, word, task.tau, t, level) for level in levels}
