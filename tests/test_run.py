@@ -1,6 +1,7 @@
 """The shipped backbone on a shipped clip, through the command line and from Python, and every refusal."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -28,7 +29,9 @@ def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     command = [sys.executable, "-m", "freemask", "edit", SHAPE.clip, "--source", SHAPE.settings.source]
     command += ["--edit", SHAPE.settings.edit, "--task", "shape", "--steps", "3", "--out", out]
-    run = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=True)
+    # one thread, as the tests' own process: sums in another order would round otherwise
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=True, env=env)
     return out, json.loads(run.stdout.splitlines()[-1]), run.stderr
 
 
