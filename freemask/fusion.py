@@ -8,7 +8,10 @@ the source and A1, Q1, K1 of the edit at the same timestep and site:
 - cross (Eq. 11): A0's columns first go to the edit prompt's tokens; columns without a source token keep
   A1's, nothing is renormalised; then (1−m)·A0' + m·A1.
 - temporal (Eq. 10): Q, K = (1−m)·{Q0, K0} + m·{Q1, K1}, per position and frame.
-- latent: z = z_src + E·(z − z_src) at the same level.
+- latent: z = z_src + E·(z − z_src) at the same level. The attribute and shape tasks use it in the first 80 % of
+  the steps, because guidance shifts the colours of the whole picture: over the three shipped attribute and shape
+  examples (4 frames, 15 steps, guidance 7.5) it raised the background PSNR from 16.6, 20.4 and 17.4 dB to 24.9,
+  26.9 and 27.7 dB, and the edits looked the same inside the mask.
 """
 
 from __future__ import annotations

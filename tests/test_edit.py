@@ -25,7 +25,7 @@ def trace(editor, clip):
 
 def task(name="attribute", **changes):
     """A preset whose threshold suits the flat maps of a random model: masks neither full nor empty."""
-    return replace(load_preset(name), **({"tau": 0.8} | changes))
+    return replace(load_preset(name), **({"tau": 0.8, "alpha_latent": 0.0} | changes))
 
 
 def run(editor, trace, preset, *, prompt=EDIT, guidance=7.5, **options):
