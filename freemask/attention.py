@@ -90,13 +90,17 @@ class _Processor:
 @contextmanager
 def installed(unet: UNet3DConditionModel, hooks: Mapping[Site, Hook]) -> Iterator[None]:
     """The UNet with hooks at some sites; every other site keeps its own processor."""
-    stock = dict(unet.attn_processors)
-    mine = {f"{site.name}.processor": _Processor(site, hook) for site, hook in hooks.items()}
-    unet.set_attn_processor({**stock, **mine})
+    stock: dict[str, Any] = {}
     try:
+        for site, hook in hooks.items():
+            attn: Any = unet.get_submodule(site.name)
+            stock[site.name] = attn.processor
+            attn.set_processor(_Processor(site, hook))
         yield
     finally:
-        unet.set_attn_processor(dict(stock))
+        for name, processor in stock.items():
+            attn = unet.get_submodule(name)
+            attn.set_processor(processor)
 
 
 @torch.no_grad()

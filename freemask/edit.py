@@ -330,30 +330,33 @@ class _Fusion:
 
     def fuse(self, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of all rows, the edit's fused with the source's."""
-        out = attend(q, k, v)
         rows = 3 if self.replay else 2
         qs, ks, vs = q.chunk(rows), k.chunk(rows), v.chunk(rows)
         q0, k0 = (qs[2], ks[2]) if self.replay else self.trace.features[self.t, site.name]
-        q1, k1, v1, edit = qs[1], ks[1], vs[1], out.chunk(rows)[1]
-        if site.kind == "self":
-            edit.copy_(fuse_self(q0, k0, v1, edit, self._mask("E", site, q.device)))
-        elif site.kind == "temporal":
+        q1, k1, v1 = qs[1], ks[1], vs[1]
+        if site.kind == "temporal":
             m = rearrange(self._mask("temporal", site, q.device), "f p -> p f")
-            edit.copy_(fuse_temporal(q0, k0, q1, k1, v1, m))
-        else:
-            a1 = probabilities(q1, k1)
-            self._look(site, a1)
-            a = fuse_cross(
-                probabilities(q0, k0),
-                a1,
-                self._mask("m", site, q.device),
-                self.tokens,
-                reweight=self.task.reweight,
-                keep_changed=self.keep_changed,
-                blend_first=self.task.cross_order == "blend_first",
-            )
-            edit.copy_(a.to(v1.dtype) @ v1)
-        return out
+            q1.copy_(fuse_temporal(q0, q1, m))
+            k1.copy_(fuse_temporal(k0, k1, m))
+            return attend(q, k, v)
+        if site.kind == "self":
+            out = attend(q, k, v)
+            edit = out.chunk(rows)[1]
+            edit.copy_(fuse_self(q0, k0, v1, edit, self._mask("E", site, q.device)))
+            return out
+        a1 = probabilities(q1, k1)
+        self._look(site, a1)
+        a = fuse_cross(
+            probabilities(q0, k0),
+            a1,
+            self._mask("m", site, q.device),
+            self.tokens,
+            reweight=self.task.reweight,
+            keep_changed=self.keep_changed,
+            blend_first=self.task.cross_order == "blend_first",
+        )
+        others = [attend(qs[i], ks[i], vs[i]) for i in range(0, rows, 2)]
+        return torch.cat([others[0], a.to(v1.dtype) @ v1, *others[1:]])
 
     def _look(self, site: Site, a1: Tensor) -> None:
         """Keeps the edit word's mask at l* for the next step, where the mask is to be joined with it."""

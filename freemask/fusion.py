@@ -1,6 +1,6 @@
 """Masked fusion of source and edit features (FreeMask Eq. 9-11, FateZero, Prompt-to-Prompt).
 
-Every function takes a mask with 1 = may change, 0 = keep the source; V is never fused. With A0, Q0, K0 of
+Every function takes a bool mask, True = may change, False = keep the source; V is never fused. With A0, Q0, K0 of
 the source and A1, Q1, K1 of the edit at the same timestep and site:
 
 - self: query rows E·A1 + (1−E)·A0. With a binary row mask no map is materialised:
@@ -85,26 +85,25 @@ def fuse_cross(
     keep_changed: bool = False,
     blend_first: bool = False,
 ) -> Tensor:
-    """Eq. 11 with Prompt-to-Prompt's remapping and re-weighting; a0, a1 (f, heads, p, k), m (f, p).
+    """Eq. 11 with Prompt-to-Prompt's remapping and re-weighting; a0, a1 (f, heads, p, k), m (f, p) bool.
 
     `keep_changed` leaves the changed words' columns to A1 (their window is over); `blend_first` is the
     released code's order.
     """
-    rows = m[:, None, :, None].to(a1.dtype)
+    rows = m[:, None, :, None]
     if blend_first:
-        out = _remap((1 - rows) * a0 + rows * a1, a1, tokens)
+        out = _remap(torch.where(rows, a1, a0), a1, tokens)
     else:
-        out = (1 - rows) * _remap(a0, a1, tokens) + rows * a1
+        out = torch.where(rows, a1, _remap(a0, a1, tokens))
     changed = tokens.changed.to(a1.device)
     if keep_changed:
         out = torch.where(changed, a1, out)
     return out if reweight == 1.0 else torch.where(changed, out * reweight, out)
 
 
-def fuse_temporal(q0: Tensor, k0: Tensor, q1: Tensor, k1: Tensor, v1: Tensor, m: Tensor) -> Tensor:
-    """Eq. 10; q, k, v (p, heads, f, d); m (p, f) -> (p, heads, f, d)."""
-    rows = m[:, None, :, None].to(q1.dtype)
-    return attend((1 - rows) * q0 + rows * q1, (1 - rows) * k0 + rows * k1, v1)
+def fuse_temporal(source: Tensor, edit: Tensor, m: Tensor) -> Tensor:
+    """Eq. 10 for Q or for K: (p, heads, f, d), m (p, f) bool -> (p, heads, f, d)."""
+    return torch.where(m[:, None, :, None], edit, source)
 
 
 def fuse_latent(source: Tensor, edit: Tensor, e: Tensor) -> Tensor:
