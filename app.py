@@ -62,7 +62,7 @@ def build(worker: Worker, *, body: page.Body = page.diffusion, backbone: str = "
         inputs.task.change(
             page.follow_task,
             inputs.task,
-            [inputs.summary, advanced.tau, advanced.alpha_self, advanced.alpha_cross, advanced.alpha_temporal],
+            [inputs.summary, *advanced.own],
             **live,
         )
         # The worker is the queue that visitors see: as many edits as it holds may watch it, and one of them computes.

@@ -24,6 +24,7 @@ from ..prompts import align, check, find_word, infer_word, word_spans
 from ..video import probe
 from . import status
 from .bodies import Body
+from .parts import TASK_OWN
 
 __all__ = [
     "Desk",
@@ -75,19 +76,23 @@ class Desk:
         guidance: float = 7.5,
         frames: float = 8,
         start: float | None = None,
+        fps: str | None = None,
         size: str | None = None,
         tau: str | None = None,
         alpha_self: str | None = None,
         alpha_cross: str | None = None,
         alpha_temporal: str | None = None,
+        alpha_latent: str | None = None,
+        dilate: str | None = None,
         features: str = "replay",
         eta: float = 0,
         seed: float | None = None,
     ) -> Generator[tuple[Any, ...], None, None]:
         """Edit a clip by text. Yields the progress at each step, then the videos, the report and all files.
 
-        `word` is the source prompt's word that is edited: empty infers it. `size` is WIDTHxHEIGHT in pixels, empty for
-        the backbone's own. tau and the alphas are shares from 0 to 1: empty means the task's own.
+        `word` is the source prompt's word that is edited: empty infers it. `start` is in seconds; `fps` empty takes 8
+        or, where that is lower, the clip's own; `size` is WIDTHxHEIGHT in pixels, empty for the backbone's own. tau
+        and the alphas are shares from 0 to 1, `dilate` cells of the latent grid: empty means the task's own.
         """
         with _collecting() as errors:
             settings = make_settings(
@@ -100,11 +105,14 @@ class Desk:
                 guidance=guidance,
                 frames=frames,
                 start=start or 0.0,
+                fps=_own(fps),
                 size=_size(size or ""),
-                tau=_number("tau", tau),
-                alpha_self=_number("alpha self", alpha_self),
-                alpha_cross=_number("alpha cross", alpha_cross),
-                alpha_temporal=_number("alpha temporal", alpha_temporal),
+                tau=_own(tau),
+                alpha_self=_own(alpha_self),
+                alpha_cross=_own(alpha_cross),
+                alpha_temporal=_own(alpha_temporal),
+                alpha_latent=_own(alpha_latent),
+                dilate=_own(dilate),
                 features=features,
                 eta=eta,
                 seed=seed or 0,
@@ -222,14 +230,14 @@ def follow_prompts(source: str, edit: str, task: str, word: str, inferred: str) 
 def follow_task(task: str) -> tuple[Any, ...]:
     """The task in a sentence, and its own values as the placeholders of the numbers it sets."""
     preset = load_preset(task)
-    values = (preset.tau, preset.alpha_self, preset.alpha_cross, preset.alpha_temporal)
-    return status.note(html.escape(preset.summary)), *(gr.Textbox(placeholder=f"{value:g}") for value in values)
+    own = (gr.Textbox(placeholder=f"{getattr(preset, name):g}") for name in TASK_OWN)
+    return status.note(html.escape(preset.summary)), *own
 
 
 def fill_fields(example: Example) -> list[Any]:
     """An example's values for every field, in the order of `Inputs.all`."""
     own = example.settings
-    shares = (own.tau, own.alpha_self, own.alpha_cross, own.alpha_temporal)
+    optional = (getattr(own, name) for name in TASK_OWN)
     return [
         _file(example.clip),
         own.source,
@@ -241,8 +249,9 @@ def fill_fields(example: Example) -> list[Any]:
         own.guidance,
         own.frames,
         own.start,
+        "" if own.fps is None else f"{own.fps:g}",
         "x".join(map(str, own.size or ())),
-        *("" if share is None else f"{share:g}" for share in shares),
+        *("" if value is None else f"{value:g}" for value in optional),
         own.features,
         own.eta,
         own.seed,
@@ -282,13 +291,9 @@ def _file(path: Path) -> dict[str, Any]:
     return gr.FileData(path=str(path), orig_name=path.name).model_dump()
 
 
-def _number(name: str, text: str | None) -> float | None:
-    if not (text or "").strip():
-        return None
-    try:
-        return float(str(text).strip().replace(",", "."))
-    except ValueError:
-        raise SettingError(f"{name} is {text!r}: write a number from 0 to 1, or leave it empty.") from None
+def _own(text: str | None) -> str | None:
+    """What was typed into a field that may be empty: its number is read, and refused, by the settings."""
+    return (text or "").strip().replace(",", ".") or None
 
 
 def _size(text: str) -> tuple[int, int] | None:

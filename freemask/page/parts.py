@@ -11,9 +11,17 @@ import gradio as gr
 from ..presets import Example, known_words, load_preset, task_names
 from . import status
 
-__all__ = ["Advanced", "Inputs", "Results", "header", "theme", "toy_world"]
+__all__ = ["TASK_OWN", "Advanced", "Inputs", "Results", "header", "theme", "toy_world"]
 
 ZEROSCOPE = "cerspense/zeroscope_v2_576w"
+TASK_OWN = {
+    "tau": "τ",
+    "alpha_self": "α self",
+    "alpha_cross": "α cross",
+    "alpha_temporal": "α temporal",
+    "alpha_latent": "α latent",
+    "dilate": "Grow mask",
+}
 TITLE = """<header class="fm-head"><h1>FreeMask</h1>
 <p>Edit a video by text, and see the attention masks that made the edit.</p></header>"""
 
@@ -98,14 +106,22 @@ class Advanced:
     guidance: gr.Slider
     frames: gr.Slider
     start: gr.Number
+    fps: gr.Textbox
     size: gr.Textbox
     tau: gr.Textbox
     alpha_self: gr.Textbox
     alpha_cross: gr.Textbox
     alpha_temporal: gr.Textbox
+    alpha_latent: gr.Textbox
+    dilate: gr.Textbox
     features: gr.Radio
     eta: gr.Slider
     seed: gr.Number
+
+    @property
+    def own(self) -> list[gr.Textbox]:
+        """The fields that show the task's own value while they are empty."""
+        return [getattr(self, name) for name in TASK_OWN]
 
     @classmethod
     def build(cls, *, backbone: str) -> Advanced:
@@ -120,20 +136,19 @@ class Advanced:
                 guidance = gr.Slider(1, 30, 7.5, step=0.5, label="Guidance", buttons=[])
                 frames = gr.Slider(1, 64, 8, step=1, label="Frames", buttons=[])
             with gr.Row():
-                start = gr.Number(0, label="Start (s)", step=0.1, min_width=120)
-                size = gr.Textbox("", label="Size", placeholder="automatic, or 128x128", max_lines=1, min_width=120)
+                start = gr.Number(0, label="Start (s)", step=0.1, min_width=90)
+                fps = gr.Textbox("", label="Frames a second", placeholder="automatic", max_lines=1, min_width=90)
+                size = gr.Textbox("", label="Size", placeholder="automatic", max_lines=1, min_width=90)
             gr.HTML(
-                status.note("Mask threshold τ, and the shares α of the steps that are fused. Empty: the task's own.")
+                status.note(
+                    "Mask threshold τ, the shares α of the steps that are fused or blended, and by how many cells the "
+                    "mask grows. Empty: the task's own."
+                )
             )
             with gr.Row():
-                tau, alpha_self, alpha_cross, alpha_temporal = (
-                    gr.Textbox("", label=label, placeholder=f"{value:g}", max_lines=1, min_width=90)
-                    for label, value in (
-                        ("τ", preset.tau),
-                        ("α self", preset.alpha_self),
-                        ("α cross", preset.alpha_cross),
-                        ("α temporal", preset.alpha_temporal),
-                    )
+                tau, alpha_self, alpha_cross, alpha_temporal, alpha_latent, dilate = (
+                    gr.Textbox("", label=label, placeholder=f"{getattr(preset, name):g}", max_lines=1, min_width=90)
+                    for name, label in TASK_OWN.items()
                 )
             features = gr.Radio(
                 [("replay: less memory", "replay"), ("store: less computing", "store")],
@@ -149,11 +164,14 @@ class Advanced:
             guidance,
             frames,
             start,
+            fps,
             size,
             tau,
             alpha_self,
             alpha_cross,
             alpha_temporal,
+            alpha_latent,
+            dilate,
             features,
             eta,
             seed,
