@@ -7,6 +7,7 @@ cannot be used ends with exit code 2 and one sentence, a model that cannot be lo
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -210,14 +211,19 @@ def evaluate(
     steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 25,
     seed: Annotated[int, typer.Option(help="The first scene's seed.")] = 3_000_000,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance of the generated clips.")] = 4.0,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core without a GPU when left out.")] = None,
 ) -> None:
     """Measure a backbone on the toy world: what it draws, how it reconstructs, where its words look."""
     with _refusals():
-        from .edit import Editor
+        from .run import load_editor
         from .toyworld.evaluate import evaluate_steps
 
-        steps_ = evaluate_steps(Editor.load(backbone), clips=clips, steps=steps, seed=seed, guidance=guidance)
-        figures = _watch(steps_)
+        editor = load_editor(backbone)
+        if workers is None:
+            workers = (os.cpu_count() or 1) if editor.backbone.device.type == "cpu" else 0
+        figures = _watch(
+            evaluate_steps(editor, clips=clips, steps=steps, seed=seed, guidance=guidance, workers=workers)
+        )
     for name, value in figures.items():
         _errors.print(f"{name:>20}: {value}", markup=False)
     print(json.dumps(figures))

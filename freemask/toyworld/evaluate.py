@@ -2,83 +2,118 @@
 
 Generated clips are judged by the independent classifier, beside its accuracy on real renders; rendered
 clips are inverted and reconstructed, and the word maps of their inversions are held against the true masks.
+
+Scenes are measured a few at a time, in this process or by a pool: a UNet of this size is mostly small
+operations, so two processes with a thread each end sooner than one process with two.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..backbone import Backbone
 from ..ddim import denoise, levels, timesteps
-from ..edit import Editor, Steps, finish
+from ..edit import Editor, Steps
 from ..jobs import Step
 from ..masks import candidates
 from ..metrics import psnr
 from ..mmc import iou
+from ..run import load_editor
 from ..trace import CLEAN
 from ..video import Clip
 from .classify import CLASSES, Classifier, labels, load_classifier
-from .scenes import REPORT, Scene, caption, render, sample_scene
+from .scenes import REPORT, caption, render, sample_scene
 
-__all__ = ["evaluate", "evaluate_steps", "generate_steps"]
+__all__ = ["Measured", "evaluate_steps", "generate", "measure"]
 
 
-def evaluate(
-    editor: Editor,
-    *,
-    clips: int = 64,
-    steps: int = 25,
-    seed: int = REPORT,
-    guidance: float = 4.0,
-) -> dict[str, Any]:
-    """`evaluate_steps` run to its end."""
-    return finish(evaluate_steps(editor, clips=clips, steps=steps, seed=seed, guidance=guidance))
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The figures of one scene. `right` and `right_real`: by head, whether the classifier sees in the generated
+    and in the rendered clip what the scene says (no colour where the scene has a style)."""
+
+    right: dict[str, bool]
+    right_real: dict[str, bool]
+    reconstruction_psnr: float
+    vae_psnr: float
+    iou: dict[tuple[int, str], float]
+    full_iou: float
+
+
+def _denoise(backbone: Backbone, x: Tensor, text: Tensor, null: Tensor | None, steps: int, guidance: float) -> Tensor:
+    """Latents (b, c, f, h, w) denoised with text (b, k, d); with classifier-free guidance where `null` is given."""
+    both = text if null is None else torch.cat([null.expand_as(text), text])
+
+    def predict(x: Tensor, t: int, level: float) -> Tensor:
+        if null is None:
+            return backbone.eps(x, t, both, level)
+        plain, told = backbone.eps(torch.cat([x, x]), t, both, level).chunk(2)
+        return plain + guidance * (told - plain)
+
+    for _, x in denoise(predict, x, levels(backbone.scheduler, timesteps(backbone.scheduler, steps))):  # noqa: B007, B020
+        pass
+    return x
 
 
 @torch.inference_mode()
-def generate_steps(
-    editor: Editor, captions: list[str], *, steps: int, seed: int, guidance: float, frames: int = 8, batch: int = 4
-) -> Steps[list[np.ndarray]]:
-    """Clips (frames, h, w, 3) uint8 drawn from noise, `batch` at a time; clip i's noise has the seed `seed + i`.
-
-    DDIM with classifier-free guidance over `steps` steps, at the backbone's own size.
-    """
-    backbone = editor.backbone
+def generate(
+    backbone: Backbone, captions: list[str], seeds: list[int], *, steps: int, guidance: float, frames: int
+) -> list[np.ndarray]:
+    """Clips (frames, h, w, 3) uint8 drawn from the noise of their seeds by DDIM, at the backbone's own size."""
     width, height = (side // backbone.vae_factor for side in backbone.native_size)
     shape = (int(backbone.unet.config["in_channels"]), frames, height, width)
-    ts = timesteps(backbone.scheduler, steps)
-    alpha = levels(backbone.scheduler, ts)
-    null = backbone.text([""])
-    drawn: list[np.ndarray] = []
-    starts = range(0, len(captions), batch)
-    for n, first in enumerate(starts):
-        words = backbone.text(captions[first : first + batch])
-        text = torch.cat([null.expand_as(words), words])
-        noises = (torch.Generator().manual_seed(seed + first + i) for i in range(len(words)))
-        x = torch.stack([torch.randn(shape, generator=noise) for noise in noises]).to(backbone.device)
-
-        def predict(x: Tensor, t: int, level: float, text: Tensor = text) -> Tensor:
-            plain, told = backbone.eps(torch.cat([x, x]), t, text, level).chunk(2)
-            return plain + guidance * (told - plain)
-
-        for i, (t, x) in enumerate(denoise(predict, x, alpha)):  # noqa: B007, B020
-            yield Step("generate", n * len(ts) + i + 1, len(starts) * len(ts), t)
-        drawn += [backbone.decode(clip[None]) for clip in x]
-    return drawn
+    x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    done = _denoise(
+        backbone, x.to(backbone.device), backbone.text(captions), backbone.text([""]), steps=steps, guidance=guidance
+    )
+    return [backbone.decode(clip[None]) for clip in done]
 
 
-def _accuracy(judge: Classifier, scenes: list[Scene], clips: list[np.ndarray]) -> dict[str, float]:
-    """The share of clips, head by head, that show what their scenes say; colour over unstyled ones only."""
-    right: dict[str, list[bool]] = {head: [] for head in CLASSES}
-    for scene, clip in zip(scenes, clips, strict=True):
-        seen, truth = judge.judge(clip), labels(scene)
-        for head in CLASSES:
-            if head != "colour" or scene.style is None:
-                right[head].append(seen[head] == truth[head])
-    return {head: float(np.mean(hits)) for head, hits in right.items()}
+@torch.inference_mode()
+def measure(
+    editor: Editor, judge: Classifier, seeds: list[int], *, steps: int, guidance: float, frames: int, tau: float
+) -> list[Measured]:
+    """The scenes of some seeds, together in a batch where that saves time."""
+    backbone, size = editor.backbone, min(editor.backbone.native_size)
+    scenes = [sample_scene(seed) for seed in seeds]
+    clips = [render(scene, size, frames=frames) for scene in scenes]
+    words = [caption(scene) for scene in scenes]
+    drawn = generate(backbone, words, seeds, steps=steps, guidance=guidance, frames=frames)
+    traces = [editor.invert(Clip(clip.frames, 8.0), prompt=clip.caption, steps=steps) for clip in clips]
+    noise = torch.cat([trace.latents[trace.timesteps[-1]] for trace in traces])
+    restored = _denoise(backbone, noise, backbone.text(words), None, steps, guidance=1.0)
+
+    def right(frames: np.ndarray, truth: dict[str, int]) -> dict[str, bool]:
+        seen = judge.judge(frames)
+        plain = truth["style"] == CLASSES["style"].index(None)
+        return {head: seen[head] == truth[head] for head in CLASSES if head != "colour" or plain}
+
+    found = []
+    for i, (scene, clip, trace) in enumerate(zip(scenes, clips, traces, strict=True)):
+        masks = candidates(trace, scene.object, tau=tau, size=(size, size))
+        found.append(
+            Measured(
+                right=right(drawn[i], labels(scene)),
+                right_real=right(clip.frames, labels(scene)),
+                reconstruction_psnr=psnr(clip.frames, backbone.decode(restored[i : i + 1])),
+                vae_psnr=psnr(clip.frames, backbone.decode(trace.latents[CLEAN])),
+                iou={key: iou(mask, clip.masks) for key, mask in masks.items()},
+                full_iou=float(clip.masks.mean()),
+            )
+        )
+    return found
+
+
+def _measure_in_pool(seeds: list[int], name: str, **options: Any) -> list[Measured]:
+    torch.set_num_threads(1)
+    return measure(load_editor(name), load_classifier(), seeds, **options)
 
 
 def evaluate_steps(
@@ -91,44 +126,45 @@ def evaluate_steps(
     frames: int = 8,
     tau: float = 0.3,
     batch: int = 4,
+    workers: int = 0,
     judge: Classifier | None = None,
 ) -> Steps[dict[str, Any]]:
-    """Generates and inverts the scenes with seeds `seed` … `seed + clips`; returns a JSON-ready dict.
+    """Measures the scenes with seeds `seed` … `seed + clips`; returns a JSON-ready dict.
 
-    `object, colour, place, style`: the accuracies, in [0, 1], of generated clips; `classifier`: the same
-    four of real renders of the scenes; `reconstruction_psnr` (after inversion) and `vae_psnr`: means over
-    clips against the source frames, in dB; `best_iou`: the best mean over clips of the object word's mask
-    at τ, over every (timestep, site), named by `best_timestep` and `best_site`; `full_iou`: that of a mask
-    that is True everywhere. At least one scene must be unstyled.
+    `object, colour, place, style`: the accuracies, in [0, 1], of generated clips, colour over unstyled ones; at
+    least one scene must be unstyled. `classifier`: the same four of real renders. `reconstruction_psnr` (after
+    inversion) and `vae_psnr`: means over clips against the source frames, in dB. `best_iou`: the best mean over
+    clips of the object word's mask at τ, over every (timestep, site), named by `best_timestep` and `best_site`;
+    `full_iou`: that of a mask that is True everywhere. `workers` processes measure, or this one where it is 0.
     """
-    size = min(editor.backbone.native_size)
-    judge = judge or load_classifier()
-    scenes = [sample_scene(seed + i) for i in range(clips)]
-    words = [caption(scene) for scene in scenes]
-    drawn = yield from generate_steps(
-        editor, words, steps=steps, seed=seed, guidance=guidance, frames=frames, batch=batch
-    )
-    real = [render(scene, size, frames=frames) for scene in scenes]
-    restored, decoded, full = [], [], []
-    overlaps: dict[tuple[int, str], list[float]] = {}
-    for i, (scene, clip) in enumerate(zip(scenes, real, strict=True)):
-        trace = editor.invert(Clip(clip.frames, 8.0), prompt=clip.caption, steps=steps)
-        restored.append(psnr(clip.frames, editor.reconstruct(trace).frames))
-        decoded.append(psnr(clip.frames, editor.backbone.decode(trace.latents[CLEAN])))
-        full.append(float(clip.masks.mean()))
-        for key, mask in candidates(trace, scene.object, tau=tau, size=(size, size)).items():
-            overlaps.setdefault(key, []).append(iou(mask, clip.masks))
-        yield Step("invert", i + 1, clips)
-    (timestep, site), best = max(((key, float(np.mean(ious))) for key, ious in overlaps.items()), key=lambda k: k[1])
+    seeds = [list(range(seed, seed + clips))[i : i + batch] for i in range(0, clips, batch)]
+    options: dict[str, Any] = {"steps": steps, "guidance": guidance, "frames": frames, "tau": tau}
+    found: list[Measured] = []
+    if workers:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            for part in pool.imap(partial(_measure_in_pool, name=editor.backbone.name, **options), seeds):
+                found += part
+                yield Step("measure", len(found), clips)
+    else:
+        judge = judge or load_classifier()
+        for some in seeds:
+            found += measure(editor, judge, some, **options)
+            yield Step("measure", len(found), clips)
+
+    def accuracy(rows: list[dict[str, bool]]) -> dict[str, float]:
+        return {head: float(np.mean([row[head] for row in rows if head in row])) for head in CLASSES}
+
+    overlaps = {key: float(np.mean([scene.iou[key] for scene in found])) for key in found[0].iou}
+    timestep, site = max(overlaps, key=lambda key: overlaps[key])
     return {
-        **_accuracy(judge, scenes, drawn),
-        "classifier": _accuracy(judge, scenes, [clip.frames for clip in real]),
-        "reconstruction_psnr": float(np.mean(restored)),
-        "vae_psnr": float(np.mean(decoded)),
-        "best_iou": best,
+        **accuracy([scene.right for scene in found]),
+        "classifier": accuracy([scene.right_real for scene in found]),
+        "reconstruction_psnr": float(np.mean([scene.reconstruction_psnr for scene in found])),
+        "vae_psnr": float(np.mean([scene.vae_psnr for scene in found])),
+        "best_iou": overlaps[timestep, site],
         "best_site": site,
         "best_timestep": timestep,
-        "full_iou": float(np.mean(full)),
+        "full_iou": float(np.mean([scene.full_iou for scene in found])),
         "clips": clips,
         "steps": steps,
         "guidance": guidance,
