@@ -15,6 +15,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet3DConditionModel
 from einops import rearrange
 from torch import Tensor
@@ -93,6 +94,7 @@ class Backbone:
                 raise BackboneError(f"{folder}/vae is a {kind}; AutoencoderKL and AutoencoderTiny are supported.")
             quiet = diffusers.logging.get_verbosity()
             diffusers.logging.set_verbosity_error()
+            transformers.utils.logging.disable_progress_bar()
             try:
                 unet = load(UNet3DConditionModel, "unet", torch_dtype=dtype)
                 vae = load(getattr(diffusers, kind), "vae", torch_dtype=dtype)

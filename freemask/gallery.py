@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 
 from .errors import MaskError
 
-__all__ = ["WordMaps", "curves_figure", "mask_sheet", "overlay", "read_words", "save_png", "short_site"]
+__all__ = [
+    "WordMaps",
+    "curves_figure",
+    "mask_sheet",
+    "overlay",
+    "read_words",
+    "save_codebook_figure",
+    "save_png",
+    "short_site",
+]
 
 Image = NDArray[np.uint8]
 
@@ -140,17 +149,28 @@ class _Sheet:
         cv2.rectangle(sheet, (x0 - 2, y0 - 2), (x1 + self.width + 1, y0 + self.height + 1), CHOSEN, 2)
 
 
-def curves_figure(codebook: Mapping[str, Any]) -> Image:
-    """LMMC by site and TMMC by timestep, the chosen ones marked (FreeMask Eq. 4-6); lower is better.
+@dataclass(frozen=True)
+class _Ink:
+    """The colours of a figure."""
 
-    Reads `lmmc` (site), `tmmc` (timestep), `sites`, `timesteps`, `site` (l*) and `timestep` (t*) of a codebook.
-    """
-    from matplotlib.figure import Figure
+    ground: str
+    text: str
+    faint: str
+    line: str
+    chosen: str
 
-    ground, ink, faint, line, chosen = (f"#{bytes(c).hex()}" for c in (GROUND, INK, FAINT, LINE, CHOSEN))
+
+def _hex(colour: tuple[int, int, int]) -> str:
+    return f"#{bytes(colour).hex()}"
+
+
+SCREEN = _Ink(_hex(GROUND), _hex(INK), _hex(FAINT), _hex(LINE), _hex(CHOSEN))
+PAPER = _Ink("#ffffff", "#16181d", "#6a6f7a", "#2c6fb7", "#d9480f")
+
+
+def _curves(by_site: Any, by_timestep: Any, codebook: Mapping[str, Any], ink: _Ink) -> None:
+    """LMMC by site and TMMC by timestep with the lowest point ringed, on two axes; high noise stands left."""
     sites, timesteps = list(map(str, codebook["sites"])), list(map(int, codebook["timesteps"]))
-    figure = Figure(figsize=(11, 3.4), dpi=120, facecolor=ground, layout="constrained")
-    by_site, by_timestep = figure.subplots(1, 2)
     by_site.set_xticks(range(len(sites)), [short_site(site) for site in sites], rotation=55, ha="right")
     by_timestep.invert_xaxis()
     panels: tuple[tuple[Any, str, Sequence[int], Sequence[float], int], ...] = (
@@ -158,18 +178,69 @@ def curves_figure(codebook: Mapping[str, Any]) -> Image:
         (by_timestep, "TMMC, by timestep", timesteps, codebook["tmmc"], timesteps.index(codebook["timestep"])),
     )
     for axes, title, xs, ys, best in panels:
-        axes.plot(xs, ys, color=line, linewidth=1.8, marker="o", markersize=3.5)
-        axes.plot(xs[best], ys[best], "o", color=chosen, markersize=9, fillstyle="none", markeredgewidth=2)
-        axes.set_title(title, color=ink, fontsize=11, loc="left")
-        axes.set_facecolor(ground)
-        axes.tick_params(colors=faint, labelsize=8)
-        axes.grid(True, color=faint, alpha=0.15)
+        axes.plot(xs, ys, color=ink.line, linewidth=1.8, marker="o", markersize=3.5)
+        axes.plot(xs[best], ys[best], "o", color=ink.chosen, markersize=9, fillstyle="none", markeredgewidth=2)
+        axes.set_title(title, color=ink.text, fontsize=11, loc="left")
+        axes.set_facecolor(ink.ground)
+        axes.tick_params(colors=ink.faint, labelsize=8)
+        axes.grid(True, color=ink.faint, alpha=0.15)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(faint)
+        axes.spines[["left", "bottom"]].set_color(ink.faint)
+
+
+def curves_figure(codebook: Mapping[str, Any]) -> Image:
+    """LMMC by site and TMMC by timestep, the chosen ones marked (FreeMask Eq. 4-6); lower is better.
+
+    Reads `lmmc` (site), `tmmc` (timestep), `sites`, `timesteps`, `site` (l*) and `timestep` (t*) of a codebook.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), dpi=120, facecolor=SCREEN.ground, layout="constrained")
+    by_site, by_timestep = figure.subplots(1, 2)
+    _curves(by_site, by_timestep, codebook, SCREEN)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=ground)
+    figure.savefig(buffer, format="png", facecolor=SCREEN.ground)
     picture = cv2.imdecode(np.frombuffer(buffer.getvalue(), np.uint8), cv2.IMREAD_COLOR_RGB)
     return np.asarray(picture, np.uint8)
+
+
+def save_codebook_figure(
+    paths: Sequence[Path], codebook: Mapping[str, Any], frame: Image, maps: Mapping[str, NDArray[np.float32]]
+) -> None:
+    """The paper's three panels (FreeMask Fig. 3) on white, in the formats that the paths' suffixes name.
+
+    Above, a frame (h, w, 3) and the maps (t, h', w') of its word by site and timestep, each by its own maximum;
+    below, TMMC and LMMC.
+    """
+    from matplotlib.figure import Figure
+
+    timesteps, sites = list(map(int, codebook["timesteps"])), list(map(str, codebook["sites"]))
+    every = range(0, len(timesteps), -(-len(timesteps) // 13))
+    shown = list(every)[::-1]
+    ratio = frame.shape[0] / frame.shape[1]
+    side, gap = (44, max(12, round(44 * ratio))), 4
+    rows = [
+        np.hstack([np.pad(_heat(maps[s][t], side), ((gap, 0), (gap, 0), (0, 0)), constant_values=255) for t in shown])
+        for s in sites
+    ]
+    atlas = np.vstack(rows)
+    figure = Figure(figsize=(11, 4.2 + 5.2 * ratio), dpi=150, facecolor=PAPER.ground, layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(5.2 * ratio, 3.4))
+    above, below = parts
+    picture, sheet = above.subplots(1, 2, width_ratios=(1, 3.4))
+    picture.imshow(frame)
+    picture.set_axis_off()
+    sheet.imshow(atlas)
+    step_x, step_y = side[0] + gap, side[1] + gap
+    sheet.set_xticks([step_x * (i + 0.55) for i in range(len(shown))], [str(timesteps[t]) for t in shown])
+    sheet.set_yticks([step_y * (i + 0.55) for i in range(len(sites))], [short_site(site) for site in sites])
+    sheet.tick_params(colors=PAPER.faint, labelsize=8, length=0)
+    sheet.spines[:].set_visible(False)
+    sheet.set_title("The word's maps, by layer and timestep", color=PAPER.text, fontsize=11, loc="left")
+    by_timestep, by_site = below.subplots(1, 2)
+    _curves(by_site, by_timestep, codebook, PAPER)
+    for path in paths:
+        figure.savefig(path, facecolor=PAPER.ground)
 
 
 def overlay(frames: Image, mask: NDArray[Any]) -> Image:

@@ -7,17 +7,34 @@ backbone is a codebook, a JSON file; where none was measured a stated fallback s
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from json import dumps
 from pathlib import Path
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
 
+from .errors import SettingError
 from .presets import PRESETS
 from .trace import Site
 
-__all__ = ["CAP", "Choice", "choose", "codebook_path", "cost", "iou", "lmmc", "read_codebook", "tmmc"]
+__all__ = [
+    "CAP",
+    "Choice",
+    "ClipCosts",
+    "Codebook",
+    "choose",
+    "codebook_path",
+    "cost",
+    "iou",
+    "lmmc",
+    "read_codebook",
+    "summarise",
+    "tmmc",
+    "write_codebook",
+]
 
 CAP = 0.01
 
@@ -52,17 +69,102 @@ class Choice:
     origin: str
 
 
+@validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class ClipCosts:
+    """One clip of a codebook: its own LMMC by site and TMMC by timestep, its best IoU, and how many of its
+    candidates were so bad that their cost was capped."""
+
+    name: str
+    lmmc: tuple[float, ...]
+    tmmc: tuple[float, ...]
+    best_iou: float
+    capped: int
+
+
+@validated(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Codebook:
+    """What was measured for a backbone. `timesteps` rise; `iou[t][l]`, `lmmc[l]` and `tmmc[t]` are means over
+    `clips`; `site` and `timestep` are l* and t* (Eq. 4, 6); `skipped` names the clips that could not be used,
+    each with the reason; `candidates` counts those of all clips, `capped` those among them with a capped cost."""
+
+    backbone: str
+    dataset: str
+    date: str
+    tau: float
+    steps: int
+    frames: int
+    sites: tuple[str, ...]
+    timesteps: tuple[int, ...]
+    site: str
+    timestep: int
+    lmmc: tuple[float, ...]
+    tmmc: tuple[float, ...]
+    iou: tuple[tuple[float, ...], ...]
+    candidates: int
+    capped: int
+    clips: tuple[ClipCosts, ...]
+    skipped: tuple[str, ...] = ()
+
+
+def summarise(d: dict[str, np.ndarray], **about: object) -> Codebook:
+    """The codebook of clips' IoUs, name -> (t, l) in [0, 1]; `about` gives the remaining fields.
+
+    LMMC and TMMC are means over clips of each clip's own, so every clip counts alike. Ties go to the first.
+    """
+
+    def rounded(values: np.ndarray) -> tuple[float, ...]:
+        return tuple(np.round(values.astype(float), 4).tolist())
+
+    by_site = np.mean([lmmc(one) for one in d.values()], axis=0)
+    by_timestep = np.mean([tmmc(one) for one in d.values()], axis=0)
+    clips = [
+        {
+            "name": name,
+            "lmmc": rounded(lmmc(one)),
+            "tmmc": rounded(tmmc(one)),
+            "best_iou": round(float(one.max()), 4),
+            "capped": int((one < CAP).sum()),
+        }
+        for name, one in d.items()
+    ]
+    sites, timesteps = list(map(str, about["sites"])), list(map(int, about["timesteps"]))  # type: ignore[call-overload]
+    values = about | {
+        "site": sites[int(by_site.argmin())],
+        "timestep": timesteps[int(by_timestep.argmin())],
+        "lmmc": rounded(by_site),
+        "tmmc": rounded(by_timestep),
+        "iou": tuple(rounded(row) for row in np.mean(list(d.values()), axis=0)),
+        "candidates": int(sum(one.size for one in d.values())),
+        "capped": sum(clip["capped"] for clip in clips),  # type: ignore[misc]
+        "clips": clips,
+    }
+    book: Codebook = TypeAdapter(Codebook).validate_python(values)
+    return book
+
+
 def codebook_path(backbone: str) -> Path:
     """Where a backbone's measured codebook is kept."""
     return PRESETS / "codebooks" / f"{backbone.replace('/', '--')}.json"
 
 
-def read_codebook(backbone: str) -> Mapping[str, object] | None:
-    """The measured codebook, or None where none was."""
+def write_codebook(path: Path, book: Codebook) -> None:
+    """Saves a codebook as JSON, a line for each field, so that changes can be read."""
+    lines = (f"  {dumps(name)}: {dumps(value)}" for name, value in asdict(book).items())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def read_codebook(backbone: str) -> Codebook | None:
+    """The measured codebook, or None where none was; raises SettingError for a file that is no codebook."""
     path = codebook_path(backbone)
     if not path.exists():
         return None
-    book: Mapping[str, object] = json.loads(path.read_text())
+    try:
+        book: Codebook = TypeAdapter(Codebook).validate_json(path.read_text())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SettingError(f"{path} is no codebook: {where}: {first['msg']}. Measure it again or delete it.") from None
     return book
 
 
@@ -80,9 +182,9 @@ def choose(backbone: str, sites: Sequence[Site], timesteps: Sequence[int], grid:
     book = read_codebook(backbone)
     if book is not None:
         by_name = {site.name: site for site in cross}
-        site = by_name.get(str(book["site"]))
+        site = by_name.get(book.site)
         if site is not None:
-            return Choice(site, _nearest(timesteps, int(str(book["timestep"]))), "measured")
+            return Choice(site, _nearest(timesteps, book.timestep), "measured")
     up = [site for site in cross if site.name.startswith("up_blocks")]
     large = [site for site in up if np.prod(site.grid(grid)) >= 64] or up or cross
     deepest = max(site.level for site in large)

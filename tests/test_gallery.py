@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from freemask.errors import MaskError
-from freemask.gallery import CHOSEN, curves_figure, mask_sheet, overlay, read_words, save_png, short_site
+from freemask.gallery import (
+    CHOSEN,
+    curves_figure,
+    mask_sheet,
+    overlay,
+    read_words,
+    save_codebook_figure,
+    save_png,
+    short_site,
+)
 
 SITES = ["down_blocks.0.attentions.0.transformer_blocks.0.attn2", "up_blocks.1.attentions.1.transformer_blocks.0.attn2"]
 
@@ -104,6 +113,17 @@ def test_curves() -> None:
     picture = curves_figure(book | {"lmmc": [9.0, 2.0], "tmmc": [3.0, 2.5, 8.0]})
     assert picture.dtype == np.uint8 and picture.shape[2] == 3 and picture.shape[1] > picture.shape[0]
     assert (np.abs(picture.astype(int) - CHOSEN).max(-1) < 8).any()
+
+
+def test_a_codebook_is_a_picture_and_a_document(tmp_path: Path) -> None:
+    book = {"sites": SITES, "timesteps": [1, 201, 401], "site": SITES[1], "timestep": 201}
+    maps = {site: np.random.default_rng(0).random((3, 4 + i, 4 + i), np.float32) for i, site in enumerate(SITES)}
+    frame = np.full((16, 16, 3), 90, np.uint8)
+    paths = [tmp_path / "book.png", tmp_path / "book.pdf"]
+    save_codebook_figure(paths, book | {"lmmc": [9.0, 2.0], "tmmc": [3.0, 2.5, 8.0]}, frame, maps)
+    picture = cv2.imread(str(paths[0]))
+    assert picture is not None and min(picture.shape[:2]) > 500
+    assert paths[1].read_bytes().startswith(b"%PDF")
 
 
 def test_overlay_tints_only_the_mask() -> None:

@@ -1,10 +1,19 @@
-import json
-
 import numpy as np
 import pytest
 
 from freemask import mmc
-from freemask.mmc import choose, cost, iou, lmmc, tmmc
+from freemask.errors import SettingError
+from freemask.mmc import (
+    choose,
+    codebook_path,
+    cost,
+    iou,
+    lmmc,
+    read_codebook,
+    summarise,
+    tmmc,
+    write_codebook,
+)
 from freemask.trace import Site
 
 
@@ -41,10 +50,37 @@ def test_the_fallback_is_the_second_site_of_the_coarsest_usable_up_block():
     assert choose("none/such", sites(), ts, (16, 16)).site == sites()[5]
 
 
+def book(**changes):
+    """A codebook of two clips over three timesteps and two sites, the second better."""
+    d = {"one": np.array([[0.2, 0.5], [0.25, 0.8], [0.2, 0.5]]), "two": np.array([[0.0, 0.4], [0.5, 0.5], [0.1, 0.4]])}
+    about = {
+        "backbone": "some/model",
+        "dataset": "toyworld",
+        "date": "2026-01-01",
+        "tau": 0.3,
+        "steps": 3,
+        "frames": 8,
+        "sites": [sites()[3].name, sites()[4].name],
+        "timesteps": [1, 101, 201],
+    }
+    return summarise(d, **(about | changes))
+
+
+def test_a_codebook_is_the_mean_of_its_clips_own_costs():
+    made = book()
+    assert (made.site, made.timestep) == (sites()[4].name, 101)
+    assert made.lmmc[0] == pytest.approx(np.mean([(5 + 4 + 5) / 3, (100 + 2 + 10) / 3]), abs=1e-4)
+    assert made.tmmc[1] == pytest.approx(np.mean([(4 + 1.25) / 2, 2.0]), abs=1e-4)
+    assert (made.candidates, made.capped, [clip.capped for clip in made.clips]) == (12, 1, [0, 1])
+    assert made.iou[1] == pytest.approx([0.375, 0.65])
+
+
 def test_a_measured_codebook_serves_at_the_nearest_timestep(tmp_path, monkeypatch):
     monkeypatch.setattr(mmc, "PRESETS", tmp_path)
-    (tmp_path / "codebooks").mkdir()
-    book = {"site": sites()[4].name, "timestep": 101}
-    (tmp_path / "codebooks" / "some--model.json").write_text(json.dumps(book))
+    write_codebook(codebook_path("some/model"), book())
+    assert read_codebook("some/model") == book()
     choice = choose("some/model", sites(), (1, 41, 81, 121), (16, 16))
     assert (choice.site, choice.timestep, choice.origin) == (sites()[4], 81, "measured")
+    codebook_path("some/model").write_text('{"sites": 3}')
+    with pytest.raises(SettingError, match="is no codebook"):
+        choose("some/model", sites(), (1, 41), (16, 16))

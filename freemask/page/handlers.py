@@ -10,7 +10,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ def _codebook(report: dict[str, Any]) -> tuple[Any, str]:
 
     book = read_codebook(report["settings"]["backbone"])
     note = status.note(f"Mask Matching Cost chose {place}, {when}: the lowest points of the curves.")
-    return curves_figure(book) if book else None, note
+    return curves_figure(asdict(book)) if book else None, note
 
 
 def describe_clip(clip: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Runs over many forwards: what the method costs beside the plain UNet forwards that a job cannot avoid.
+"""What the method costs beside the plain UNet forwards that a job cannot avoid.
 
 `overhead_invert` and `overhead_edit` are ratios measured in one run: the stage's time without the autoencoder
 over that of stock-processor forwards with the very rows that each of its steps used. Repetitions of all
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .ddim import timesteps
-from .edit import Editor, finish
-from .jobs import Step
-from .presets import load_preset
-from .video import Clip
+from ..ddim import timesteps
+from ..edit import Editor, finish
+from ..jobs import Step
+from ..presets import load_preset
+from ..video import Clip
 
 __all__ = ["profile_steps"]
 
