@@ -30,6 +30,7 @@ __all__ = [
     "Rendered",
     "Scene",
     "caption",
+    "motion",
     "render",
     "render_seed",
     "sample_scene",
@@ -238,6 +239,14 @@ def _stylise(rgb: np.ndarray, style: str) -> np.ndarray:
     return (np.clip(wash * np.array((1.0, 0.985, 0.93), np.float32), 0, 1) * 255).astype(np.uint8)
 
 
+def motion(scene: Scene, size: int, *, frames: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """By frame, in pixels: the sprite's centre (f, 2) as (x, y), and how far right the background stands (f,)."""
+    s = np.arange(frames) / max(frames - 1, 1)
+    x = scene.x + scene.dx * (s - 0.5)
+    y = scene.y + scene.bob * np.sin(2 * np.pi * (s + scene.phase))
+    return np.stack([x, y], 1) * size, -(0.5 + scene.pan * (s - 0.5)) * size
+
+
 def render(scene: Scene, size: int, *, frames: int = 8) -> Rendered:
     """Frames, object masks and caption of a scene at `size` × `size` pixels."""
     sprite = _sprite(scene.object, scene.colour, scene.dx > 0)
@@ -247,13 +256,11 @@ def render(scene: Scene, size: int, *, frames: int = 8) -> Rendered:
     ground = _ground(scene.place, scene.ground, size)
     video = np.empty((frames, size, size, 3), np.uint8)
     masks = np.empty((frames, size, size), bool)
-    for i in range(frames):
-        s = i / max(frames - 1, 1)
-        x = (scene.x + scene.dx * (s - 0.5)) * size - w / 2
-        y = (scene.y + scene.bob * np.sin(2 * np.pi * (s + scene.phase))) * size - h / 2
-        place = np.array([[1, 0, x], [0, 1, y]], np.float32)
+    centres, pans = motion(scene, size, frames=frames)
+    for i, ((x, y), pan) in enumerate(zip(centres, pans, strict=True)):
+        place = np.array([[1, 0, x - w / 2], [0, 1, y - h / 2]], np.float32)
         rgba = cv2.warpAffine(small, place, (size, size), flags=cv2.INTER_LINEAR)
-        shift = np.array([[1, 0, -(0.5 + scene.pan * (s - 0.5)) * size], [0, 1, 0]], np.float32)
+        shift = np.array([[1, 0, pan], [0, 1, 0]], np.float32)
         back = cv2.warpAffine(ground, shift, (size, size), flags=cv2.INTER_LINEAR)
         frame = rgba[..., :3] + back * (1 - rgba[..., 3:])
         video[i] = np.clip(frame * 255 + 0.5, 0, 255).astype(np.uint8)

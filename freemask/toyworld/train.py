@@ -11,6 +11,8 @@ Decisions, each of which keeps training within reach of a CPU:
   word's attention map is that word's alone.
 - **Frames first, clips later**: temporal layers start as the identity (zero output projections), so the
   `frames` stage leaves them out entirely and the `clips` stage adds them without a jump.
+- **Offset noise** (0.1, as zeroscope's own training had it): at the highest noise the mean of the latents still
+  shows through, and a model that may trust it keeps the source's colours under any style.
 - min-SNR weighting (γ = 5, Hang et al. 2023), AdamW, warm-up then constant then linear decay, EMA.
 
 Every stage resumes from its checkpoint; the same code runs on CPU and GPU, at any size.
@@ -40,6 +42,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from .scenes import OBJECTS, PLACES, render, render_seed, sample_scene, vocabulary
 
 __all__ = ["Recipe", "export", "load_vae", "new_autoencoder", "train_unet"]
+
+
+OFFSET_NOISE = 0.1  # spread of the noise's mean, by clip and channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,7 +378,7 @@ def train_unet(
         z = rearrange(z, "b f c h w -> b c f h w")
         t = torch.randint(0, 1000, (batch,), device=device)
         a = alphas[t].view(-1, 1, 1, 1, 1)
-        noise = torch.randn_like(z)
+        noise = torch.randn_like(z) + OFFSET_NOISE * torch.randn(*z.shape[:2], 1, 1, 1, device=device)
         tokens = torch.where(torch.rand(batch, 1) < 0.1, null_ids, ids[rows]).to(device)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             words = text(tokens).last_hidden_state
