@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-__all__ = ["psnr"]
+__all__ = ["psnr", "ssim"]
 
 
 def psnr(a: np.ndarray, b: np.ndarray, *, keep: np.ndarray | None = None) -> float:
@@ -22,3 +22,10 @@ def psnr(a: np.ndarray, b: np.ndarray, *, keep: np.ndarray | None = None) -> flo
         return math.nan
     error = float(squared.mean())
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Structural similarity in [-1, 1] of two clips (f, h, w, 3) uint8: scikit-image's, the mean over frames."""
+    from skimage.metrics import structural_similarity
+
+    return float(np.mean([structural_similarity(x, y, channel_axis=-1) for x, y in zip(a, b, strict=True)]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 
 from .masks import candidate, dilate, extract, resize
@@ -16,7 +17,7 @@ from .presets import Preset
 from .prompts import find_word
 from .trace import Site, Trace
 
-__all__ = ["MaskPlan", "plan_masks"]
+__all__ = ["MaskPlan", "is_time_aware", "plan_masks"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ def plan_masks(trace: Trace, choice: Choice, *, word: str, task: Preset, mask: n
         native = dict.fromkeys(trace.timesteps, mask)
         shown = resize(mask, (h, w))
     else:
-        time_aware = task.delta == 0 or task.mask == "level"
-        wanted = {t: t if time_aware else choice.timestep for t in trace.timesteps}
+        wanted = {t: t if is_time_aware(task) else choice.timestep for t in trace.timesteps}
         made = {t: _mask(trace, choice, word, task, t) for t in set(wanted.values()) | {choice.timestep}}
         native = {t: made[source] for t, source in wanted.items()}
         shown = resize(dilate(resize(made[choice.timestep], trace.grid), task.dilate), (h, w))
@@ -65,20 +65,32 @@ def plan_masks(trace: Trace, choice: Choice, *, word: str, task: Preset, mask: n
     return MaskPlan(every, shown, choice, _swapped(trace, word, task), notes)
 
 
+def is_time_aware(task: Preset) -> bool:
+    """Whether every step uses the mask of its own timestep, rather than t*'s."""
+    return task.delta == 0 or task.mask == "level" if task.time_aware is None else task.time_aware
+
+
 def _mask(trace: Trace, choice: Choice, word: str, task: Preset, t: int) -> np.ndarray:
-    """M_t at its native grid: of l*, or the released code's mean over one level, whose side is a quarter of
-    the finest (the finest itself where that would have under 8 × 8 positions)."""
+    """M_t at its native grid: of l*, or a mean over sites. The released code's level is the one whose side is a
+    quarter of the finest (the finest itself where that would have under 8 × 8 positions)."""
     if task.mask == "mmc":
         return candidate(trace, word, t=t, site=choice.site, tau=task.tau)
+    if task.mask == "mean":
+        return _mean_mask(trace, word, task.tau, t, None)
     h, w = Site("", "cross", 2).grid(trace.grid)
-    return _level_mask(trace, word, task.tau, t, 2 if h * w >= 64 else 0)
+    official = 2 if h * w >= 64 else 0
+    return _mean_mask(trace, word, task.tau, t, official if task.level is None else task.level)
 
 
-def _level_mask(trace: Trace, word: str, tau: float, t: int, level: int) -> np.ndarray:
-    """FateZero's mask: the mean over the cross sites of one grid level, thresholded."""
+def _mean_mask(trace: Trace, word: str, tau: float, t: int, level: int | None) -> np.ndarray:
+    """The mean over the cross sites of one grid level (FateZero) or, at the finest grid, of all, thresholded."""
     at = find_word(trace.prompt, word)
-    sites = [s for s in trace.sites if s.kind == "cross" and s.level == level]
-    return extract(np.mean([trace.word_map(t, s, at) for s in sites], axis=0), tau)
+    sites = [s for s in trace.sites if s.kind == "cross" and level in (None, s.level)]
+    maps = [trace.word_map(t, s, at) for s in sites]
+    if level is None:  # a softmax over the words everywhere, so the maps of different grids compare
+        h, w = max(soft.shape[1:] for soft in maps)
+        maps = [np.stack([cv2.resize(frame, (w, h)) for frame in soft]) for soft in maps]
+    return extract(np.mean(maps, axis=0), tau)
 
 
 def _swapped(trace: Trace, word: str, task: Preset) -> dict[int, np.ndarray]:
@@ -88,4 +100,4 @@ def _swapped(trace: Trace, word: str, task: Preset) -> dict[int, np.ndarray]:
         return {}
     t = min(trace.timesteps, key=lambda t: abs(t - 201))
     levels = {s.level for s in trace.sites if s.kind == "temporal"}
-    return {level: ~_level_mask(trace, word, task.tau, t, level) for level in levels}
+    return {level: ~_mean_mask(trace, word, task.tau, t, level) for level in levels}

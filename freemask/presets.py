@@ -51,10 +51,12 @@ class Preset:
     `dilate` grows the mask by that many cells of the latent grid, `union` joins it with the edit word's own
     mask, `reweight` scales the changed words' attention.
 
-    The last five fields exist for the released code's behaviour: `mask` "level" is the mean over one grid
-    level at the same step, "none" fuses without one; `cross_order` "blend_first" blends before remapping;
-    `temporal` "inversion_201" takes the mask of the label nearest 201 at the site's own grid with source
-    and edit swapped; `max_positions` limits self and cross fusion to grids of at most that many positions.
+    The other fields exist to compare with other methods and with the released code: `mask` "level" is the mean
+    over the sites of one grid level (`level` halvings of the finest; None: the released code's), "mean" that over
+    all sites, "none" fuses without one; `time_aware` says whether every step uses its own mask (None: where δ is
+    0 or the mask is a level's); `cross_order` "blend_first" blends before remapping; `temporal` "inversion_201"
+    takes the mask of the label nearest 201 at the site's own grid with source and edit swapped; `max_positions`
+    limits self and cross fusion to grids of at most that many positions.
     """
 
     name: str
@@ -71,7 +73,9 @@ class Preset:
     dilate: Annotated[int, Field(ge=0, le=16)] = 0
     union: bool = False
     reweight: Annotated[float, Field(ge=0, le=10)] = 1.0
-    mask: Literal["mmc", "level", "none"] = "mmc"
+    mask: Literal["mmc", "level", "mean", "none"] = "mmc"
+    level: Annotated[int, Field(ge=0, le=8)] | None = None
+    time_aware: bool | None = None
     cross_order: Literal["remap_first", "blend_first"] = "remap_first"
     temporal: Literal["blend", "inversion_201"] = "blend"
     max_positions: Annotated[int, Field(ge=1)] | None = None

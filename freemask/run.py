@@ -1,7 +1,6 @@
 """One job from a clip and settings to a folder of files: what the command and the page both run.
 
-`run_steps` is a generator of `Step`; closing it cancels the job within one step. Where one clip and source
-prompt are edited again, the caller passes the earlier trace and nothing is inverted.
+`run_steps` is a generator of `Step`; closing it cancels the job within one step.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from . import gallery
 from .edit import Denoised, Editor, Usage
 from .jobs import Step
 from .metrics import psnr
+from .plan import is_time_aware
 from .presets import Settings
 from .prompts import align, check, find_word, warnings, words
 from .trace import SoftMap, Trace
@@ -111,7 +111,7 @@ def run_steps(
         "background_psnr": _finite(psnr(result.frames, clip.frames, keep=keep)),
     }
     choice = edited.plan.choice
-    time_aware = preset.delta == 0 and choice.origin != "painted"
+    time_aware = is_time_aware(preset) and choice.origin != "painted"
     alignment = align(settings.source, settings.edit)
     report: dict[str, object] = {
         "settings": asdict(replace(settings, word=word)),

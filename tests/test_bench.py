@@ -1,4 +1,4 @@
-"""Calibration: a codebook from clips with known masks, resumed where it stopped; what cannot be used is named."""
+"""Calibration and benchmark: measured on clips with known masks and known edits, resumed where they stopped."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,26 @@ import cv2
 import numpy as np
 import pytest
 
-from freemask.bench import Sample, calibrate_steps, davis_samples, example_maps, toyworld_samples
+from freemask.bench import (
+    METHODS,
+    Options,
+    Sample,
+    benchmark_steps,
+    calibrate_steps,
+    davis_samples,
+    example_maps,
+    markdown,
+    save_figure,
+    toyworld_samples,
+)
+from freemask.bench.benchmark import warped_psnr
+from freemask.bench.methods import presets
+from freemask.bench.table import tabulate
 from freemask.edit import finish
 from freemask.errors import ClipError
+from freemask.prompts import align, words
+from freemask.toyworld.cases import CASE_TASKS, sample_case
+from freemask.toyworld.scenes import DEVELOP, render
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "clips"
 OPTIONS = {"steps": 2, "frames": 2}
@@ -97,3 +114,88 @@ def test_a_real_clip_with_known_masks(editor, tmp_path):
         pytest.skip("the shared clips are not here")
     book = calibrate(editor, davis_samples(SHARED / "bear"), tmp_path / "book.part")
     assert [clip.name for clip in book.clips] == ["bear"] and book.clips[0].best_iou > 0
+
+
+@pytest.mark.parametrize("task", CASE_TASKS)
+def test_a_case_changes_one_field_and_the_words_for_it(task):
+    for seed in range(DEVELOP, DEVELOP + 40):
+        case = sample_case(task, seed)
+        assert case == sample_case(task, seed)
+        before, after = vars(case.scene), vars(case.true)
+        assert {name for name in before if before[name] != after[name]} == {case.field}
+        source, edit = case.prompts
+        changed = [words(edit)[j] for j in align(source, edit).changed]
+        if task == "style":
+            assert changed == [case.true.style, "style", "painting", "of"]
+        else:
+            assert set(changed) - {"a", "an"} == {getattr(case.true, case.field)}
+        assert case.word in words(source)
+
+
+def test_true_clips_are_consistent_with_their_own_motion():
+    case = sample_case("attribute", DEVELOP + 3)
+    true = render(case.true, 64)
+    straight = warped_psnr(true.frames, case.true, true.masks)
+    assert straight > 30
+    assert warped_psnr(true.frames[::-1], case.true, true.masks) < straight - 5
+
+
+def test_the_table_says_how_sure_it_is():
+    def row(value: float) -> dict[str, float | None]:
+        return {"true_psnr": value, "present": 1.0, "background_psnr": None}
+
+    values = [20.0, 22.0, 24.0, 22.0]
+    cases = [
+        {
+            "task": "shape",
+            "rows": {
+                "plain": row(value - 2),
+                "freemask": row(value),
+                "fatezero-0": row(value - 3),
+                "fatezero-1": row(value - 1) | {"true_psnr": float("inf") if i == 0 else value - 1},
+            },
+        }
+        for i, value in enumerate(values)
+    ]
+    for case in cases:
+        for one in case["rows"].values():
+            one |= {name: None for name in ("true_ssim", "inside_psnr", "outside_psnr", "temporal")}
+    table = tabulate(cases, ("true_psnr", "present", "background_psnr"))
+    lines = {line["method"]: line for line in table["rows"]}
+    assert lines["freemask"]["true_psnr"] == 22.0 and lines["freemask"]["n"] == 4
+    assert 20 < lines["freemask"]["true_psnr_low"] < 22 < lines["freemask"]["true_psnr_high"] < 24
+    assert lines["freemask"]["background_psnr"] is None
+    assert lines["fatezero"]["level"] == "fatezero-1"
+    paired = {(p["against"], p["metric"]): p for p in table["paired"]}
+    assert paired["plain", "true_psnr"] | {"mean": 2.0, "low": 2.0, "high": 2.0} == paired["plain", "true_psnr"]
+    assert paired["fatezero", "true_psnr"]["mean"] == 1.0
+    assert ("plain", "background_psnr") not in paired
+    json.dumps(table, allow_nan=False)
+
+
+@pytest.mark.parametrize("task", CASE_TASKS)
+def test_every_method_is_a_preset(task):
+    found = presets(task)
+    assert ("copy", *found) == METHODS
+    assert len({repr(preset) for name, preset in found.items() if name != "freemask-oracle"}) >= len(found) - 2
+
+
+def test_one_scene_four_methods(tmp_path):
+    options = Options(methods=("copy", "plain", "freemask", "freemask-oracle"), steps=6)
+    run = dict(limit=1, seed=DEVELOP, tasks=["attribute"])
+    table = finish(benchmark_steps("mini", tmp_path, options, **run))
+    lines = {line["method"]: line for line in table["rows"]}
+    assert tuple(lines) == options.methods
+    assert lines["freemask-oracle"]["mask_iou"] > 0.7
+    assert lines["copy"]["background_psnr"] > lines["plain"]["background_psnr"]
+    assert lines["copy"]["present"] == 0
+    assert all(10 < line["true_psnr"] < 50 and line["seconds"] > 0 for line in lines.values())
+    (strip,) = (tmp_path / "strips").iterdir()
+    assert cv2.imread(str(strip)).shape[0] == 128 * 6
+    (case,) = (tmp_path / "cases").iterdir()
+    written = case.stat().st_mtime_ns
+    assert finish(benchmark_steps("mini", tmp_path, options, **run)) == table
+    assert case.stat().st_mtime_ns == written
+    assert "| freemask-oracle |" in markdown(table)
+    save_figure(tmp_path / "table.png", table)
+    assert cv2.imread(str(tmp_path / "table.png")) is not None

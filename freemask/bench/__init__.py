@@ -1,6 +1,21 @@
-"""Runs over many clips or many forwards: what the method costs, and which masks are good."""
+"""Runs over many clips or many forwards: which masks are good, what the method gives, and what it costs."""
 
+from .benchmark import Options, benchmark_steps
 from .calibrate import Sample, calibrate_steps, davis_samples, example_maps, toyworld_samples
+from .methods import METHODS
 from .profile import profile_steps
+from .table import markdown, save_figure
 
-__all__ = ["Sample", "calibrate_steps", "davis_samples", "example_maps", "profile_steps", "toyworld_samples"]
+__all__ = [
+    "METHODS",
+    "Options",
+    "Sample",
+    "benchmark_steps",
+    "calibrate_steps",
+    "davis_samples",
+    "example_maps",
+    "markdown",
+    "profile_steps",
+    "save_figure",
+    "toyworld_samples",
+]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,9 @@ from ..jobs import Step
 from ..presets import load_preset
 from ..video import Clip
 
-__all__ = ["profile_steps"]
+__all__ = ["extra_peak", "profile_steps"]
+
+T = TypeVar("T")
 
 SOURCE, EDIT, WORD = "a red car driving on the grass", "a blue car driving on the grass", "car"
 
@@ -46,14 +48,14 @@ def _resident_mib() -> float:
     return int(path.read_text().split()[1]) * 4096 / 2**20 if path.exists() else 0.0
 
 
-def _extra_peak(work: Callable[[], object], device: torch.device) -> float:
-    """MiB that `work` needs at its peak beyond what was held before."""
+def extra_peak(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
+    """MiB that `work` needs at its peak beyond what was held before, and what it returns."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         held = torch.cuda.memory_allocated(device)
-        work()
-        return (torch.cuda.max_memory_allocated(device) - held) / 2**20
+        result = work()
+        return (torch.cuda.max_memory_allocated(device) - held) / 2**20, result
     before, done = _resident_mib(), threading.Event()
     peak = before
 
@@ -65,11 +67,11 @@ def _extra_peak(work: Callable[[], object], device: torch.device) -> float:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        work()
+        result = work()
     finally:
         done.set()
         watcher.join()
-    return max(0.0, peak - before)
+    return max(0.0, peak - before), result
 
 
 def profile_steps(
@@ -130,7 +132,7 @@ def profile_steps(
     figures["overhead_invert"] = {k: round(middle[f"invert_{k}"] / base["invert"], 3) for k in ("replay", "store")}
     figures["overhead_edit"] = {k: round(middle[f"edit_{k}"] / base[f"edit_{k}"], 3) for k in ("replay", "store")}
     figures["extra_peak_mib"] = {
-        kind: round(_extra_peak(partial(whole, kind == "store"), backbone.device), 1) for kind in ("replay", "store")
+        kind: round(extra_peak(partial(whole, kind == "store"), backbone.device)[0], 1) for kind in ("replay", "store")
     }
     figures["seconds"] = {name: round(value, 4) for name, value in middle.items()}
     yield Step("profile", repeats + 1, repeats + 1)

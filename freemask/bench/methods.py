@@ -1,0 +1,62 @@
+"""The methods that the benchmark compares, each a preset of the same engine.
+
+`plain` denoises the inverted latents with the edit prompt; `p2p` is Prompt-to-Prompt (cross-attention for 0.8 of
+the steps, self-attention for 0.4, no masks, no temporal fusion); `fatezero-N` is FateZero's masked self-attention
+and unmasked cross-attention (0.8 of the steps each) with the mean mask of grid level N at the same step;
+`official` is the released FreeMask code's; `freemask` is the task's own preset, `freemask-oracle` the same under
+the true mask. `no-lmmc` takes the mean over all sites in the place of l*; `no-tmmc` swaps the two ways in time,
+one mask for every step and each step's own. `self`, `cross`, `temporal` fuse that kind alone without a mask,
+with `-masked` under FreeMask's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..plan import is_time_aware
+from ..presets import Preset, load_preset
+
+__all__ = ["METHODS", "presets"]
+
+LEVELS = 3
+KINDS = ("self", "cross", "temporal")
+METHODS = (
+    "copy",
+    "plain",
+    "p2p",
+    *(f"fatezero-{level}" for level in range(LEVELS)),
+    "official",
+    "freemask",
+    "freemask-oracle",
+    "no-lmmc",
+    "no-tmmc",
+    *(f"{kind}{masked}" for kind in KINDS for masked in ("", "-masked")),
+)
+
+
+def presets(task: str) -> dict[str, Preset]:
+    """The preset of every method but `copy`, for a task: style, attribute, shape or place.
+
+    A place is edited as a style is: the object is kept and what lies around it changes.
+    """
+    own = load_preset("style" if task == "place" else task)
+    plain = replace(own, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
+    unmasked = replace(plain, mask="none", region="object", delta=1)
+    found = {
+        "plain": plain,
+        "p2p": replace(unmasked, alpha_cross=0.8, alpha_self=0.4),
+        "official": load_preset("official-style" if task in ("style", "place") else "official"),
+        "freemask": own,
+        "freemask-oracle": own,
+        "no-lmmc": replace(own, mask="mean"),
+        "no-tmmc": replace(own, time_aware=not is_time_aware(own)),
+    }
+    for level in range(LEVELS):
+        found[f"fatezero-{level}"] = replace(
+            plain, mask="level", level=level, delta=1, time_aware=True, alpha_cross=0.8, alpha_self=0.8
+        )
+    for kind in KINDS:
+        alpha = {f"alpha_{kind}": getattr(own, f"alpha_{kind}")}
+        found[kind] = replace(unmasked, **alpha)
+        found[f"{kind}-masked"] = replace(plain, **alpha)
+    return {name: found[name] for name in METHODS if name != "copy"}

@@ -1,0 +1,144 @@
+"""From measured cases to the table: means with bootstrap intervals, paired differences, Markdown and a figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["METRICS", "PAIRED", "markdown", "save_figure", "tabulate"]
+
+METRICS = (
+    "true_psnr",
+    "true_ssim",
+    "inside_psnr",
+    "outside_psnr",
+    "background_psnr",
+    "present",
+    "temporal",
+    "mask_iou",
+    "seconds",
+    "peak_mib",
+)
+PAIRED = ("true_psnr", "true_ssim", "inside_psnr", "outside_psnr", "background_psnr", "temporal")
+OURS = "freemask"
+
+
+def _interval(values: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
+    """Mean and the bootstrap's 95 % interval of it."""
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return round(float(values.mean()), 4), round(float(low), 4), round(float(high), 4)
+
+
+def _best_level(cases: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """By task, the FateZero level with the highest mean PSNR to the truth."""
+    best: dict[str, str] = {}
+    for task in dict.fromkeys(case["task"] for case in cases):
+        scores: dict[str, list[float]] = {}
+        for case in cases:
+            for method, row in case["rows"].items():
+                if case["task"] == task and method.startswith("fatezero-"):
+                    scores.setdefault(method, []).append(row["true_psnr"])
+        if scores:
+            best[task] = max(scores, key=lambda method: float(np.mean(scores[method])))
+    return best
+
+
+def tabulate(cases: Sequence[Mapping[str, Any]], metrics: Sequence[str] = METRICS) -> dict[str, Any]:
+    """`rows`: for each task and method the mean of every metric and its 95 % interval (`_low`, `_high`), `n` cases;
+    None where a metric has no value. `paired`: freemask minus another method over the cases that both have.
+
+    Each case is {"task", "rows": {method: {metric: number or None}}}. `fatezero` is its best level, named by `level`.
+    """
+    best = _best_level(cases)
+    found: dict[tuple[str, str], list[Mapping[str, float | None]]] = {}
+    pairs: dict[tuple[str, str, str], list[float]] = {}
+    for case in cases:
+        rows = dict(case["rows"])
+        if (level := best.get(case["task"])) in rows:
+            rows["fatezero"] = rows[level]
+        for method, row in rows.items():
+            found.setdefault((case["task"], method), []).append(row)
+            for metric in PAIRED if OURS in rows and method != OURS else ():
+                ours, other = rows[OURS][metric], row[metric]
+                if _finite(ours) and _finite(other):
+                    pairs.setdefault((case["task"], method, metric), []).append(ours - other)
+    table = []
+    for (task, method), each in found.items():
+        line: dict[str, Any] = {"task": task, "method": method, "n": len(each)}
+        if method == "fatezero":
+            line["level"] = best[task]
+        for metric in metrics:
+            values = [row[metric] for row in each if _finite(row[metric])]
+            mean, low, high = _interval(np.array(values, float)) if values else (None, None, None)
+            line |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
+        table.append(line)
+    paired = []
+    for (task, against, metric), differences in pairs.items():
+        mean, low, high = _interval(np.array(differences))
+        paired.append({"task": task, "against": against, "metric": metric, "mean": mean, "low": low, "high": high})
+    return {"rows": table, "paired": paired}
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _cell(line: Mapping[str, Any], metric: str) -> str:
+    if line[metric] is None:
+        return ""
+    digits = {"true_ssim": 3, "present": 2, "mask_iou": 2, "peak_mib": 0}.get(metric, 1)
+    mean, low, high = (f"{line[name]:.{digits}f}" for name in (metric, f"{metric}_low", f"{metric}_high"))
+    return mean if metric in ("seconds", "peak_mib") else f"{mean} ({low} to {high})"
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """The table for people, a section a task; then how far freemask is from the others in PSNR to the truth."""
+    parts = []
+    for task in dict.fromkeys(line["task"] for line in table["rows"]):
+        parts += [f"## {task}\n", "| method | " + " | ".join(METRICS) + " |", "|" + "---|" * (len(METRICS) + 1)]
+        for line in table["rows"]:
+            if line["task"] == task:
+                parts.append(f"| {line['method']} | " + " | ".join(_cell(line, metric) for metric in METRICS) + " |")
+        parts += ["", "freemask minus the other, in dB, with 95 % intervals:\n"]
+        parts += ["| against | true | inside | outside |", "|---|---|---|---|"]
+        differences = {(p["against"], p["metric"]): p for p in table["paired"] if p["task"] == task}
+        for against in dict.fromkeys(name for name, _ in differences):
+            cells = []
+            for metric in ("true_psnr", "inside_psnr", "outside_psnr"):
+                p = differences.get((against, metric))
+                cells.append(f"{p['mean']:+.2f} ({p['low']:+.2f} to {p['high']:+.2f})" if p else "")
+            parts.append(f"| {against} | " + " | ".join(cells) + " |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def save_figure(path: Path, table: Mapping[str, Any]) -> None:
+    """PSNR to the true edit by method, whole and inside the objects, with intervals: one panel a task."""
+    from matplotlib.figure import Figure
+
+    tasks = list(dict.fromkeys(line["task"] for line in table["rows"]))
+    figure = Figure(figsize=(3.6 * len(tasks) + 1.2, 5.2), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        lines = [line for line in table["rows"] if line["task"] == task][::-1]
+        for metric, colour, shift in (("true_psnr", "#2c6fb7", 0.14), ("inside_psnr", "#d9480f", -0.14)):
+            drawn = [(i, line) for i, line in enumerate(lines) if line[metric] is not None]
+            mean = np.array([line[metric] for _, line in drawn])
+            spread = np.array(
+                [[line[metric] - line[f"{metric}_low"], line[f"{metric}_high"] - line[metric]] for _, line in drawn]
+            ).T
+            at = [i + shift for i, _ in drawn]
+            axes.errorbar(mean, at, xerr=spread, fmt="o", color=colour, markersize=4, label=metric.replace("_", " "))
+        axes.set_yticks(range(len(lines)), [line["method"] for line in lines])
+        axes.set_title(task, loc="left")
+        axes.set_xlabel("dB to the true edit")
+        axes.grid(True, alpha=0.2)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(loc="lower left", fontsize=8)
+    figure.savefig(path)
