@@ -284,7 +284,8 @@ def train(
     """Train the mini backbone; resumes from the run's checkpoints."""
     with _refusals():
         from .toyworld.decoder import train_decoder
-        from .toyworld.train import Recipe, train_unet
+        from .toyworld.models import Recipe
+        from .toyworld.train import train_unet
 
         recipe = Recipe(size=size)
         if stage == "decoder":
@@ -302,8 +303,8 @@ def export(
     size: Annotated[int, typer.Option(help="Side of a frame in pixels.")] = 64,
 ) -> None:
     """Save a run's newest averaged weights as a backbone folder."""
-    from .toyworld.train import Recipe
-    from .toyworld.train import export as save
+    from .toyworld.models import Recipe
+    from .toyworld.models import export as save
 
     save(run, Recipe(size=size), out)
 

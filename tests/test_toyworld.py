@@ -13,8 +13,9 @@ from freemask.edit import finish
 from freemask.toyworld.classify import CLASSES, Classifier, labels, load_classifier, train_classifier
 from freemask.toyworld.decoder import train_decoder
 from freemask.toyworld.evaluate import evaluate_steps
+from freemask.toyworld.models import Recipe, export, load_vae
 from freemask.toyworld.scenes import DEVELOP, OBJECTS, caption, render, sample_scene, vocabulary
-from freemask.toyworld.train import Recipe, export, load_vae, train_unet
+from freemask.toyworld.train import train_unet
 
 TINY = Recipe(
     size=32,

@@ -19,8 +19,8 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
+from .models import Recipe, load_vae, new_autoencoder
 from .scenes import DEVELOP, render, sample_scene
-from .train import Recipe, load_vae, new_autoencoder
 
 __all__ = ["train_decoder"]
 

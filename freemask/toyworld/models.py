@@ -1,0 +1,240 @@
+"""The mini backbone's parts before any training, and its folder after: the classes that zeroscope uses.
+
+- The autoencoder's **encoder is a principal component analysis** of image patches, written into the
+  convolutions of a stock `AutoencoderTiny`. It needs no training, so the latents are fixed from the first
+  second; only the decoder learns, and it may go on learning while or after the UNet does.
+- Components are scaled to the square root of their spread: whitening them fully would make the noise
+  of the fine ones the main thing to predict, leaving them alone would drown shapes.
+- Words do not mix in the text encoder (a `CLIPTextModel` with embeddings and final norm, no layer), so a
+  word's attention map is that word's alone.
+- Temporal layers start as the identity: their output projections are zero.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet3DConditionModel
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from .scenes import render, sample_scene, vocabulary
+
+__all__ = [
+    "Recipe",
+    "export",
+    "load_vae",
+    "new_autoencoder",
+    "new_scheduler",
+    "new_text_encoder",
+    "new_tokenizer",
+    "new_unet",
+    "token_ids",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is trained: sizes of the pictures, the latents and the networks."""
+
+    size: int = 64
+    factor: int = 4
+    latent_channels: int = 8
+    channels: tuple[int, ...] = (48, 96, 128, 128)
+    text_width: int = 96
+    head_dim: int = 16
+    decoder_width: int = 32
+    decoder_blocks: tuple[int, ...] = (6, 3, 0)
+    scenes: int = 24_000
+    frames: int = 8
+
+
+def new_scheduler() -> DDIMScheduler:
+    """zeroscope's noise schedule."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+def new_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A `CLIPTokenizer` whose merges make every word of the toy world one token.
+
+    Bytes stay in the vocabulary, so any other word still has tokens: several, and untrained.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=1,
+        end_of_word_suffix="</w>",
+        initial_alphabet=list(letters),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([" ".join(vocabulary())], trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    alphabet = list(bytes_to_unicode().values())
+    tokens = alphabet + [a + "</w>" for a in alphabet]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]]
+    tokens += [t for t in dict.fromkeys(a + b for a, b in merges) if t not in tokens]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    lines = ["#version: 0.2"] + [" ".join(m) for m in merges]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=24)
+
+
+def _patches(frames: Tensor, factor: int) -> Tensor:
+    """(n, 3, H, W) -> (n·h·w, 3·factor²), channels ordered as the encoder's stride-2 convolutions do."""
+    x = frames
+    while factor > 1:
+        x = rearrange(x, "n c (h a) (w b) -> n (c a b) h w", a=2, b=2)
+        factor //= 2
+    return rearrange(x, "n c h w -> (n h w) c")
+
+
+def new_autoencoder(recipe: Recipe) -> AutoencoderTiny:
+    """An `AutoencoderTiny` of the recipe's shape, untrained.
+
+    The decoder begins as mid-grey plus a little, its residual blocks as the identity.
+    """
+    levels = recipe.factor.bit_length()
+    torch.manual_seed(0)
+    vae = AutoencoderTiny(
+        latent_channels=recipe.latent_channels,
+        encoder_block_out_channels=(3 * recipe.factor**2,) * levels,
+        num_encoder_blocks=(0,) * levels,
+        decoder_block_out_channels=(recipe.decoder_width,) * levels,
+        num_decoder_blocks=recipe.decoder_blocks,
+        scaling_factor=2.0,
+    )
+    for module in vae.decoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    for module in vae.decoder.layers:
+        if isinstance(module, AutoencoderTinyBlock):
+            nn.init.zeros_(module.conv[-1].weight)
+            nn.init.zeros_(module.conv[-1].bias)
+    with torch.no_grad():
+        vae.decoder.layers[-1].weight.mul_(0.1)
+        vae.decoder.layers[-1].bias.fill_(0.5)
+    return vae
+
+
+@torch.no_grad()
+def _new_vae(recipe: Recipe) -> AutoencoderTiny:
+    """An `AutoencoderTiny` whose encoder computes the leading principal components of patches."""
+    vae = new_autoencoder(recipe)
+    scenes = [render(sample_scene(seed), recipe.size, frames=2).frames for seed in range(1500)]
+    pixels = torch.from_numpy(np.concatenate(scenes)).permute(0, 3, 1, 2).float() / 255
+    patches = _patches(pixels, recipe.factor)
+    mean = patches.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))
+    spread = values.flip(0)[: recipe.latent_channels].clamp_min(1e-12).sqrt()
+    basis = vectors.flip(1)[:, : recipe.latent_channels].T / spread[:, None].sqrt()
+    basis = basis * (0.5 / spread.mean().sqrt())  # a spread of 1 after scaling_factor, on the average
+    *convs, last = (m for m in vae.encoder.layers if isinstance(m, nn.Conv2d))
+    for parameter in vae.encoder.parameters():
+        parameter.zero_()
+    for c in range(3):
+        convs[0].weight[c, c, 1, 1] = 1
+    for level, conv in enumerate(convs[1:]):
+        for c in range(3 * 4**level):
+            for a in range(2):
+                for b in range(2):
+                    conv.weight[c * 4 + a * 2 + b, c, 1 + a, 1 + b] = 1
+    last.weight[:, :, 1, 1] = basis
+    last.bias = nn.Parameter(-basis @ mean)
+    return vae
+
+
+def new_unet(recipe: Recipe) -> UNet3DConditionModel:
+    depth = len(recipe.channels) - 1
+    torch.manual_seed(0)
+    unet = UNet3DConditionModel(
+        sample_size=recipe.size // recipe.factor,
+        in_channels=recipe.latent_channels,
+        out_channels=recipe.latent_channels,
+        block_out_channels=recipe.channels,
+        down_block_types=("CrossAttnDownBlock3D",) * depth + ("DownBlock3D",),
+        up_block_types=("UpBlock3D",) + ("CrossAttnUpBlock3D",) * depth,
+        layers_per_block=1,
+        norm_num_groups=16,
+        cross_attention_dim=recipe.text_width,
+        attention_head_dim=recipe.head_dim,
+    )
+    for name, module in unet.named_modules():
+        if name.endswith("proj_out") and ("temp_attentions" in name or "transformer_in" in name):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return unet
+
+
+def new_text_encoder(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.text_width,
+        intermediate_size=recipe.text_width,
+        num_hidden_layers=0,
+        num_attention_heads=4,
+        max_position_embeddings=24,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    return tokenizer(captions, padding="max_length", max_length=24, truncation=True, return_tensors="pt").input_ids
+
+
+def load_vae(run: Path, recipe: Recipe) -> AutoencoderTiny:
+    """The run's autoencoder, made on the first call."""
+    if not (run / "vae").exists():
+        _new_vae(recipe).save_pretrained(run / "vae")
+    return AutoencoderTiny.from_pretrained(run / "vae").eval()
+
+
+def export(run: Path, recipe: Recipe, out: Path) -> None:
+    """Saves the newest averaged weights as a pipeline folder: fp16 safetensors in zeroscope's layout."""
+    stages = [run / f"unet-{stage}.pt" for stage in ("clips", "frames")]
+    newest = next(path for path in stages if path.exists())
+    tokenizer = new_tokenizer(out / "tokenizer")
+    tokenizer.save_pretrained(out / "tokenizer")
+    unet, text = new_unet(recipe), new_text_encoder(recipe, tokenizer)
+    model = nn.ModuleDict({"unet": unet, "text": text})
+    model.load_state_dict(torch.load(newest, map_location="cpu", weights_only=True)["average"], strict=False)
+    unet.half().save_pretrained(out / "unet")
+    text.half().save_pretrained(out / "text_encoder")
+    load_vae(run, recipe).half().save_pretrained(out / "vae")
+    new_scheduler().save_pretrained(out / "scheduler")
+    index = {
+        "_class_name": "TextToVideoSDPipeline",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet3DConditionModel"],
+        "vae": ["diffusers", "AutoencoderTiny"],
+    }
+    (out / "vocabulary.json").write_text(json.dumps(vocabulary()) + "\n")
+    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
