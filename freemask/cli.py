@@ -110,6 +110,8 @@ def edit(
     alpha_latent: Annotated[float | None, typer.Option(help="Share of steps with latent blending.")] = None,
     dilate: Annotated[int | None, typer.Option(help="Cells by which the mask grows.")] = None,
     union: Annotated[bool | None, typer.Option(help="Join the mask with the edit word's own.")] = None,
+    alpha_changed: Annotated[float | None, typer.Option(help="As --alpha-cross, for the changed words.")] = None,
+    rescale: Annotated[float | None, typer.Option(help="Guidance rescale, 0 to 1.")] = None,
 ) -> None:
     """Edit a clip by text; writes the videos, the masks and report.json into --out."""
     with _refusals():
@@ -135,6 +137,8 @@ def edit(
             alpha_latent=alpha_latent,
             dilate=dilate,
             union=union,
+            alpha_changed=alpha_changed,
+            rescale=rescale,
         )
         from .prompts import check
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .trace import CLEAN
 
-__all__ = ["Predict", "denoise", "invert", "levels", "step", "timesteps"]
+__all__ = ["Predict", "denoise", "guide", "invert", "levels", "step", "timesteps"]
 
 Predict = Callable[[Tensor, int, float], Tensor]  # (latents, label t, the latents' own ᾱ) -> eps
 
@@ -41,6 +41,20 @@ def step(
         sigma = eta * ((1 - a_to) / (1 - a_from) * (1 - a_from / a_to)) ** 0.5
     out = a_to**0.5 * clean + (1 - a_to - sigma**2) ** 0.5 * eps
     return out if noise is None or sigma == 0 else out + sigma * noise
+
+
+def guide(plain: Tensor, told: Tensor, guidance: float, rescale: float = 0.0) -> Tensor:
+    """Classifier-free guidance from the unconditional eps and the prompt's, (b, …) each.
+
+    With `rescale` φ > 0 the result's spread is drawn to that of the prompt's eps, which keeps strong guidance from
+    saturating the picture (Lin et al. 2023, Eq. 15-16).
+    """
+    eps = plain + guidance * (told - plain)
+    if rescale == 0:
+        return eps
+    over = tuple(range(1, eps.ndim))
+    ratio = told.std(over, keepdim=True) / eps.std(over, keepdim=True)
+    return eps * (rescale * ratio + 1 - rescale)
 
 
 def invert(predict: Predict, x: Tensor, alpha: dict[int, float]) -> Iterator[tuple[int, Tensor]]:

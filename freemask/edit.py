@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .attention import Hook, attend, find_sites, installed, probabilities, word_probabilities
 from .backbone import Backbone
-from .ddim import denoise, invert, levels, timesteps
+from .ddim import denoise, guide, invert, levels, timesteps
 from .errors import SettingError
 from .fusion import TokenMap, fuse_cross, fuse_latent, fuse_self, fuse_temporal, token_map
 from .jobs import Step
@@ -252,7 +252,7 @@ class Editor:
             usage.add(len(x))
             with installed(backbone.unet, hooks):
                 eps = backbone.eps(x, t, text[: len(x)], level)
-            return eps[:1] + guidance * (eps[1:2] - eps[:1])
+            return guide(eps[:1], eps[1:2], guidance, task.rescale)
 
         blended = _window(task.alpha_latent, len(order))
         above = {trace.below(t): t for t in trace.timesteps}

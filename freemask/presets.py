@@ -49,7 +49,7 @@ class Preset:
     first, in which self, cross, temporal and latent features are fused; `alpha_changed` is the same for
     the cross columns of changed words (None: as `alpha_cross`). `tau` in (0, 1) thresholds the maps,
     `dilate` grows the mask by that many cells of the latent grid, `union` joins it with the edit word's own
-    mask, `reweight` scales the changed words' attention.
+    mask, `reweight` scales the changed words' attention, `rescale` is guidance rescale's φ (`ddim.guide`).
 
     The other fields exist to compare with other methods and with the released code: `mask` "level" is the mean
     over the sites of one grid level (`level` halvings of the finest; None: the released code's), "mean" that over
@@ -73,6 +73,7 @@ class Preset:
     dilate: Annotated[int, Field(ge=0, le=16)] = 0
     union: bool = False
     reweight: Annotated[float, Field(ge=0, le=10)] = 1.0
+    rescale: Share = 0.0
     mask: Literal["mmc", "level", "mean", "none"] = "mmc"
     level: Annotated[int, Field(ge=0, le=8)] | None = None
     time_aware: bool | None = None
@@ -108,8 +109,10 @@ class Settings:
     alpha_cross: Share | None = None
     alpha_temporal: Share | None = None
     alpha_latent: Share | None = None
+    alpha_changed: Share | None = None
     dilate: Annotated[int, Field(ge=0, le=16)] | None = None
     union: bool | None = None
+    rescale: Share | None = None
 
     def preset(self) -> Preset:
         """The task's preset with this job's own values put in."""

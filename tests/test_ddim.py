@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import tiny_scheduler
 
-from freemask.ddim import denoise, invert, levels, step, timesteps
+from freemask.ddim import denoise, guide, invert, levels, step, timesteps
 
 
 def test_timesteps_are_the_schedulers():
@@ -65,3 +65,13 @@ def test_matches_the_librarys_scheduler():
     ours = step(x, eps, alpha[ts[3]], alpha[ts[2]])
     theirs = scheduler.step(eps, ts[3], x).prev_sample
     assert np.allclose(ours, theirs, atol=1e-6)
+
+
+def test_guidance_and_its_rescale():
+    plain, told = torch.randn(2, 1, 4, 2, 3, 3)
+    assert torch.allclose(guide(plain, told, 1.0), told)
+    strong = guide(plain, told, 7.5)
+    assert torch.allclose(strong, plain + 7.5 * (told - plain))
+    calm = guide(plain, told, 7.5, 1.0)
+    assert calm.std().item() == pytest.approx(told.std().item(), rel=1e-5)
+    assert torch.allclose(calm / calm.std(), strong / strong.std(), atol=1e-5)

@@ -137,8 +137,8 @@ class Advanced:
                 frames = gr.Slider(1, 64, 8, step=1, label="Frames", buttons=[])
             with gr.Row():
                 start = gr.Number(0, label="Start (s)", step=0.1, min_width=90)
-                fps = gr.Textbox("", label="Frames a second", placeholder="automatic", max_lines=1, min_width=90)
-                size = gr.Textbox("", label="Size", placeholder="automatic", max_lines=1, min_width=90)
+                fps = gr.Textbox("", label="Frames a second", placeholder="auto", max_lines=1, min_width=90)
+                size = gr.Textbox("", label="Size", placeholder="auto", max_lines=1, min_width=90)
             gr.HTML(
                 status.note(
                     "Mask threshold τ, the shares α of the steps that are fused or blended, and by how many cells the "

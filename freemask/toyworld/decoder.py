@@ -1,6 +1,6 @@
 """Trains the decoder of a run's autoencoder; the encoder, and so every latent, stays as it is.
 
-The encoder is a principal component analysis, fixed before the UNet trains (see `train`), so the decoder
+The encoder is a principal component analysis, fixed before the UNet trains (see `models`), so the decoder
 may learn before, while or after the UNet does. The loss is the mean over frames of the root mean square
 error: between the mean square error, which the busiest frames would rule, and PSNR itself, which the
 plainest would.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..ddim import denoise, levels, timesteps
+from ..ddim import denoise, guide, levels, timesteps
 from ..edit import Editor, Steps
 from ..jobs import Step
 from ..masks import candidates
@@ -55,7 +55,7 @@ def _denoise(backbone: Backbone, x: Tensor, text: Tensor, null: Tensor | None, s
         if null is None:
             return backbone.eps(x, t, both, level)
         plain, told = backbone.eps(torch.cat([x, x]), t, both, level).chunk(2)
-        return plain + guidance * (told - plain)
+        return guide(plain, told, guidance)
 
     for _, x in denoise(predict, x, levels(backbone.scheduler, timesteps(backbone.scheduler, steps))):  # noqa: B007, B020
         pass
