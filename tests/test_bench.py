@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from freemask.bench import (
     METHODS,
@@ -22,6 +23,7 @@ from freemask.bench import (
 from freemask.bench.benchmark import warped_psnr
 from freemask.bench.methods import presets
 from freemask.bench.table import tabulate
+from freemask.cli import app
 from freemask.edit import finish
 from freemask.errors import ClipError
 from freemask.prompts import align, words
@@ -199,3 +201,35 @@ def test_one_scene_four_methods(tmp_path):
     assert "| freemask-oracle |" in markdown(table)
     save_figure(tmp_path / "table.png", table)
     assert cv2.imread(str(tmp_path / "table.png")) is not None
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["calibrate"], "--suite toyworld"),
+        (["calibrate", "--suite", "davis"], "--suite toyworld"),
+        (["calibrate", "nowhere"], "no folder"),
+        (["calibrate", "--suite", "toyworld", "--tau", "1"], "0 to 1"),
+        (["benchmark", "--out", "x", "--suite", "davis"], "choose toyworld"),
+        (["benchmark", "--out", "x", "--tasks", "style,colour"], "'colour'"),
+        (["benchmark", "--out", "x", "--methods", "magic"], "'magic'"),
+    ],
+)
+def test_refusals(command, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert message in done.stderr and "Traceback" not in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_calibrate_writes_a_codebook_and_its_figure(tmp_path):
+    out = tmp_path / "book.json"
+    done = CliRunner().invoke(
+        app, ["calibrate", "--suite", "toyworld", "--clips", "1", "--steps", "2", "--out", str(out)]
+    )
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout.splitlines()[-1])
+    book = json.loads(out.read_text())
+    assert (told["site"], told["clips"], told["skipped"]) == (book["site"], 1, 0)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png", ".pdf"}
