@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .scenes import COLOURS, OBJECTS, PLACES, STYLES, Scene, render, sample_scene
 
-__all__ = ["CLASSES", "Classifier", "labels", "load_classifier", "train_classifier"]
+__all__ = ["CLASSES", "Classifier", "disturbed", "labels", "load_classifier", "train_classifier"]
 
 WEIGHTS = Path(__file__).parent / "classifier.safetensors"
 # head -> its classes; None is "as it comes"
@@ -83,7 +83,7 @@ def load_classifier(path: Path = WEIGHTS) -> Classifier:
     return model.eval()
 
 
-def _disturbed(pixels: Tensor) -> Tensor:
+def disturbed(pixels: Tensor) -> Tensor:
     """The batch mirrored, blurred, noised and dimmed at random; (n, 3, h, w) in [-1, 1]."""
     n, _, h, w = pixels.shape
     pixels = torch.where(torch.rand(n, 1, 1, 1) < 0.5, pixels.flip(-1), pixels)
@@ -126,7 +126,7 @@ def train_classifier(
     for step in range(1, steps + 1):
         rows = torch.randint(scenes, (batch,))
         given = pixels[rows, torch.randint(2, (batch,))].float() / 127.5 - 1
-        logits = model(_disturbed(given).contiguous(memory_format=torch.channels_last))
+        logits = model(disturbed(given).contiguous(memory_format=torch.channels_last))
         loss = torch.stack([F.cross_entropy(logits[head], truth[head][rows]) for head in CLASSES]).sum()
         torch.autograd.backward(loss)
         optimizer.step()
