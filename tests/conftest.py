@@ -50,9 +50,9 @@ def tiny_scheduler(**changes: object) -> DDIMScheduler:
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
-    from freemask.toyworld.models import new_tokenizer
+    from freemask.toyworld.models import load_tokenizer
 
-    return new_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return load_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="session")

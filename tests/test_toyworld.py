@@ -13,7 +13,7 @@ from freemask.edit import finish
 from freemask.toyworld.classify import CLASSES, Classifier, labels, load_classifier, train_classifier
 from freemask.toyworld.decoder import train_decoder
 from freemask.toyworld.evaluate import evaluate_steps
-from freemask.toyworld.models import Recipe, export, load_vae
+from freemask.toyworld.models import Recipe, export, load_tokenizer, load_vae
 from freemask.toyworld.scenes import DEVELOP, OBJECTS, caption, render, sample_scene, vocabulary
 from freemask.toyworld.train import train_unet
 
@@ -175,6 +175,17 @@ def test_the_decoder_learns_alone(run):
     assert torch.equal(after.encode(picture).latents, latents)
     assert not torch.equal(after.decode(latents).sample, before.decode(latents).sample)
     assert torch.load(run / "decoder.pt", weights_only=True)["step"] > 0
+
+
+def test_a_run_keeps_its_tokenizer(run, tmp_path):
+    made = (run / "tokenizer" / "vocab.json").read_text()
+    export(run, TINY, tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer" / "vocab.json").read_text() == made
+    marked = made.replace('"car</w>"', '"CAR</w>"')
+    (run / "tokenizer" / "vocab.json").write_text(marked)
+    load_tokenizer(run)
+    assert (run / "tokenizer" / "vocab.json").read_text() == marked
+    (run / "tokenizer" / "vocab.json").write_text(made)
 
 
 def test_export_is_a_backbone(run, tmp_path):

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +30,11 @@ from .scenes import render, sample_scene, vocabulary
 __all__ = [
     "Recipe",
     "export",
+    "load_tokenizer",
     "load_vae",
     "new_autoencoder",
     "new_scheduler",
     "new_text_encoder",
-    "new_tokenizer",
     "new_unet",
     "token_ids",
 ]
@@ -69,8 +70,16 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def new_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A `CLIPTokenizer` whose merges make every word of the toy world one token.
+def load_tokenizer(run: Path) -> CLIPTokenizer:
+    """The run's tokenizer, made on the first call and kept: two makings may number tokens differently."""
+    folder = run / "tokenizer"
+    if not (folder / "vocab.json").exists():
+        _make_tokenizer(folder)
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=24)
+
+
+def _make_tokenizer(folder: Path) -> None:
+    """Writes a `CLIPTokenizer` whose merges make every word of the toy world one token.
 
     Bytes stay in the vocabulary, so any other word still has tokens: several, and untrained.
     """
@@ -99,7 +108,6 @@ def new_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
     lines = ["#version: 0.2"] + [" ".join(m) for m in merges]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n")
-    return CLIPTokenizer.from_pretrained(folder, model_max_length=24)
 
 
 def _patches(frames: Tensor, factor: int) -> Tensor:
@@ -219,7 +227,8 @@ def export(run: Path, recipe: Recipe, out: Path) -> None:
     """Saves the newest averaged weights as a pipeline folder: fp16 safetensors in zeroscope's layout."""
     stages = [run / f"unet-{stage}.pt" for stage in ("clips", "frames")]
     newest = next(path for path in stages if path.exists())
-    tokenizer = new_tokenizer(out / "tokenizer")
+    tokenizer = load_tokenizer(run)
+    shutil.copytree(run / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     tokenizer.save_pretrained(out / "tokenizer")
     unet, text = new_unet(recipe), new_text_encoder(recipe, tokenizer)
     model = nn.ModuleDict({"unet": unet, "text": text})

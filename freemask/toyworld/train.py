@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from .models import Recipe, load_vae, new_scheduler, new_text_encoder, new_tokenizer, new_unet, token_ids
+from .models import Recipe, load_tokenizer, load_vae, new_scheduler, new_text_encoder, new_unet, token_ids
 from .scenes import OBJECTS, PLACES, render_seed
 
 __all__ = ["train_unet"]
@@ -140,12 +141,13 @@ def train_unet(
 
     Writes `run/unet-{stage}.pt`, `run/log-{stage}.txt` and sample sheets. The clips stage begins with
     the averaged weights of the frames stage; a run with no checkpoint may begin with those of an exported
-    backbone, `init`, whose autoencoder it takes too.
+    backbone, `init`, whose autoencoder and tokenizer it takes too.
     """
     run.mkdir(parents=True, exist_ok=True)
     if init and not (run / "vae").exists():
         AutoencoderTiny.from_pretrained(init / "vae").float().save_pretrained(run / "vae")
-    tokenizer = new_tokenizer(run / "tokenizer")
+        shutil.copytree(init / "tokenizer", run / "tokenizer", dirs_exist_ok=True)
+    tokenizer = load_tokenizer(run)
     vae = load_vae(run, recipe)
     bank, captions = _latent_bank(run, recipe, vae)
     ids = token_ids(tokenizer, captions)
