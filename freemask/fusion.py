@@ -8,10 +8,12 @@ the source and A1, Q1, K1 of the edit at the same timestep and site:
 - cross (Eq. 11): A0's columns first go to the edit prompt's tokens; columns without a source token keep
   A1's, nothing is renormalised; then (1−m)·A0' + m·A1.
 - temporal (Eq. 10): Q, K = (1−m)·{Q0, K0} + m·{Q1, K1}, per position and frame.
-- latent: z = z_src + E·(z − z_src) at the same level. The attribute and shape tasks use it in the first 80 % of
-  the steps, because guidance shifts the colours of the whole picture: over the three shipped attribute and shape
-  examples (4 frames, 15 steps, guidance 7.5) it raised the background PSNR from 16.6, 20.4 and 17.4 dB to 24.9,
-  26.9 and 27.7 dB, and the edits looked the same inside the mask.
+- latent: z = z_src + E·(z − z_src) at the same level.
+
+Measured against the true edits of rendered scenes (mini, 12 steps, guidance 4, seeds from 2,000,100; PSNR in dB):
+latent blending in the first 80 % of the steps, as the attribute and shape presets have it, raises 20.4 to 21.9 and
+16.4 to 17.0 (3 scenes each), because guidance shifts the colours of the whole picture. Cross fusion over 99 % of the
+steps holds a style back, 18.8 where 20 % of them give 20.3 and none 20.8 (4 scenes): the style preset has 20 %.
 """
 
 from __future__ import annotations

@@ -133,7 +133,8 @@ class Advanced:
             chosen = gr.Dropdown(backbones, value=backbone, label="Backbone", filterable=False)
             steps = gr.Slider(2, 200, 25, step=1, label="Steps", buttons=[])
             with gr.Row():
-                guidance = gr.Slider(1, 30, 7.5, step=0.5, label="Guidance", buttons=[])
+                usual = 4 if backbone == "mini" else 7.5  # more saturates mini's colours
+                guidance = gr.Slider(1, 30, usual, step=0.5, label="Guidance", buttons=[])
                 frames = gr.Slider(1, 64, 8, step=1, label="Frames", buttons=[])
             with gr.Row():
                 start = gr.Number(0, label="Start (s)", step=0.1, min_width=90)
