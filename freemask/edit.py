@@ -158,7 +158,7 @@ class Editor:
                 maps = rearrange(soft, "f (h w) k -> k f h w", h=gh, w=gw)
                 trace.maps[label, site.name] = SoftMap.pack(maps.cpu().numpy())
             if site.kind in storing:
-                trace.features[label, site.name] = (q.clone(), k.clone())
+                trace.features[label, site.name] = (q, k)
             return attend(q, k, v)
 
         fused = _windows(store, len(ts)) if store else {}
