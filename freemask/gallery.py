@@ -188,6 +188,13 @@ def _curves(by_site: Any, by_timestep: Any, codebook: Mapping[str, Any], ink: _I
         axes.spines[["left", "bottom"]].set_color(ink.faint)
 
 
+def _padded() -> Any:
+    """A layout with room around the edge, in inches."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15)
+
+
 def curves_figure(codebook: Mapping[str, Any]) -> Image:
     """LMMC by site and TMMC by timestep, the chosen ones marked (FreeMask Eq. 4-6); lower is better.
 
@@ -195,7 +202,7 @@ def curves_figure(codebook: Mapping[str, Any]) -> Image:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.4), dpi=120, facecolor=SCREEN.ground, layout="constrained")
+    figure = Figure(figsize=(11, 3.4), dpi=120, facecolor=SCREEN.ground, layout=_padded())
     by_site, by_timestep = figure.subplots(1, 2)
     _curves(by_site, by_timestep, codebook, SCREEN)
     buffer = io.BytesIO()
@@ -224,7 +231,7 @@ def save_codebook_figure(
         for s in sites
     ]
     atlas = np.vstack(rows)
-    figure = Figure(figsize=(11, 4.2 + 5.2 * ratio), dpi=150, facecolor=PAPER.ground, layout="constrained")
+    figure = Figure(figsize=(11, 4.2 + 5.2 * ratio), dpi=150, facecolor=PAPER.ground, layout=_padded())
     parts: Any = figure.subfigures(2, 1, height_ratios=(5.2 * ratio, 3.4))
     above, below = parts
     picture, sheet = above.subplots(1, 2, width_ratios=(1, 3.4))

@@ -148,7 +148,7 @@ class Advanced:
             )
             with gr.Row():
                 tau, alpha_self, alpha_cross, alpha_temporal, alpha_latent, dilate = (
-                    gr.Textbox("", label=label, placeholder=f"{getattr(preset, name):g}", max_lines=1, min_width=90)
+                    gr.Textbox("", label=label, placeholder=f"{getattr(preset, name):g}", max_lines=1, min_width=130)
                     for name, label in TASK_OWN.items()
                 )
             features = gr.Radio(
@@ -287,6 +287,8 @@ class Results:
                 note = gr.HTML(status.note("The masks of an edit appear here."))
                 curves = gr.Image(
                     label="Mask Matching Cost",
+                    show_label=False,
+                    buttons=["download", "fullscreen"],
                     alt_text="Two curves: the cost by layer and by timestep",
                     format="png",
                     interactive=False,
