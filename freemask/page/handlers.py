@@ -288,7 +288,7 @@ def _file(path: Path) -> dict[str, Any]:
     Events that show videos skip Gradio's own postprocessing, which needs ffprobe wherever there is an ffmpeg: our
     videos play as they are.
     """
-    return gr.FileData(path=str(path), orig_name=path.name).model_dump()
+    return gr.FileData(path=str(path), orig_name=path.name, size=path.stat().st_size).model_dump()
 
 
 def _own(text: str | None) -> str | None:
