@@ -178,14 +178,12 @@ def test_the_decoder_learns_alone(run):
 
 
 def test_a_run_keeps_its_tokenizer(run, tmp_path):
-    made = (run / "tokenizer" / "vocab.json").read_text()
-    export(run, TINY, tmp_path / "out")
-    assert (tmp_path / "out" / "tokenizer" / "vocab.json").read_text() == made
-    marked = made.replace('"car</w>"', '"CAR</w>"')
-    (run / "tokenizer" / "vocab.json").write_text(marked)
+    vocabulary_file = run / "tokenizer" / "vocab.json"
+    made = vocabulary_file.stat().st_mtime_ns
     load_tokenizer(run)
-    assert (run / "tokenizer" / "vocab.json").read_text() == marked
-    (run / "tokenizer" / "vocab.json").write_text(made)
+    export(run, TINY, tmp_path)
+    assert vocabulary_file.stat().st_mtime_ns == made
+    assert (tmp_path / "tokenizer" / "vocab.json").read_text() == vocabulary_file.read_text()
 
 
 def test_export_is_a_backbone(run, tmp_path):
