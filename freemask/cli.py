@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .errors import FreeMaskError, InputError, SettingError
 from .jobs import Step
 from .presets import make_settings
+
+if TYPE_CHECKING:
+    from .edit import Editor
 
 __all__ = ["app"]
 
@@ -64,6 +67,13 @@ def _watch(steps: Generator[Step, None, Any]) -> Any:
             if step.stage not in tasks:
                 tasks[step.stage] = progress.add_task(step.stage, total=step.total)
             progress.update(tasks[step.stage], completed=step.index)
+
+
+def _processes(given: int | None, editor: Editor) -> int:
+    """How many processes measure: one a core without a GPU, this one alone (0) with."""
+    if given is not None:
+        return given
+    return (os.cpu_count() or 1) if editor.backbone.device.type == "cpu" else 0
 
 
 def _size(text: str) -> tuple[int, int] | None:
@@ -184,7 +194,7 @@ def calibrate(
 ) -> None:
     """Measure a backbone's codebook on clips with known masks: its best site and timestep.
 
-    Inverts every clip once: on 2 CPU cores mini takes about 7 seconds a clip. An interrupted run goes on where it
+    Inverts every clip once: on 2 CPU cores mini takes about 8 seconds a clip. An interrupted run goes on where it
     stopped when the same command runs again.
     """
     with _refusals():
@@ -242,7 +252,7 @@ def benchmark(
 ) -> None:
     """Edit scenes whose true result is known by every method, and print the table.
 
-    All of it (4 tasks of 12 scenes, 17 methods) takes about two hours on 2 CPU cores; --limit 1 takes ten minutes.
+    All of it (4 tasks of 12 scenes, 17 methods) is some 40,000 UNet rows, by estimate two hours on 2 CPU cores.
     An interrupted run goes on where it stopped when the same command runs again.
     """
     with _refusals():
@@ -260,10 +270,16 @@ def benchmark(
                     raise SettingError(f"There is no {name} {one!r}; choose from: {', '.join(known)}.")
         options = Options(methods=chosen["method"], steps=steps, guidance=guidance, frames=frames)
         editor = load_editor(backbone)
-        if workers is None:
-            workers = (os.cpu_count() or 1) if editor.backbone.device.type == "cpu" else 0
         table = _watch(
-            benchmark_steps(backbone, out, options, limit=limit, seed=seed, tasks=chosen["task"], workers=workers)
+            benchmark_steps(
+                backbone,
+                out,
+                options,
+                limit=limit,
+                seed=seed,
+                tasks=chosen["task"],
+                workers=_processes(workers, editor),
+            )
         )
         text = markdown(table)
         (out / "table.json").write_text(json.dumps(table, indent=1) + "\n")
@@ -328,10 +344,10 @@ def evaluate(
         from .toyworld.evaluate import evaluate_steps
 
         editor = load_editor(backbone)
-        if workers is None:
-            workers = (os.cpu_count() or 1) if editor.backbone.device.type == "cpu" else 0
         figures = _watch(
-            evaluate_steps(editor, clips=clips, steps=steps, seed=seed, guidance=guidance, workers=workers)
+            evaluate_steps(
+                editor, clips=clips, steps=steps, seed=seed, guidance=guidance, workers=_processes(workers, editor)
+            )
         )
     for name, value in figures.items():
         _errors.print(f"{name:>20}: {value}", markup=False)

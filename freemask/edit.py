@@ -34,7 +34,7 @@ from .prompts import align, find_word, infer_word
 from .trace import CLEAN, Site, SoftMap, Trace
 from .video import Clip
 
-__all__ = ["Denoised", "Edited", "Editor", "Usage", "finish"]
+__all__ = ["Denoised", "Edited", "Editor", "Usage", "finish", "windows"]
 
 T = TypeVar("T")
 Steps = Generator[Step, None, T]
@@ -83,7 +83,7 @@ def _window(alpha: float, steps: int) -> int:
     return int(alpha * steps + 1e-9)
 
 
-def _windows(preset: Preset, steps: int) -> dict[str, int]:
+def windows(preset: Preset, steps: int) -> dict[str, int]:
     """How many steps from the first each kind is fused: floor(α·N)."""
     alphas = {"self": preset.alpha_self, "cross": preset.alpha_cross, "temporal": preset.alpha_temporal}
     return {kind: _window(alpha, steps) for kind, alpha in alphas.items()}
@@ -161,7 +161,7 @@ class Editor:
                 trace.features[label, site.name] = (q, k)
             return attend(q, k, v)
 
-        fused = _windows(store, len(ts)) if store else {}
+        fused = windows(store, len(ts)) if store else {}
         watched = [s for s in sites if s.kind == "cross" or (store and s.kind in _FUSED)]
 
         def predict(x: Tensor, t: int, level: float) -> Tensor:
@@ -236,7 +236,7 @@ class Editor:
         edit_tokens = backbone.word_tokens(prompt)
         text = backbone.text(["", prompt, trace.prompt])
         tokens = token_map(alignment.source_of, alignment.changed, trace.tokens, edit_tokens, text.shape[1])
-        windows = _windows(task, len(trace.timesteps))
+        fused = windows(task, len(trace.timesteps))
         order = {t: j for j, t in enumerate(reversed(trace.timesteps))}
         alpha_changed = task.alpha_cross if task.alpha_changed is None else task.alpha_changed
         changed_window = _window(alpha_changed, len(order))
@@ -244,7 +244,7 @@ class Editor:
         fusion = _Fusion(trace, plan, task, tokens, columns)
 
         def predict(x: Tensor, t: int, level: float) -> Tensor:
-            kinds = {kind for kind, n in windows.items() if order[t] < n}
+            kinds = {kind for kind, n in fused.items() if order[t] < n}
             hooks = fusion.hooks(t, kinds, order[t] >= changed_window)
             x = x.expand(2, -1, -1, -1, -1)
             if fusion.replay:

@@ -214,7 +214,7 @@ def curves_figure(codebook: Mapping[str, Any]) -> Image:
 def save_codebook_figure(
     paths: Sequence[Path], codebook: Mapping[str, Any], frame: Image, maps: Mapping[str, NDArray[np.float32]]
 ) -> None:
-    """The paper's three panels (FreeMask Fig. 3) on white, in the formats that the paths' suffixes name.
+    """The paper's three panels (FreeMask Fig. 1) on white, in the formats that the paths' suffixes name.
 
     Above, a frame (h, w, 3) and the maps (t, h', w') of its word by site and timestep, each by its own maximum;
     below, TMMC and LMMC.

@@ -1,5 +1,8 @@
 """Tiny random models and moving clips, made once."""
 
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,9 +11,18 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from freemask.backbone import Backbone
 from freemask.edit import Editor
-from freemask.video import Clip
+from freemask.video import Clip, write_clip
 
 torch.set_num_threads(1)  # the models are too small for more to pay
+
+
+def write_disc(path: Path) -> Path:
+    """A video of a red disc that crosses a green field: 12 frames of 64 × 64."""
+    frames = np.full((12, 64, 64, 3), (60, 140, 60), np.uint8)
+    for i, frame in enumerate(frames):
+        cv2.circle(frame, (16 + 3 * i, 32), 12, (200, 40, 40), -1)
+    write_clip(path, Clip(frames, 8.0))
+    return path
 
 
 def tiny_unet() -> UNet3DConditionModel:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import pytest
+from conftest import write_disc
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
@@ -20,7 +20,6 @@ import app
 from freemask import page
 from freemask.jobs import Step, Worker
 from freemask.presets import Settings
-from freemask.video import Clip, write_clip
 
 PATIENCE = 20.0
 SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
@@ -28,13 +27,7 @@ SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the gras
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A red disc that crosses a green field."""
-    frames = np.full((12, 64, 64, 3), (60, 140, 60), np.uint8)
-    for i, frame in enumerate(frames):
-        cv2.circle(frame, (16 + 3 * i, 32), 12, (200, 40, 40), -1)
-    path = tmp_path_factory.mktemp("clips") / "disc.mp4"
-    write_clip(path, Clip(frames, 8.0))
-    return path
+    return write_disc(tmp_path_factory.mktemp("clips") / "disc.mp4")
 
 
 class Gate:

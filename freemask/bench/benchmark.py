@@ -95,6 +95,7 @@ def measure_case(
     prompt, wanted = case.prompts
     every = replace(load_preset("style"), alpha_self=1.0, alpha_cross=1.0, alpha_temporal=1.0)
     trace = editor.invert(Clip(source.frames, 8.0), prompt=prompt, steps=options.steps, store=every)
+    known = presets(case.task)
     rows: dict[str, Row] = {}
     shown = {"source": source.frames, "truth": true.frames}
     for method in options.methods:
@@ -104,7 +105,7 @@ def measure_case(
             peak, latents = extra_peak(copying, editor.backbone.device)
             overlap = None
         else:
-            preset = presets(case.task)[method]
+            preset = known[method]
             steps = editor.edit_steps(
                 trace,
                 prompt=wanted,

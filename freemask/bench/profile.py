@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..ddim import timesteps
-from ..edit import Editor, finish
+from ..edit import Editor, finish, windows
 from ..jobs import Step
 from ..presets import load_preset
 from ..video import Clip
@@ -83,7 +83,7 @@ def profile_steps(
     text = backbone.text(["", EDIT, SOURCE])
     task = load_preset("attribute")
     ts = timesteps(backbone.scheduler, steps)
-    window = int(max(task.alpha_self, task.alpha_cross, task.alpha_temporal) * len(ts) + 1e-9)
+    window = max(windows(task, len(ts)).values())
 
     def timed(work: Callable[[], Any]) -> tuple[float, Any]:
         if backbone.device.type == "cuda":

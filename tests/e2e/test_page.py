@@ -8,16 +8,14 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
+from conftest import write_disc
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import app
 from freemask import page as parts
 from freemask.jobs import Step, Worker
 from freemask.presets import Example, Settings
-from freemask.video import Clip, write_clip
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -53,12 +51,7 @@ class Tap:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    frames = np.full((12, 64, 64, 3), (60, 140, 60), np.uint8)
-    for i, frame in enumerate(frames):
-        cv2.circle(frame, (16 + 3 * i, 32), 12, (200, 40, 40), -1)
-    path = tmp_path_factory.mktemp("clips") / "disc.mp4"
-    write_clip(path, Clip(frames, 8.0))
-    return path
+    return write_disc(tmp_path_factory.mktemp("clips") / "disc.mp4")
 
 
 @pytest.fixture(scope="module")
