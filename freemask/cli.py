@@ -101,7 +101,7 @@ def edit(
     source: Annotated[str, typer.Option(help="What the clip shows.")],
     edit: Annotated[str, typer.Option(help="What it should show.")],
     out: Annotated[Path, typer.Option(help="The folder for the results.")],
-    task: Annotated[str, typer.Option(help="style, attribute, shape, official or official-style.")] = "style",
+    task: Annotated[str, typer.Option(help="style, attribute, shape, place, official or official-style.")] = "style",
     word: Annotated[str, typer.Option(help="The edited word of the source prompt; inferred when left out.")] = "",
     backbone: Annotated[str, typer.Option(help="mini, a hub id or a folder.")] = "mini",
     steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 25,
@@ -122,6 +122,9 @@ def edit(
     union: Annotated[bool | None, typer.Option(help="Join the mask with the edit word's own.")] = None,
     alpha_changed: Annotated[float | None, typer.Option(help="As --alpha-cross, for the changed words.")] = None,
     rescale: Annotated[float | None, typer.Option(help="Guidance rescale, 0 to 1.")] = None,
+    selection: Annotated[
+        str | None, typer.Option(help="codebook, adaptive or consensus: where the mask is from.")
+    ] = None,
 ) -> None:
     """Edit a clip by text; writes the videos, the masks and report.json into --out."""
     with _refusals():
@@ -149,6 +152,7 @@ def edit(
             union=union,
             alpha_changed=alpha_changed,
             rescale=rescale,
+            selection=selection,
         )
         from .prompts import check
 

@@ -6,7 +6,8 @@ FreeMaskError
 │   ├── PromptError   the prompts: empty, identical, a word that is not there
 │   └── SettingError  a number out of its range, an unknown task or backbone
 ├── BackboneError     the model: a missing file, a wrong layout, no network
-└── MaskError         an attention map that holds no mask
+├── MaskError         an attention map that holds no mask
+└── MetricError       a figure whose model is not to be had
 """
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "FreeMaskError",
     "InputError",
     "MaskError",
+    "MetricError",
     "PromptError",
     "SettingError",
 ]
@@ -46,3 +48,7 @@ class BackboneError(FreeMaskError):
 
 class MaskError(FreeMaskError):
     """An attention map holds no usable mask."""
+
+
+class MetricError(FreeMaskError):
+    """A metric's library or weights are not to be had; the message holds the reason."""

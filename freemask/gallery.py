@@ -43,16 +43,15 @@ class WordMaps:
     """What `words.npz` tells without its maps: enough to offer a choice of word and frame.
 
     tokens: the source prompt's words, in order. sites: the cross-attention sites, from the input to the output.
-    timesteps: ascending, from low to high noise. frames: how many. chosen_site and chosen_timestep: the mask in
-    use; the timestep is None where each timestep uses its own map, both are None where no single site was chosen.
+    timesteps: ascending, from low to high noise. frames: how many. chosen (timestep, site) bool: the maps that the
+    mask in use was made from; one row where each timestep uses its own.
     """
 
     tokens: tuple[str, ...]
     sites: tuple[str, ...]
     timesteps: tuple[int, ...]
     frames: int
-    chosen_site: str | None
-    chosen_timestep: int | None
+    chosen: NDArray[np.bool_]
 
 
 def read_words(path: Path) -> WordMaps:
@@ -61,14 +60,12 @@ def read_words(path: Path) -> WordMaps:
         grids = _grids(stored)
         if not grids:
             raise MaskError(f"{path.name} holds no attention maps: run the edit again.")
-        site, timestep = str(stored["chosen_site"]), int(stored["chosen_timestep"])
         return WordMaps(
             tokens=tuple(map(str, stored["tokens"])),
             sites=tuple(map(str, stored["sites"])),
             timesteps=tuple(map(int, stored["timesteps"])),
             frames=int(stored[f"scales_{grids[0]}"].shape[3]),
-            chosen_site=site or None,
-            chosen_timestep=timestep if site and timestep >= 0 else None,
+            chosen=np.array(stored["chosen"], bool),
         )
 
 
@@ -116,7 +113,8 @@ class _Sheet:
         _write(sheet, title, (24, 24 + 20), size=20, colour=INK, weight=600)
         every = max(1, -(-(_text_width("999", self.text) + 10) // (self.width + self.gap)))
         shown = index.timesteps[::-1]
-        in_use = shown.index(index.chosen_timestep) if index.chosen_timestep in shown else -every
+        at = np.flatnonzero(index.chosen[::-1].any(1))
+        in_use = int(at[0]) if len(at) == 1 else -every
         for column, timestep in enumerate(shown):
             x, _ = self.corner(0, column)
             chosen = column == in_use
@@ -124,7 +122,7 @@ class _Sheet:
                 _write(sheet, str(timestep), (x, self.top - 10), size=self.text, colour=CHOSEN if chosen else FAINT)
         for row, site in enumerate(index.sites):
             _, y = self.corner(row, 0)
-            chosen = site == index.chosen_site
+            chosen = bool(index.chosen[:, row].any())
             middle = y + (self.height + self.text) // 2 - 2
             _write(sheet, short_site(site), (24, middle), size=self.text, colour=CHOSEN if chosen else INK)
             for column in range(columns):
@@ -136,17 +134,13 @@ class _Sheet:
         return sheet
 
     def _outline(self, sheet: Image) -> None:
-        """One box around the chosen cell, or around the whole row where every timestep uses its own map."""
-        index = self.index
-        if index.chosen_site not in index.sites:
-            return
-        row, columns = index.sites.index(index.chosen_site), len(index.timesteps)
-        first, last = 0, columns - 1
-        if index.chosen_timestep is not None:
-            first = last = columns - 1 - index.timesteps.index(index.chosen_timestep)
-        x0, y0 = self.corner(row, first)
-        x1, _ = self.corner(row, last)
-        cv2.rectangle(sheet, (x0 - 2, y0 - 2), (x1 + self.width + 1, y0 + self.height + 1), CHOSEN, 2)
+        """A box around each run of chosen cells in a row."""
+        for row, chosen in enumerate(self.index.chosen[::-1].T):
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], chosen.astype(int), [0]])))
+            for first, end in edges.reshape(-1, 2):
+                x0, y0 = self.corner(row, int(first))
+                x1, _ = self.corner(row, int(end) - 1)
+                cv2.rectangle(sheet, (x0 - 2, y0 - 2), (x1 + self.width + 1, y0 + self.height + 1), CHOSEN, 2)
 
 
 @dataclass(frozen=True)

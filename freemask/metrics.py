@@ -1,12 +1,30 @@
-"""Figures about clips: frames in, floats out."""
+"""Figures about clips: frames (f, h, w, 3) uint8 in, floats out.
+
+CLIP's are cosines between a picture's and a prompt's embedding, or those of two pictures (Hessel et al. 2021;
+FreeMask Sec. 5): OpenAI's ViT-L/14 for real clips, and for the toy world a tiny CLIP of its own that ships with
+the code. A metric whose weights cannot be had raises MetricError with the reason; it is never zero.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-__all__ = ["psnr", "ssim"]
+from .errors import MetricError
+from .presets import TOY_CLIP, known_words
+
+__all__ = ["ClipScore", "clip_metrics", "clip_pixels", "load_clip", "lpips", "psnr", "ssim"]
+
+REAL_CLIP = "openai/clip-vit-large-patch14"
 
 
 def psnr(a: np.ndarray, b: np.ndarray, *, keep: np.ndarray | None = None) -> float:
@@ -29,3 +47,93 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     from skimage.metrics import structural_similarity
 
     return float(np.mean([structural_similarity(x, y, channel_axis=-1) for x, y in zip(a, b, strict=True)]))
+
+
+def _signed(frames: np.ndarray) -> Tensor:
+    """(f, h, w, 3) uint8 -> (f, 3, h, w) float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def lpips(a: np.ndarray, b: np.ndarray) -> float:
+    """Perceptual distance, 0 or more, of two clips (f, h, w, 3) uint8: LPIPS with VGG, the mean over frames.
+
+    Raises MetricError where the library or VGG's weights, which it downloads, are not to be had.
+    """
+    model = _lpips_model()
+    with torch.inference_mode():
+        return float(model(_signed(a), _signed(b)).mean())
+
+
+@lru_cache(maxsize=1)
+def _lpips_model() -> torch.nn.Module:
+    try:
+        from lpips import LPIPS
+
+        return LPIPS(net="vgg", verbose=False).eval()
+    except Exception as error:  # a missing library, no network, a broken download
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MetricError(f"LPIPS is not to be had ({reason}): pip install lpips, with network once.") from error
+
+
+def clip_pixels(pixels: Tensor, size: int) -> Tensor:
+    """(n, 3, h, w) in [-1, 1] -> (n, 3, size, size) as CLIP reads them: the short side to `size`, the centre, its
+    mean and spread."""
+    h, w = pixels.shape[-2:]
+    if (h, w) != (size, size):
+        scale = size / min(h, w)
+        grown = (max(size, round(h * scale)), max(size, round(w * scale)))
+        pixels = F.interpolate(pixels, grown, mode="bicubic", antialias=True).clamp(-1, 1)
+        y, x = (grown[0] - size) // 2, (grown[1] - size) // 2
+        pixels = pixels[..., y : y + size, x : x + size]
+    mean, spread = (torch.tensor(value).view(3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return ((pixels + 1) / 2 - mean) / spread
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """A loaded CLIP; embeddings have length 1, so that their products are cosines in [-1, 1]."""
+
+    model: CLIPModel
+    tokenizer: CLIPTokenizer
+
+    @torch.inference_mode()
+    def images(self, frames: np.ndarray) -> Tensor:
+        """(f, h, w, 3) uint8 -> (f, d)."""
+        size = int(self.model.config.vision_config.image_size)
+        states = self.model.vision_model(pixel_values=clip_pixels(_signed(frames), size)).pooler_output
+        return F.normalize(self.model.visual_projection(states), dim=-1)
+
+    @torch.inference_mode()
+    def texts(self, prompts: list[str]) -> Tensor:
+        """(n, d)."""
+        length = int(self.model.config.text_config.max_position_embeddings)
+        batch = self.tokenizer(prompts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        states = self.model.text_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).pooler_output
+        return F.normalize(self.model.text_projection(states), dim=-1)
+
+
+@lru_cache(maxsize=1)
+def load_clip(backbone: str) -> ClipScore:
+    """The CLIP that judges a backbone's clips: the toy world's where the backbone knows that world's words alone,
+    else OpenAI's ViT-L/14. Raises MetricError where its weights are not to be had."""
+    name = REAL_CLIP if known_words(backbone) is None else str(TOY_CLIP)
+    try:
+        transformers.utils.logging.disable_progress_bar()
+        model = CLIPModel.from_pretrained(name, dtype=torch.float32).eval().requires_grad_(False)
+        return ClipScore(model, CLIPTokenizer.from_pretrained(name))
+    except Exception as error:  # the libraries raise many kinds
+        reason = str(error).splitlines()[0]
+        raise MetricError(f"CLIP ({name}) is not to be had ({reason}): it needs a network once.") from error
+
+
+def clip_metrics(clip: ClipScore, frames: np.ndarray, *, source: str, edit: str) -> dict[str, float]:
+    """`clip`: the mean cosine of frames and edit prompt; `clip_temporal`: that of neighbouring frames (1 for a single
+    one); `frame_accuracy`: the share of frames nearer to the edit prompt than to the source's."""
+    images, texts = clip.images(frames), clip.texts([source, edit])
+    to_source, to_edit = (images @ texts.T).T
+    neighbours = (images[1:] * images[:-1]).sum(-1)
+    return {
+        "clip": float(to_edit.mean()),
+        "clip_temporal": float(neighbours.mean()) if len(neighbours) else 1.0,
+        "frame_accuracy": float((to_edit > to_source).float().mean()),
+    }

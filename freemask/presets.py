@@ -34,8 +34,10 @@ __all__ = [
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "presets"
 MINI = Path(__file__).resolve().parent / "toyworld" / "mini"
-TASKS = ("style", "attribute", "shape", "official", "official-style")
+TOY_CLIP = MINI.parent / "clip"  # the CLIP of mini's world
+TASKS = ("style", "attribute", "shape", "place", "official", "official-style")
 
+Selection = Literal["codebook", "adaptive", "consensus"]
 Share = Annotated[float, Field(ge=0, le=1)]
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -50,6 +52,8 @@ class Preset:
     the cross columns of changed words (None: as `alpha_cross`). `tau` in (0, 1) thresholds the maps,
     `dilate` grows the mask by that many cells of the latent grid, `union` joins it with the edit word's own
     mask, `reweight` scales the changed words' attention, `rescale` is guidance rescale's φ (`ddim.guide`).
+    `selection` says where the mask comes from: the candidate that the backbone's codebook names, the one of this
+    clip nearest to its maps' consensus, or that consensus itself (`plan`).
 
     The other fields exist to compare with other methods and with the released code: `mask` "level" is the mean
     over the sites of one grid level (`level` halvings of the finest; None: the released code's), "mean" that over
@@ -74,6 +78,7 @@ class Preset:
     union: bool = False
     reweight: Annotated[float, Field(ge=0, le=10)] = 1.0
     rescale: Share = 0.0
+    selection: Selection = "codebook"
     mask: Literal["mmc", "level", "mean", "none"] = "mmc"
     level: Annotated[int, Field(ge=0, le=8)] | None = None
     time_aware: bool | None = None
@@ -113,6 +118,7 @@ class Settings:
     dilate: Annotated[int, Field(ge=0, le=16)] | None = None
     union: bool | None = None
     rescale: Share | None = None
+    selection: Selection | None = None
 
     def preset(self) -> Preset:
         """The task's preset with this job's own values put in."""

@@ -85,12 +85,12 @@ def _phrase_end(found: Sequence[str], at: int) -> int | None:
 
 
 def infer_word(source: str, edit: str, task: str) -> str:
-    """p0: for shape the replaced noun, for attribute the head noun of the changed phrase, for style the
-    main moving noun (the one before the first verb). Raises PromptError where no word fits."""
+    """p0: for shape the replaced noun, for attribute the head noun of the changed phrase, for style and
+    place the main moving noun (the one before the first verb). Raises PromptError where no word fits."""
     a = _folded(source)
     removed = align(source, edit).removed
     at: int | None = None
-    if task.endswith("style"):
+    if task.endswith("style") or task == "place":
         opening = a.index("of") + 1 if "painting" in a and "of" in a else 0
         at = _phrase_end(a, opening)
     else:

@@ -105,7 +105,8 @@ def run_steps(
         reconstruction = editor.decode(z, clip)
         result = editor.decode(edited.latents, clip)
     clock.seconds["total"] = round(time.perf_counter() - start, 4)
-    keep = None if preset.region == "background" else ~edited.plan.shown
+    # a style changes every pixel, unless latent blending holds the object, as it does where the place is edited
+    keep = ~edited.plan.shown if preset.region == "object" else edited.plan.shown if preset.alpha_latent else None
     metrics = {
         "reconstruction_psnr": _finite(psnr(reconstruction.frames, clip.frames)),
         "background_psnr": _finite(psnr(result.frames, clip.frames, keep=keep)),
@@ -144,8 +145,7 @@ def run_steps(
         ("comparison", side_by_side(clip, reconstruction, result)),
     ):
         write_clip(out / f"{name}.mp4", video, audio_from=path, start=settings.start)
-    from_cell = preset.mask == "mmc" and choice.origin != "painted"
-    save_masks(out, trace, edited, word, time_aware=time_aware, from_cell=from_cell)
+    save_masks(out, trace, edited, word)
     sheet = gallery.mask_sheet(out / "words.npz", word, frame=0)
     gallery.save_png(out / "masks.png", sheet)
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -158,12 +158,12 @@ def _finite(value: float) -> float | None:
     return round(value, 3) if math.isfinite(value) else None
 
 
-def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, *, time_aware: bool, from_cell: bool) -> None:
+def save_masks(out: Path, trace: Trace, edited: Denoised, word: str) -> None:
     """Writes `masks.npz` (the edited word's maps) and `words.npz` (every word's), both per grid.
 
     `maps_{h}x{w}` uint8 (t, site, f, h, w) in masks.npz and (t, site, token, f, h, w) in words.npz, with
     `scales_{h}x{w}` float32 over (t, site, [token,] f): probability = maps / 255 · scale. Timesteps rise.
-    `chosen_site` is empty unless the mask came from one cell or row of the maps (`from_cell`).
+    `chosen` bool (t, site) in words.npz marks the maps that the mask was made from.
     """
     at = find_word(trace.prompt, word)
     found = words(trace.prompt)
@@ -189,7 +189,7 @@ def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, *, time_awa
     masks["tokens"] = np.array([found[i] for i in at])
     masks["mask"] = edited.plan.shown
     every["tokens"] = np.array(found)
-    every["chosen_site"] = np.array(edited.plan.choice.site.name if from_cell else "")
-    every["chosen_timestep"] = np.array(-1 if time_aware else edited.plan.choice.timestep)
+    cells = set(edited.plan.cells)
+    every["chosen"] = np.array([[(t, site.name) in cells for site in cross] for t in trace.timesteps])
     np.savez_compressed(out / "masks.npz", allow_pickle=False, **masks)
     np.savez_compressed(out / "words.npz", allow_pickle=False, **every)

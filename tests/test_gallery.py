@@ -38,8 +38,7 @@ def stored(path: Path, *, site: str = SITES[1], timestep: int = 201, grid: tuple
         timesteps=np.array([1, 201, 401]),
         tokens=np.array(["red", "Car"]),
         sites=np.array(SITES),
-        chosen_site=np.array(site),
-        chosen_timestep=np.array(timestep),
+        chosen=np.array([[name == site and timestep in (-1, t) for name in SITES] for t in (1, 201, 401)]),
     )
     return path
 
@@ -60,8 +59,8 @@ def test_index(tmp_path: Path) -> None:
         (1, 201, 401),
         2,
     )
-    assert (index.chosen_site, index.chosen_timestep) == (SITES[1], 201)
-    assert read_words(stored(tmp_path / "every.npz", timestep=-1)).chosen_timestep is None
+    assert index.chosen.tolist() == [[False, False], [False, True], [False, False]]
+    assert read_words(stored(tmp_path / "every.npz", timestep=-1)).chosen[:, 1].all()
 
 
 def test_sheet_is_rgb_and_differs_by_word(tmp_path: Path) -> None:

@@ -200,8 +200,10 @@ def test_export_is_a_backbone(run, tmp_path):
 def test_a_classifier_trains_saves_and_judges(tmp_path, capsys):
     path = tmp_path / "classifier.safetensors"
     train_classifier(path, size=32, steps=3, scenes=16, batch=8)
-    assert path.stat().st_size < 1.5e6
-    seen = load_classifier(path).judge(render(sample_scene(0), 48, frames=2).frames)
+    assert path.stat().st_size < 2.5e6
+    frames = render(sample_scene(0), 48, frames=2).frames
+    seen = load_classifier(path).judge(frames)
+    assert load_classifier(path).locate(frames).shape == (2, 2)
     assert seen.keys() == CLASSES.keys()
     assert all(0 <= seen[head] < len(names) for head, names in CLASSES.items())
     with pytest.raises(ValueError, match="1,000,000"):
@@ -224,7 +226,8 @@ def test_evaluation_figures(editor):
     json.dumps(figures)
     wanted = "object colour place style classifier reconstruction_psnr vae_psnr best_iou full_iou"
     assert figures.keys() >= set(wanted.split())
-    assert figures["classifier"].keys() == CLASSES.keys()
+    assert figures["classifier"].keys() == {*CLASSES, "smooth"}
+    assert 0 <= figures["smooth"] <= 1
     assert 0 <= figures["best_iou"] <= 1
     assert 0.05 < figures["full_iou"] < 0.6
     assert len(OBJECTS) == len(CLASSES["object"])

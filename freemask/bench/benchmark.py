@@ -1,8 +1,9 @@
 """Does FreeMask work? Edits of rendered scenes, where the true result is known, by every method in one run.
 
 A case (`toyworld.cases`) is inverted once; every method then edits from the same trace with the same steps and
-guidance. Each case leaves a file in the output folder, so an interrupted run goes on where it stopped; the
-table, its intervals and the pictures are made from those files.
+guidance. Each case leaves its figures and frames in the output folder, so an interrupted run goes on where it
+stopped, and a method whose preset changed is measured again alone. The table, its intervals and the pictures are
+made from those files.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,15 @@ from ..edit import Editor, Steps, finish
 from ..errors import MaskError
 from ..gallery import save_png
 from ..jobs import Step
-from ..masks import resize
-from ..metrics import psnr, ssim
+from ..masks import candidates, consensus, extract, resize
+from ..metrics import ClipScore, clip_metrics, load_clip, psnr, ssim
 from ..mmc import iou
-from ..presets import load_preset
+from ..presets import Preset, load_preset
 from ..run import load_editor
 from ..toyworld.cases import CASE_TASKS, Case, sample_case
 from ..toyworld.classify import CLASSES, Classifier, load_classifier
 from ..toyworld.scenes import REPORT, Rendered, Scene, motion, render
+from ..trace import Trace
 from ..video import Clip
 from .methods import METHODS, presets
 from .profile import extra_peak
@@ -40,6 +42,7 @@ from .table import METRICS, tabulate
 __all__ = ["Options", "benchmark_steps", "measure_case", "warped_psnr"]
 
 Row = dict[str, float | None]
+ORACLE = "freemask-oracle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +51,20 @@ class Options:
 
     methods: tuple[str, ...] = METHODS
     steps: int = 25
-    guidance: float = 7.5
+    guidance: float = 4.0
     frames: int = 8
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The independent models that look at a result's frames."""
+
+    classifier: Classifier
+    clip: ClipScore
+
+    @classmethod
+    def load(cls) -> Judges:
+        return cls(load_classifier(), load_clip("mini"))
 
 
 def warped_psnr(frames: np.ndarray, scene: Scene, masks: np.ndarray) -> float:
@@ -70,70 +85,103 @@ def warped_psnr(frames: np.ndarray, scene: Scene, masks: np.ndarray) -> float:
     return psnr(np.concatenate(before), np.concatenate(after))
 
 
-def _frame_metrics(case: Case, source: Rendered, true: Rendered, frames: np.ndarray, judge: Classifier) -> Row:
-    """What a result's frames tell; PSNRs in dB."""
-    either = source.masks | true.masks
-    kept = {"style": None, "place": source.masks}.get(case.task, ~either)
-    wanted = CLASSES[case.field].index(getattr(case.true, case.field))
-    return {
-        "true_psnr": psnr(frames, true.frames),
-        "true_ssim": ssim(frames, true.frames),
-        "inside_psnr": psnr(frames, true.frames, keep=either),
-        "outside_psnr": psnr(frames, true.frames, keep=~either),
-        "background_psnr": None if kept is None else psnr(frames, source.frames, keep=kept),
-        "present": float(judge.judge(frames)[case.field] == wanted),
-        "temporal": warped_psnr(frames, case.true, true.masks),
-    }
+@dataclass(frozen=True)
+class _Inverted:
+    """A case with its two clips and the trace of the source's."""
+
+    case: Case
+    source: Rendered
+    true: Rendered
+    trace: Trace
+
+    def figures(self, frames: np.ndarray, judges: Judges) -> Row:
+        """What a result's frames tell; PSNRs in dB."""
+        case, source, true = self.case, self.source, self.true
+        either = source.masks | true.masks
+        kept = {"style": None, "place": source.masks}.get(case.task, ~either)
+        wanted = CLASSES[case.field].index(getattr(case.true, case.field))
+        seen = clip_metrics(judges.clip, frames, source=case.prompts[0], edit=case.prompts[1])
+        return {
+            "true_psnr": psnr(frames, true.frames),
+            "true_ssim": ssim(frames, true.frames),
+            "inside_psnr": psnr(frames, true.frames, keep=either),
+            "outside_psnr": psnr(frames, true.frames, keep=~either),
+            "background_psnr": None if kept is None else psnr(frames, source.frames, keep=kept),
+            "present": float(judges.classifier.judge(frames)[case.field] == wanted),
+            "temporal": warped_psnr(frames, case.true, true.masks),
+            "clip": seen["clip"],
+            "clip_temporal": seen["clip_temporal"],
+        }
+
+    def rank(self, tau: float) -> float:
+        """Spearman's ρ, over every candidate, of its IoU with the clip's consensus and with the truth."""
+        from scipy.stats import spearmanr
+
+        truth, word = self.source.masks, self.case.word
+        size = truth.shape[1], truth.shape[2]
+        agreed = resize(extract(consensus(self.trace, word).soft, tau, pool=False), size)
+        found = candidates(self.trace, word, tau=tau, size=size).values()
+        return float(spearmanr([iou(mask, agreed) for mask in found], [iou(mask, truth) for mask in found]).statistic)
+
+
+def _edit(editor: Editor, judges: Judges, given: _Inverted, method: str, options: Options) -> tuple[Row, Any]:
+    """A method's figures and its frames (f, h, w, 3); nothing of either where it finds no mask."""
+    preset = presets(given.case.task).get(method)
+    start, overlap, rank = time.perf_counter(), None, None
+    if preset is None:
+        copying = partial(finish, editor.reconstruct_steps(given.trace))
+        peak, latents = extra_peak(copying, editor.backbone.device)
+    else:
+        steps = editor.edit_steps(
+            given.trace,
+            prompt=given.case.prompts[1],
+            task=preset,
+            word=given.case.word,
+            guidance=options.guidance,
+            mask=given.source.masks if method == ORACLE else None,
+        )
+        try:
+            peak, edited = extra_peak(partial(finish, steps), editor.backbone.device)
+        except MaskError:  # flat maps
+            return {}, None
+        latents = edited.latents
+        if preset.mask != "none" and (preset.delta == 0 or preset.alpha_self or preset.alpha_latent):
+            size = given.source.masks.shape[1], given.source.masks.shape[2]
+            masks = edited.plan.object_at.values()
+            overlap = float(np.mean([iou(resize(mask, size), given.source.masks) for mask in masks]))
+        rank = given.rank(preset.tau) if preset.selection == "adaptive" else None
+    seconds = time.perf_counter() - start
+    frames = editor.backbone.decode(latents)
+    cost = {"mask_iou": overlap, "rank": rank, "seconds": seconds, "peak_mib": peak}
+    return given.figures(frames, judges) | cost, frames
 
 
 def measure_case(
-    editor: Editor, judge: Classifier, case: Case, options: Options
+    editor: Editor, judges: Judges, case: Case, options: Options
 ) -> tuple[dict[str, Row], dict[str, np.ndarray]]:
-    """Every method's figures and its frames (f, h, w, 3), with the source's and the truth's frames beside them."""
+    """The figures of `options.methods` and their frames (f, h, w, 3), with the source's and the truth's frames
+    beside them. Methods with the same preset are measured once."""
     size = min(editor.backbone.native_size)
     source, true = (render(scene, size, frames=options.frames) for scene in (case.scene, case.true))
-    prompt, wanted = case.prompts
     every = replace(load_preset("style"), alpha_self=1.0, alpha_cross=1.0, alpha_temporal=1.0)
-    trace = editor.invert(Clip(source.frames, 8.0), prompt=prompt, steps=options.steps, store=every)
-    known = presets(case.task)
-    rows: dict[str, Row] = {}
+    trace = editor.invert(Clip(source.frames, 8.0), prompt=case.prompts[0], steps=options.steps, store=every)
+    given = _Inverted(case, source, true, trace)
     shown = {"source": source.frames, "truth": true.frames}
+    rows: dict[str, Row] = {}
+    known = presets(case.task)
+    done: dict[tuple[Preset | None, bool], str] = {}
     for method in options.methods:
-        start = time.perf_counter()
-        if method == "copy":
-            copying = partial(finish, editor.reconstruct_steps(trace))
-            peak, latents = extra_peak(copying, editor.backbone.device)
-            overlap = None
+        twin = done.setdefault((known.get(method), method == ORACLE), method)
+        if twin == method:
+            rows[method], frames = _edit(editor, judges, given, method, options)
         else:
-            preset = known[method]
-            steps = editor.edit_steps(
-                trace,
-                prompt=wanted,
-                task=preset,
-                word=case.word,
-                guidance=options.guidance,
-                mask=source.masks if method == "freemask-oracle" else None,
-            )
-            try:
-                peak, done = extra_peak(partial(finish, steps), editor.backbone.device)
-            except MaskError:  # flat maps: this method has no mask here
-                continue
-            latents = done.latents
-            masked = preset.mask != "none" and (preset.delta == 0 or preset.alpha_self or preset.alpha_latent)
-            seen = [iou(resize(m, (size, size)), source.masks) for m in done.plan.object_at.values()]
-            overlap = float(np.mean(seen)) if masked else None
-        seconds = time.perf_counter() - start
-        frames = editor.backbone.decode(latents)
-        rows[method] = _frame_metrics(case, source, true, frames, judge) | {
-            "mask_iou": overlap,
-            "seconds": seconds,
-            "peak_mib": peak,
-        }
-        shown[method] = frames
+            rows[method], frames = rows[twin], shown.get(twin)
+        if frames is not None:
+            shown[method] = frames
     return rows, shown
 
 
-def _strip(shown: dict[str, np.ndarray], case: Case) -> np.ndarray:
+def _strip(shown: dict[str, np.ndarray]) -> np.ndarray:
     """Four frames of each method in a row with its name: (h, w, 3) uint8."""
     rows = []
     for name, frames in shown.items():
@@ -149,16 +197,48 @@ def _name(case: Case) -> str:
     return f"{case.task}-{case.seed}"
 
 
-def _measure_into(case: Case, *, name: str, options: Options, out: Path, key: list[object], alone: bool) -> None:
-    """Measures a case and writes its file and its strip."""
+def _fingerprint(method: str, task: str, shared: Sequence[object]) -> list[object]:
+    """What a method's figures depend on, besides the case and the code."""
+    preset = presets(task).get(method)
+    return [*shared, asdict(preset) if preset else None]
+
+
+def _measure_into(case: Case, *, name: str, options: Options, out: Path, alone: bool) -> None:
+    """Measures the methods that a case lacks and writes its figures, its frames and its strip."""
     if not alone:
         torch.set_num_threads(1)
-    rows, shown = measure_case(load_editor(name), load_classifier(), case, options)
-    save_png(out / "strips" / f"{_name(case)}.png", _strip(shown, case))
-    told = {"key": key, "task": case.task, "seed": case.seed, "prompts": case.prompts, "rows": rows}
+    told = _read(case, name, options, out) or {"task": case.task, "seed": case.seed, "prompts": case.prompts}
+    missing = [method for method in options.methods if method not in told.get("rows", {})]
+    rows, shown = measure_case(load_editor(name), Judges.load(), case, replace(options, methods=tuple(missing)))
+    path = out / "frames" / f"{_name(case)}.npz"
+    if path.exists():
+        with np.load(path) as kept:
+            shown = {method: kept[method] for method in kept.files if method not in shown} | shown
+    order = ("source", "truth", *options.methods)
+    shown = {method: shown[method] for method in order if method in shown}
+    np.savez_compressed(path, allow_pickle=False, **shown)
+    save_png(out / "strips" / f"{_name(case)}.png", _strip(shown))
+    shared = (name, options.steps, options.guidance, options.frames)
+    told["rows"] = told.get("rows", {}) | rows
+    told["made"] = told.get("made", {}) | {method: _fingerprint(method, case.task, shared) for method in rows}
     part = out / "cases" / f"{_name(case)}.part"
     part.write_text(json.dumps(told))
     part.replace(part.with_suffix(".json"))
+
+
+def _read(case: Case, name: str, options: Options, out: Path) -> dict[str, Any] | None:
+    """What is known of a case: the rows of those methods whose settings are still the same."""
+    path = out / "cases" / f"{_name(case)}.json"
+    if not path.exists():
+        return None
+    told: dict[str, Any] = json.loads(path.read_text())
+    shared = (name, options.steps, options.guidance, options.frames)
+    told["rows"] = {
+        method: row
+        for method, row in told["rows"].items()
+        if method in options.methods and told["made"][method] == _fingerprint(method, case.task, shared)
+    }
+    return told
 
 
 def benchmark_steps(
@@ -173,19 +253,17 @@ def benchmark_steps(
 ) -> Steps[dict[str, Any]]:
     """Measures `limit` cases of each task from `seed` on with the backbone `name` and returns the table
     (`table.tabulate`); `workers` processes measure, or this one where it is 0."""
-    key: list[object] = [name, options.steps, options.guidance, options.frames, list(options.methods)]
     cases = [sample_case(task, seed + i) for i in range(limit) for task in tasks]
-    for folder in ("cases", "strips"):
+    for folder in ("cases", "frames", "strips"):
         (out / folder).mkdir(parents=True, exist_ok=True)
 
-    def read(case: Case) -> dict[str, Any] | None:
-        path = out / "cases" / f"{_name(case)}.json"
-        told = json.loads(path.read_text()) if path.exists() else None
-        return told if told and told["key"] == key else None
+    def whole(case: Case) -> bool:
+        told = _read(case, name, options, out)
+        return told is not None and set(told["rows"]) == set(options.methods)
 
-    todo = [case for case in cases if read(case) is None]
+    todo = [case for case in cases if not whole(case)]
     done = len(cases) - len(todo)
-    work = partial(_measure_into, name=name, options=options, out=out, key=key, alone=workers == 0)
+    work = partial(_measure_into, name=name, options=options, out=out, alone=workers == 0)
     if done:
         yield Step("benchmark", done, len(cases))
     if workers and todo:
@@ -198,5 +276,5 @@ def benchmark_steps(
             work(case)
             done += 1
             yield Step("benchmark", done, len(cases))
-    measured = [told for case in cases if (told := read(case)) is not None]
+    measured = [told for case in cases if (told := _read(case, name, options, out)) is not None]
     return tabulate(measured, METRICS)

@@ -4,9 +4,10 @@
 the steps, self-attention for 0.4, no masks, no temporal fusion); `fatezero-N` is FateZero's masked self-attention
 and unmasked cross-attention (0.8 of the steps each) with the mean mask of grid level N at the same step;
 `official` is the released FreeMask code's; `freemask` is the task's own preset, `freemask-oracle` the same under
-the true mask. `no-lmmc` takes the mean over all sites in the place of l*; `no-tmmc` swaps the two ways in time,
-one mask for every step and each step's own. `self`, `cross`, `temporal` fuse that kind alone without a mask,
-with `-masked` under FreeMask's.
+the true mask, `freemask-codebook`, `-adaptive` and `-consensus` with each way to select the mask. The codebook's is
+the paper's; beside it `no-lmmc` takes the mean over all sites in the place of l*, and `no-tmmc` swaps the two ways
+in time, one mask for every step and each step's own. `self`, `cross`, `temporal` fuse that kind alone without a
+mask, with `-masked` under FreeMask's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ METHODS = (
     *(f"fatezero-{level}" for level in range(LEVELS)),
     "official",
     "freemask",
+    "freemask-codebook",
+    "freemask-adaptive",
+    "freemask-consensus",
     "freemask-oracle",
     "no-lmmc",
     "no-tmmc",
@@ -35,12 +39,10 @@ METHODS = (
 
 
 def presets(task: str) -> dict[str, Preset]:
-    """The preset of every method but `copy`, for a task: style, attribute, shape or place.
-
-    A place is edited as a style is: the object is kept and what lies around it changes.
-    """
-    own = load_preset("style" if task == "place" else task)
+    """The preset of every method but `copy`, for a task: style, attribute, shape or place."""
+    own = load_preset(task)
     plain = replace(own, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
+    paper = replace(own, selection="codebook")
     unmasked = replace(plain, mask="none", region="object", delta=1)
     found = {
         "plain": plain,
@@ -48,8 +50,11 @@ def presets(task: str) -> dict[str, Preset]:
         "official": load_preset("official-style" if task in ("style", "place") else "official"),
         "freemask": own,
         "freemask-oracle": own,
-        "no-lmmc": replace(own, mask="mean"),
-        "no-tmmc": replace(own, time_aware=not is_time_aware(own)),
+        "freemask-codebook": paper,
+        "freemask-adaptive": replace(own, selection="adaptive"),
+        "freemask-consensus": replace(own, selection="consensus"),
+        "no-lmmc": replace(paper, mask="mean"),
+        "no-tmmc": replace(paper, time_aware=not is_time_aware(paper)),
     }
     for level in range(LEVELS):
         found[f"fatezero-{level}"] = replace(

@@ -19,7 +19,10 @@ METRICS = (
     "background_psnr",
     "present",
     "temporal",
+    "clip",
+    "clip_temporal",
     "mask_iou",
+    "rank",
     "seconds",
     "peak_mib",
 )
@@ -42,7 +45,7 @@ def _best_level(cases: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         scores: dict[str, list[float]] = {}
         for case in cases:
             for method, row in case["rows"].items():
-                if case["task"] == task and method.startswith("fatezero-"):
+                if case["task"] == task and method.startswith("fatezero-") and row:
                     scores.setdefault(method, []).append(row["true_psnr"])
         if scores:
             best[task] = max(scores, key=lambda method: float(np.mean(scores[method])))
@@ -65,7 +68,7 @@ def tabulate(cases: Sequence[Mapping[str, Any]], metrics: Sequence[str] = METRIC
         for method, row in rows.items():
             found.setdefault((case["task"], method), []).append(row)
             for metric in PAIRED if OURS in rows and method != OURS else ():
-                ours, other = rows[OURS][metric], row[metric]
+                ours, other = rows[OURS].get(metric), row.get(metric)
                 if _finite(ours) and _finite(other):
                     pairs.setdefault((case["task"], method, metric), []).append(ours - other)
     table = []
@@ -74,7 +77,7 @@ def tabulate(cases: Sequence[Mapping[str, Any]], metrics: Sequence[str] = METRIC
         if method == "fatezero":
             line["level"] = best[task]
         for metric in metrics:
-            values = [row[metric] for row in each if _finite(row[metric])]
+            values = [row[metric] for row in each if _finite(row.get(metric))]
             mean, low, high = _interval(np.array(values, float)) if values else (None, None, None)
             line |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
         table.append(line)
@@ -92,8 +95,9 @@ def _finite(value: float | None) -> bool:
 def _cell(line: Mapping[str, Any], metric: str) -> str:
     if line[metric] is None:
         return ""
-    digits = {"true_ssim": 3, "present": 2, "mask_iou": 2, "peak_mib": 0}.get(metric, 1)
-    mean, low, high = (f"{line[name]:.{digits}f}" for name in (metric, f"{metric}_low", f"{metric}_high"))
+    digits = {"true_ssim": 3, "clip_temporal": 3, "present": 2, "clip": 2, "mask_iou": 2, "rank": 2, "peak_mib": 0}
+    style = f".{digits.get(metric, 1)}f"
+    mean, low, high = (format(line[name], style) for name in (metric, f"{metric}_low", f"{metric}_high"))
     return mean if metric in ("seconds", "peak_mib") else f"{mean} ({low} to {high})"
 
 

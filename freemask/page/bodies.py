@@ -62,7 +62,13 @@ def painted_circles(
     report: dict[str, Any] = {
         "settings": asdict(replace(settings, word=word)),
         "words": {"word": word, "delta": delta, "warnings": warnings(settings.source, settings.edit, word, delta)},
-        "mask": {"site": SITES[3], "timestep": chosen if delta else "every", "origin": "fallback", "area": 0.196},
+        "mask": {
+            "site": SITES[3],
+            "timestep": chosen if delta else "every",
+            "origin": "fallback",
+            "kind": "mmc",
+            "area": 0.196,
+        },
         "seconds": {"total": 1.0},
         "metrics": {"reconstruction_psnr": 34.5, "background_psnr": 31.2},
     }
@@ -89,7 +95,7 @@ def _circle(frame: np.ndarray, at: int) -> np.ndarray:
 def _maps(path: Path, tokens: list[str], timesteps: np.ndarray, frames: int, chosen: int) -> None:
     """Blobs that sharpen toward low noise, in two grids."""
     stored: dict[str, Any] = {"timesteps": timesteps, "tokens": np.array(tokens), "sites": np.array(SITES)}
-    stored |= {"chosen_site": np.array(SITES[3]), "chosen_timestep": np.array(chosen)}
+    stored["chosen"] = np.array([[site == SITES[3] and chosen in (-1, t) for site in SITES] for t in timesteps])
     for side, sites in ((16, [SITES[0], *SITES[4:]]), (8, SITES[1:4])):
         t, s, k, f, y, x = np.ogrid[
             : len(timesteps), : len(sites), : len(tokens), :frames, 0 : 1 : side * 1j, 0 : 1 : side * 1j

@@ -184,18 +184,25 @@ def open_masks(run: Run) -> tuple[Any, ...]:
     return choices, frames, *show_masks(word, 1, run)
 
 
+WHY = {
+    "measured": "Mask Matching Cost chose {}: the lowest points of the curves.",
+    "fallback": "No codebook was measured for this backbone, so the stated fallback is in use: {}.",
+    "adaptive": "Of this clip's maps, {} gives the mask: it is nearest to what the sharper ones agree on.",
+    "consensus": "The mask is what this clip's sharper maps, outlined, agree on. The nearest single one: {}.",
+    "level": "This task's mask is the mean of one grid's layers, at the same timestep.",
+    "none": "This task fuses without a mask.",
+}
+
+
 def _codebook(report: dict[str, Any]) -> tuple[Any, str]:
     """The curves where a codebook was measured for the backbone, and a line on why the mask in use was chosen."""
-    mask = report["mask"]
-    place = f"<b>{html.escape(short_site(mask['site']))}</b>"
-    when = "at every timestep" if mask["timestep"] == "every" else f"at timestep <b>{mask['timestep']}</b>"
-    if mask["origin"] != "measured":
-        why = "No codebook was measured for this backbone, so the stated fallback is in use"
-        return None, status.note(f"{why}: {place}, {when}.")
     from ..mmc import read_codebook
 
-    book = read_codebook(report["settings"]["backbone"])
-    note = status.note(f"Mask Matching Cost chose {place}, {when}: the lowest points of the curves.")
+    mask, book = report["mask"], read_codebook(report["settings"]["backbone"])
+    place = f"<b>{html.escape(short_site(mask['site']))}</b>"
+    when = "at every timestep" if mask["timestep"] == "every" else f"at timestep <b>{mask['timestep']}</b>"
+    reason = mask["origin"] if mask["kind"] == "mmc" else mask["kind"]
+    note = status.note(WHY[reason].format(f"{place}, {when}"))
     return curves_figure(asdict(book)) if book else None, note
 
 

@@ -1,8 +1,9 @@
-"""A small independent judge of toy-world pictures: which object, colour, place and style does a frame show?
+"""A small independent judge of toy-world pictures: which object, colour, place and style does a frame show, and
+where is the object?
 
-It is trained on rendered frames alone and never sees the diffusion model, so it can say how often a
-generated clip shows what its caption asks for. Blur, noise and mirrors in its training keep it from
-leaning on details that no decoder reproduces.
+It is trained on rendered frames and their masks alone and never sees the diffusion model, so it can say how
+often a generated clip shows what its caption asks for. Blur, noise and mirrors in its training keep it from
+leaning on details that no decoder reproduces. Object and colour are read under the mask that it finds itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from torch import Tensor, nn
 
 from .scenes import COLOURS, OBJECTS, PLACES, STYLES, Scene, render, sample_scene
 
-__all__ = ["CLASSES", "Classifier", "disturbed", "labels", "load_classifier", "train_classifier"]
+__all__ = [
+    "CLASSES",
+    "Classifier",
+    "disturbed",
+    "labels",
+    "load_classifier",
+    "train_classifier",
+    "training_frames",
+    "training_scenes",
+]
 
 WEIGHTS = Path(__file__).parent / "classifier.safetensors"
 # head -> its classes; None is "as it comes"
@@ -44,35 +54,62 @@ def _block(given: int, out: int, stride: int, kernel: int = 3) -> nn.Sequential:
 
 
 class Classifier(nn.Module):
-    """A plain convolutional network with four heads; `size` is the side of the frames it learnt from."""
+    """A plain convolutional network with four heads and a coarse mask of the object; `size` is the side of the
+    frames it learnt from."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
-        self.body = nn.Sequential(
-            nn.AvgPool2d(2),
-            _block(3, 48, 2, kernel=4),
-            _block(48, 96, 2),
-            _block(96, 96, 1),
-            _block(96, 160, 2),
-            _block(160, 160, 1),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-        )
-        self.heads = nn.ModuleDict({head: nn.Linear(160, len(names)) for head, names in CLASSES.items()})
+        self.fine = nn.Sequential(_block(3, 32, 2, kernel=4), _block(32, 64, 2), _block(64, 96, 1))
+        self.middle = nn.Sequential(_block(96, 128, 2), _block(128, 128, 1))
+        self.coarse = nn.Sequential(_block(128, 192, 2), _block(192, 192, 1))
+        self.up = nn.ModuleList([nn.Conv2d(given, 64, 1) for given in (96, 128, 192)])
+        self.mask = nn.Sequential(_block(64, 64, 1), nn.Conv2d(64, 1, 1))
+        self.heads = nn.ModuleDict({head: nn.Linear(192 + 192 + 128, len(names)) for head, names in CLASSES.items()})
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Logits (n, classes) of each head for RGB `pixels` (n, 3, size, size) in [-1, 1]."""
-        features = self.body(pixels)
-        return {name: head(features) for name, head in self.heads.items()}
+        """From RGB `pixels` (n, 3, size, size) in [-1, 1]: logits (n, classes) of each head, and under "mask" those
+        of the object's mask (n, size/4, size/4)."""
+        fine = self.fine(pixels)
+        middle = self.middle(fine)
+        coarse = self.coarse(middle)
+        merged = self.up[2](coarse)
+        for level, features in ((1, middle), (0, fine)):
+            merged = F.interpolate(merged, features.shape[-2:], mode="nearest") + self.up[level](features)
+        mask = self.mask(F.relu(merged))
+        weight = mask.detach().sigmoid() + 1e-3
+        under = [
+            (features * F.adaptive_avg_pool2d(weight, features.shape[-2:])).sum((2, 3))
+            / F.adaptive_avg_pool2d(weight, features.shape[-2:]).sum((2, 3))
+            for features in (coarse, middle)
+        ]
+        pooled = torch.cat([coarse.mean((2, 3)), *under], 1)
+        return {name: head(pooled) for name, head in self.heads.items()} | {"mask": mask[:, 0]}
 
     @torch.no_grad()
     def judge(self, frames: np.ndarray) -> dict[str, int]:
         """The class index of each head for a clip (f, h, w, 3) uint8, by the mean of its frames' logits."""
+        seen = self(self._pixels(frames))
+        return {head: int(seen[head].mean(0).argmax()) for head in CLASSES}
+
+    @torch.no_grad()
+    def locate(self, frames: np.ndarray) -> np.ndarray:
+        """The object's centre on each frame of a clip (f, h, w, 3): (f, 2) as (x, y) in pixels of the frame."""
+        mask = self(self._pixels(frames))["mask"].sigmoid()
+        mask = mask * (mask > 0.25) + 1e-6
+        share = mask / mask.sum((1, 2), keepdim=True)
+        centres = []
+        for over, side in ((1, frames.shape[2]), (2, frames.shape[1])):
+            line = share.sum(over)
+            cell = side / line.shape[1]
+            centres.append(line @ ((torch.arange(line.shape[1]) + 0.5) * cell))
+        return torch.stack(centres, 1).numpy()
+
+    def _pixels(self, frames: np.ndarray) -> Tensor:
         pixels = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "f h w c -> f c h w").float() / 127.5 - 1
-        if pixels.shape[-2:] != (self.size, self.size):
-            pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
-        return {head: int(logits.mean(0).argmax()) for head, logits in self(pixels).items()}
+        if pixels.shape[-2:] == (self.size, self.size):
+            return pixels
+        return F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
 
 
 def load_classifier(path: Path = WEIGHTS) -> Classifier:
@@ -83,10 +120,12 @@ def load_classifier(path: Path = WEIGHTS) -> Classifier:
     return model.eval()
 
 
-def disturbed(pixels: Tensor) -> Tensor:
-    """The batch mirrored, blurred, noised and dimmed at random; (n, 3, h, w) in [-1, 1]."""
+def disturbed(pixels: Tensor, mirrored: Tensor | None = None) -> Tensor:
+    """The batch (n, 3, h, w) in [-1, 1] blurred, noised and dimmed at random, and mirrored: where `mirrored` (n,)
+    says so, or at random."""
     n, _, h, w = pixels.shape
-    pixels = torch.where(torch.rand(n, 1, 1, 1) < 0.5, pixels.flip(-1), pixels)
+    mirrored = torch.rand(n) < 0.5 if mirrored is None else mirrored
+    pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
     sides = [int(side * (0.4 + 0.5 * torch.rand(()))) for side in (h, w)]
     soft = F.interpolate(F.interpolate(pixels, sides, mode="bilinear", antialias=True), (h, w), mode="bilinear")
     pixels = torch.lerp(pixels, soft, (torch.rand(n, 1, 1, 1) * 1.5).clamp(max=1))
@@ -94,29 +133,42 @@ def disturbed(pixels: Tensor) -> Tensor:
     return (pixels * gain + 0.08 * torch.rand(n, 1, 1, 1) * torch.randn_like(pixels)).clamp(-1, 1)
 
 
+def training_scenes(first: int, count: int) -> list[Scene]:
+    """The scenes with seeds `first` … `first + count`, under 1,000,000; a third are given a style beside those that
+    have one, because styled objects are the hardest."""
+    if first + count > 1_000_000:
+        raise ValueError("train on seeds under 1,000,000 only")
+    drawn = [sample_scene(seed) for seed in range(first, first + count)]
+    drawn[::3] = [replace(scene, style=STYLES[i % len(STYLES)]) for i, scene in enumerate(drawn[::3])]
+    return drawn
+
+
+def training_frames(drawn: list[Scene], size: int) -> tuple[Tensor, Tensor]:
+    """Two frames of each scene (n, 2, 3, size, size) uint8 and the object's masks (n, 2, size, size) bool."""
+    cv2.setNumThreads(1)
+    clips = [render(scene, size, frames=2) for scene in drawn]
+    pixels = torch.from_numpy(np.stack([clip.frames for clip in clips]))
+    masks = torch.from_numpy(np.stack([clip.masks for clip in clips]))
+    return rearrange(pixels, "n f h w c -> n f c h w").contiguous(), masks
+
+
 def train_classifier(
     out: Path = WEIGHTS,
     *,
     size: int = 64,
-    steps: int = 2000,
-    scenes: int = 9000,
+    steps: int = 4000,
+    scenes: int = 16_000,
     first: int = 100_000,
     batch: int = 48,
     lr: float = 4e-3,
 ) -> None:
-    """Trains on two frames each of the scenes with seeds `first` … `first + scenes` and saves fp16 weights.
+    """Trains on two frames each of `training_scenes` and saves fp16 weights.
 
-    A third of the scenes are given a style beside those that have one, because styled objects are the
-    hardest. Colour is learnt from unstyled scenes only, for a style may hide it. Prints a line every 50 steps.
+    Colour is learnt from unstyled scenes only, for a style may hide it. Prints a line every 50 steps.
     """
-    if first + scenes > 1_000_000:
-        raise ValueError("train on seeds under 1,000,000 only")
-    cv2.setNumThreads(1)
     torch.manual_seed(0)
-    drawn = [sample_scene(seed) for seed in range(first, first + scenes)]
-    drawn[::3] = [replace(scene, style=STYLES[i % len(STYLES)]) for i, scene in enumerate(drawn[::3])]
-    pixels = torch.from_numpy(np.stack([render(scene, size, frames=2).frames for scene in drawn]))
-    pixels = rearrange(pixels, "n f h w c -> n f c h w").contiguous()
+    drawn = training_scenes(first, scenes)
+    pixels, masks = training_frames(drawn, size)
     truth = {head: torch.tensor([labels(scene)[head] for scene in drawn]) for head in CLASSES}
     truth["colour"][truth["style"] != CLASSES["style"].index(None)] = -100  # not counted by the loss
     model = Classifier(size).train()
@@ -124,10 +176,13 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     seen: list[float] = []
     for step in range(1, steps + 1):
-        rows = torch.randint(scenes, (batch,))
-        given = pixels[rows, torch.randint(2, (batch,))].float() / 127.5 - 1
-        logits = model(disturbed(given).contiguous(memory_format=torch.channels_last))
-        loss = torch.stack([F.cross_entropy(logits[head], truth[head][rows]) for head in CLASSES]).sum()
+        rows, frames, mirrored = torch.randint(scenes, (batch,)), torch.randint(2, (batch,)), torch.rand(batch) < 0.5
+        given = disturbed(pixels[rows, frames].float() / 127.5 - 1, mirrored)
+        found = model(given.contiguous(memory_format=torch.channels_last))
+        mask = masks[rows, frames].float()
+        mask = torch.where(mirrored[:, None, None], mask.flip(-1), mask)
+        where = F.binary_cross_entropy_with_logits(found["mask"], F.adaptive_avg_pool2d(mask, found["mask"].shape[1:]))
+        loss = where + torch.stack([F.cross_entropy(found[head], truth[head][rows]) for head in CLASSES]).sum()
         torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()

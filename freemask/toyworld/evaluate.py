@@ -1,7 +1,8 @@
 """How good is a backbone at the toy world? Figures on seeds from 3,000,000, which nothing else uses.
 
-Generated clips are judged by the independent classifier, beside its accuracy on real renders; rendered
-clips are inverted and reconstructed, and the word maps of their inversions are held against the true masks.
+Generated clips are judged by the independent classifier, beside its accuracy on real renders: what they show, and
+whether the object's centre keeps to a smooth path. Rendered clips are inverted and reconstructed, and the word maps
+of their inversions are held against the true masks.
 
 Scenes are measured a few at a time, in this process or by a pool: a UNet of this size is mostly small
 operations, so two processes with a thread each end sooner than one process with two.
@@ -31,13 +32,16 @@ from ..video import Clip
 from .classify import CLASSES, Classifier, labels, load_classifier
 from .scenes import REPORT, caption, render, sample_scene
 
-__all__ = ["Measured", "evaluate_steps", "generate", "measure"]
+__all__ = ["Measured", "evaluate_steps", "generate", "measure", "wander"]
+
+SMOOTH = 2.0  # pixels that a centre may leave its path by
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """The figures of one scene. `right` and `right_real`: by head, whether the classifier sees in the generated
-    and in the rendered clip what the scene says (no colour where the scene has a style)."""
+    and in the rendered clip what the scene says (no colour where the scene has a style), and under
+    "smooth" whether the object's centre keeps to a smooth path."""
 
     right: dict[str, bool]
     right_real: dict[str, bool]
@@ -60,6 +64,17 @@ def _denoise(backbone: Backbone, x: Tensor, text: Tensor, null: Tensor | None, s
     for _, x in denoise(predict, x, levels(backbone.scheduler, timesteps(backbone.scheduler, steps))):  # noqa: B007, B020
         pass
     return x
+
+
+def wander(centres: np.ndarray) -> float:
+    """How far, in pixels, centres (f, 2) leave the nearest path of the world's own kind (`scenes.motion`): straight
+    along x, a mean and one turn of a sine along y."""
+    turn = np.linspace(0, 2 * np.pi, len(centres))
+    fitted = []
+    for values, basis in ((centres[:, 0], [turn]), (centres[:, 1], [np.cos(turn), np.sin(turn)])):
+        terms = np.stack([np.ones_like(turn), *basis], 1)
+        fitted.append(terms @ np.linalg.lstsq(terms, values, rcond=None)[0])
+    return float(np.linalg.norm(centres - np.stack(fitted, 1), axis=1).max())
 
 
 @torch.inference_mode()
@@ -93,7 +108,8 @@ def measure(
     def right(frames: np.ndarray, truth: dict[str, int]) -> dict[str, bool]:
         seen = judge.judge(frames)
         plain = truth["style"] == CLASSES["style"].index(None)
-        return {head: seen[head] == truth[head] for head in CLASSES if head != "colour" or plain}
+        found = {head: seen[head] == truth[head] for head in CLASSES if head != "colour" or plain}
+        return found | {"smooth": wander(judge.locate(frames)) <= SMOOTH}
 
     found = []
     for i, (scene, clip, trace) in enumerate(zip(scenes, clips, traces, strict=True)):
@@ -132,7 +148,8 @@ def evaluate_steps(
     """Measures the scenes with seeds `seed` … `seed + clips`; returns a JSON-ready dict.
 
     `object, colour, place, style`: the accuracies, in [0, 1], of generated clips, colour over unstyled ones; at
-    least one scene must be unstyled. `classifier`: the same four of real renders. `reconstruction_psnr` (after
+    least one scene must be unstyled. `smooth`: the share of generated clips whose object keeps to a smooth path to
+    within 2 pixels. `classifier`: the same five of real renders. `reconstruction_psnr` (after
     inversion) and `vae_psnr`: means over clips against the source frames, in dB. `best_iou`: the best mean over
     clips of the object word's mask at τ, over every (timestep, site), named by `best_timestep` and `best_site`;
     `full_iou`: that of a mask that is True everywhere. `workers` processes measure, or this one where it is 0.
@@ -152,7 +169,7 @@ def evaluate_steps(
             yield Step("measure", len(found), clips)
 
     def accuracy(rows: list[dict[str, bool]]) -> dict[str, float]:
-        return {head: float(np.mean([row[head] for row in rows if head in row])) for head in CLASSES}
+        return {head: float(np.mean([row[head] for row in rows if head in row])) for head in (*CLASSES, "smooth")}
 
     overlaps = {key: float(np.mean([scene.iou[key] for scene in found])) for key in found[0].iou}
     timestep, site = max(overlaps, key=lambda key: overlaps[key])
