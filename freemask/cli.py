@@ -168,6 +168,35 @@ def edit(
 
 
 @app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(help="What an edit wrote: report.json, source.mp4, edited.mp4.")],
+) -> None:
+    """Score an edit: CLIP against its prompt and from frame to frame, SSIM and LPIPS against its source.
+
+    Real clips are scored by CLIP ViT-L/14, 1.7 GB from the hub on the first call; LPIPS wants `pip install lpips`.
+    What is not to be had is null, with the reason.
+    """
+    with _refusals():
+        from .video import read_clip
+
+        try:
+            report = json.loads((folder / "report.json").read_text())
+            settings, shape = report["settings"], report["clip"]
+            read = {"frames": shape["frames"], "fps": shape["fps"], "size": (shape["width"], shape["height"])}
+        except (OSError, ValueError, KeyError):
+            raise SettingError(
+                f"{folder} holds no report.json of an edit: give a folder that `edit --out` wrote."
+            ) from None
+        clips = [read_clip(folder / f"{name}.mp4", **read) for name in ("source", "edited")]
+        from .metrics import score as measure
+
+        before, after = (clip.frames for clip in clips)
+        prompts = {"source": settings["source"], "edit": settings["edit"]}
+        figures = measure(before, after, **prompts, backbone=settings["backbone"])
+    print(json.dumps(figures))
+
+
+@app.command()
 def profile(
     backbone: Annotated[str, typer.Option(help="mini, a hub id or a folder.")] = "mini",
     steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 10,
@@ -249,7 +278,7 @@ def benchmark(
     methods: Annotated[str, typer.Option(help="A list with commas; all where left out.")] = "",
     backbone: Annotated[str, typer.Option(help="mini or a folder.")] = "mini",
     steps: Annotated[int, typer.Option(help="Steps in each direction.", min=2, max=200)] = 25,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.", min=1, max=30)] = 7.5,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.", min=1, max=30)] = 4.0,
     frames: Annotated[int, typer.Option(help="How many frames.", min=2, max=64)] = 8,
     seed: Annotated[int, typer.Option(help="The first scene's seed.")] = 3_000_000,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core without a GPU when left out.")] = None,
@@ -295,7 +324,7 @@ def benchmark(
 
 @toyworld.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="decoder, frames or clips, in this order.")],
+    stage: Annotated[str, typer.Argument(help="decoder, frames, clips, in this order; or a judge: classifier, clip.")],
     run: Annotated[Path, typer.Option(help="The folder for checkpoints, logs and sample sheets.")],
     steps: Annotated[int, typer.Option(help="More steps of this stage (frames, clips).")] = 4000,
     minutes: Annotated[float, typer.Option(help="How long (decoder).")] = 25,
@@ -305,8 +334,10 @@ def train(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     init: Annotated[Path | None, typer.Option(help="A backbone folder whose weights begin a new run.")] = None,
 ) -> None:
-    """Train the mini backbone; resumes from the run's checkpoints."""
+    """Train the mini backbone, resuming from the run's checkpoints, or one of the models that judge its clips."""
     with _refusals():
+        from .toyworld.classify import train_classifier
+        from .toyworld.clip import train_clip
         from .toyworld.decoder import train_decoder
         from .toyworld.models import Recipe
         from .toyworld.train import train_unet
@@ -316,8 +347,12 @@ def train(
             train_decoder(run, recipe, minutes=minutes, device=device)
         elif stage in ("frames", "clips"):
             train_unet(run, recipe, stage=stage, steps=steps, batch=batch, lr=lr, device=device, init=init)
+        elif stage == "classifier":
+            train_classifier(run / "classifier.safetensors", size=size, steps=steps)
+        elif stage == "clip":
+            train_clip(run / "clip", size=size, steps=steps)
         else:
-            raise SettingError(f"There is no stage {stage!r}: choose decoder, frames or clips.")
+            raise SettingError(f"There is no stage {stage!r}: choose decoder, frames, clips, classifier or clip.")
 
 
 @toyworld.command()

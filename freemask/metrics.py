@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from .errors import MetricError
 from .presets import TOY_CLIP, known_words
 
-__all__ = ["ClipScore", "clip_metrics", "clip_pixels", "load_clip", "lpips", "psnr", "ssim"]
+__all__ = ["ClipScore", "clip_metrics", "clip_pixels", "load_clip", "lpips", "psnr", "score", "ssim"]
 
 REAL_CLIP = "openai/clip-vit-large-patch14"
 
@@ -137,3 +138,20 @@ def clip_metrics(clip: ClipScore, frames: np.ndarray, *, source: str, edit: str)
         "clip_temporal": float(neighbours.mean()) if len(neighbours) else 1.0,
         "frame_accuracy": float((to_edit > to_source).float().mean()),
     }
+
+
+def score(before: np.ndarray, after: np.ndarray, *, source: str, edit: str, backbone: str) -> dict[str, Any]:
+    """What can be said of an edit from its two clips (f, h, w, 3) uint8 and prompts: `clip_metrics`, and `ssim` and
+    `lpips` to the source. A figure whose model is not to be had is None, and `absent` holds the reason by name."""
+    figures: dict[str, Any] = dict.fromkeys(("clip", "clip_temporal", "frame_accuracy", "lpips"))
+    figures["ssim"] = ssim(after, before)
+    absent: dict[str, str] = {}
+    try:
+        figures |= clip_metrics(load_clip(backbone), after, source=source, edit=edit)
+    except MetricError as error:
+        absent |= dict.fromkeys(("clip", "clip_temporal", "frame_accuracy"), str(error))
+    try:
+        figures["lpips"] = lpips(after, before)
+    except MetricError as error:
+        absent["lpips"] = str(error)
+    return figures | {"absent": absent}

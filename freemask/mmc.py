@@ -2,7 +2,8 @@
 
 Cost = 1 / max(d, 0.01) with d the volume IoU over f × h × w, so one useless candidate costs at most 100.
 LMMC is the mean over timesteps, TMMC the mean over sites, ties go to the first. What was measured for a
-backbone is a codebook, a JSON file; where none was measured a stated fallback serves.
+backbone is a codebook, a JSON file; where none was measured, a clip chooses for itself (`plan`), and a stated
+fallback names the site where the mask comes from no map at all.
 """
 
 from __future__ import annotations

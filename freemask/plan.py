@@ -9,7 +9,8 @@ What ranks candidates without a reference was measured on 14 rendered scenes (mi
 2,000,500; Spearman's ρ with the true IoU, and the IoU of the candidate ranked first, where the best has .625 and the
 codebook's .621): IoU with the consensus 1.00, .624; the spread of the map alone .86, .589; entropy .66, .558; agreement
 between neighbouring frames −.82, .206, and between neighbouring timesteps −.60, .216, for a coarse map is the same
-everywhere. So agreement with the consensus is what is used.
+everywhere. So agreement with the consensus is what is used, also where a backbone has no codebook: the site that
+would be the fallback there has a mean IoU of .39 on mini, where the codebook's has .62 (3 scenes).
 """
 
 from __future__ import annotations
@@ -64,11 +65,14 @@ def plan_masks(trace: Trace, choice: Choice, *, word: str, task: Preset, mask: n
         shown = resize(mask, (h, w))
     else:
         made: dict[int, np.ndarray] = {}
-        if task.mask == "mmc" and task.selection != "codebook":
+        selection = task.selection
+        if selection == "codebook" and choice.origin == "fallback":
+            selection = "adaptive"
+        if task.mask == "mmc" and selection != "codebook":
             agreed = consensus(trace, word)
             mean = extract(agreed.soft, task.tau, pool=False)
-            choice = _nearest(trace, word, task.tau, mean, origin=task.selection)
-            if task.selection == "consensus":
+            choice = _nearest(trace, word, task.tau, mean, origin=selection)
+            if selection == "consensus":
                 made[choice.timestep], cells = mean, agreed.cells
         wanted = {t: t if is_time_aware(task) else choice.timestep for t in trace.timesteps}
         for t in {*wanted.values(), choice.timestep} - made.keys():

@@ -10,6 +10,7 @@ from freemask.attention import find_sites, installed
 from freemask.ddim import denoise, levels
 from freemask.edit import Editor, Usage, finish
 from freemask.errors import MaskError, PromptError
+from freemask.masks import candidate, resize
 from freemask.presets import load_preset
 from freemask.trace import CLEAN
 from freemask.video import Clip
@@ -174,6 +175,24 @@ def test_time_aware_and_time_agnostic_masks(editor, trace):
     assert len({m.tobytes() for m in style.object_at.values()}) == 1
     t = shape.choice.timestep
     assert np.array_equal(style.object_at[t], shape.object_at[t])
+
+
+def test_a_clip_chooses_its_own_mask(editor, trace):
+    """Adaptive selection takes one candidate of this clip, the consensus a mean of several, at every step alike."""
+    adaptive = editor.plan_masks(trace, word="car", task=task(selection="adaptive"))
+    (cell,) = adaptive.cells
+    assert cell == (adaptive.choice.timestep, adaptive.choice.site.name) and adaptive.choice.origin == "adaptive"
+    assert np.array_equal(
+        adaptive.object_at[trace.timesteps[0]],
+        resize(candidate(trace, "car", t=cell[0], site=adaptive.choice.site, tau=0.8), trace.grid),
+    )
+    shape = editor.plan_masks(trace, word="car", task=task("shape", selection="adaptive"))
+    assert [t for t, _ in shape.cells] == list(trace.timesteps)
+    agreed = editor.plan_masks(trace, word="car", task=task("shape", selection="consensus"))
+    assert agreed.choice.origin == "consensus" and len(agreed.cells) > 1
+    assert len({m.tobytes() for m in agreed.object_at.values()}) == 1
+    painted = editor.plan_masks(trace, word="car", task=task(selection="consensus"), mask=everywhere(trace, True))
+    assert painted.choice.origin == "painted" and painted.cells == ()
 
 
 def test_union_only_adds(editor, trace):

@@ -1,8 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from freemask.errors import MaskError
-from freemask.masks import candidates, dilate, extract, resize
+from freemask.masks import SHARPER, candidates, consensus, dilate, extract, resize
+from freemask.trace import CLEAN, Site, SoftMap, Trace
+from freemask.video import Clip
 
 
 def test_threshold_is_strict_and_each_frame_has_its_own_scale():
@@ -58,3 +63,38 @@ def test_every_site_and_timestep_has_a_candidate(editor, clip):
     assert all(m.shape == (4, 32, 32) and m.dtype == bool for m in found.values())
     several = trace.word_map(trace.timesteps[0], cross[0], [1, 2])
     assert several.max() == pytest.approx(1.0)
+
+
+def drawn_trace(*, flat=False):
+    """Two frames of a square on a grid of 12 × 12: sharp at the fine site's low timesteps, vague elsewhere."""
+    square = np.zeros((2, 12, 12), np.float32)
+    square[0, 3:8, 3:8], square[1, 3:8, 5:10] = 1, 1
+    fine, coarse = Site("up_blocks.1.attentions.0.attn2", "cross", 0), Site("mid_block.attentions.0.attn2", "cross", 1)
+    rng = np.random.default_rng(0)
+    ts = tuple(range(1, 201, 20))
+    maps = {}
+    for t in ts:
+        noise = rng.random((1, 2, 12, 12)).astype(np.float32)
+        sharp = 0.01 * noise + square * (0.5 if t < 50 else 0.01)
+        vague = 0.2 + 0.01 * noise[..., :6, :6]
+        maps[t, fine.name], maps[t, coarse.name] = SoftMap.pack(sharp), SoftMap.pack(vague)
+    if flat:
+        maps = {cell: SoftMap.pack(np.full_like(soft.values, 1, np.float32)) for cell, soft in maps.items()}
+    clip = Clip(np.zeros((2, 48, 48, 3), np.uint8), 8.0)
+    latents = {CLEAN: torch.zeros(1, 4, 2, 12, 12)}
+    return Trace(clip, "car", ts, (fine, coarse), ((0,),), latents, maps), square > 0
+
+
+def test_the_sharper_maps_agree_on_the_object():
+    trace, square = drawn_trace()
+    found = consensus(trace, "car")
+    assert len(found.cells) == round(SHARPER * 20)
+    assert {site for _, site in found.cells} == {trace.sites[0].name} and {t for t, _ in found.cells} == {1, 21, 41}
+    assert np.array_equal(extract(found.soft, 0.3, pool=False), square)
+    wide = replace(trace, latents={CLEAN: torch.zeros(1, 4, 2, 24, 30)})
+    assert consensus(wide, "car").soft.shape == (2, 24, 30)
+
+
+def test_flat_maps_agree_on_nothing():
+    with pytest.raises(MaskError, match="choose another word"):
+        consensus(drawn_trace(flat=True)[0], "car")

@@ -1,9 +1,15 @@
 import math
+import sys
 
 import numpy as np
 import pytest
+import torch
 
-from freemask.metrics import psnr
+from freemask import metrics
+from freemask.errors import MetricError
+from freemask.metrics import clip_metrics, clip_pixels, load_clip, lpips, psnr, score, ssim
+from freemask.toyworld.cases import sample_case
+from freemask.toyworld.scenes import DEVELOP, render
 
 
 def test_only_the_kept_pixels_count():
@@ -19,3 +25,51 @@ def test_only_the_kept_pixels_count():
     brighter[~keep] = 0
     assert psnr(brighter, source, keep=keep) == pytest.approx(48.13, abs=0.01)
     assert math.isnan(psnr(edited, source, keep=np.zeros_like(keep)))
+
+
+def test_equal_clips_have_a_structural_similarity_of_one():
+    clip = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
+    assert ssim(clip, clip) == pytest.approx(1)
+    assert ssim(clip, clip[::-1]) < 0.5
+
+
+def test_the_toy_clip_tells_the_edit_from_the_source():
+    clip = load_clip("mini")
+    right = []
+    for task in ("style", "attribute", "shape", "place"):
+        for seed in range(DEVELOP, DEVELOP + 5):
+            case = sample_case(task, seed)
+            source, edit = case.prompts
+            before, after = (render(scene, 64, frames=2).frames for scene in (case.scene, case.true))
+            right.append(clip_metrics(clip, after, source=source, edit=edit)["frame_accuracy"] > 0.5)
+            right.append(clip_metrics(clip, before, source=source, edit=edit)["frame_accuracy"] < 0.5)
+    assert np.mean(right) > 0.9
+    still = clip_metrics(clip, np.repeat(after[:1], 3, 0), source=source, edit=edit)
+    assert still["clip_temporal"] == pytest.approx(1)
+    assert -1 <= still["clip"] <= 1
+
+
+def test_clip_reads_the_centre_of_any_shape():
+    pixels = torch.zeros(1, 3, 40, 90)
+    pixels[..., 25:65] = 1  # the centre square
+    assert clip_pixels(pixels, 32).shape == (1, 3, 32, 32)
+    assert clip_pixels(pixels, 32)[0, 0, 4:-4, 4:-4].min() > 1.8  # (1 - mean) / spread: white
+    same = torch.rand(1, 3, 32, 32) * 2 - 1
+    assert clip_pixels(same, 32).shape == same.shape
+
+
+def test_what_is_not_to_be_had_says_why(monkeypatch):
+    def nothing(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(metrics.CLIPModel, "from_pretrained", nothing)
+    with pytest.raises(MetricError, match="no network"):
+        load_clip("someone/real-model")
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    frames = np.zeros((1, 16, 16, 3), np.uint8)
+    with pytest.raises(MetricError, match="pip install lpips"):
+        lpips(frames, frames)
+    told = score(frames, frames, source="a car", edit="a bus", backbone="someone/real-model")
+    assert told["ssim"] == pytest.approx(1) and told["lpips"] is None and told["clip"] is None
+    assert set(told["absent"]) == {"clip", "clip_temporal", "frame_accuracy", "lpips"}
+    assert "no network" in told["absent"]["clip"]

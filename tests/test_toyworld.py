@@ -10,11 +10,13 @@ import torch
 
 from freemask.backbone import Backbone
 from freemask.edit import finish
+from freemask.metrics import load_clip
 from freemask.toyworld.classify import CLASSES, Classifier, labels, load_classifier, train_classifier
+from freemask.toyworld.clip import train_clip
 from freemask.toyworld.decoder import train_decoder
-from freemask.toyworld.evaluate import evaluate_steps
+from freemask.toyworld.evaluate import evaluate_steps, wander
 from freemask.toyworld.models import Recipe, export, load_tokenizer, load_vae
-from freemask.toyworld.scenes import DEVELOP, OBJECTS, caption, render, sample_scene, vocabulary
+from freemask.toyworld.scenes import DEVELOP, OBJECTS, caption, motion, render, sample_scene, vocabulary
 from freemask.toyworld.train import train_unet
 
 TINY = Recipe(
@@ -231,3 +233,34 @@ def test_evaluation_figures(editor):
     assert 0 <= figures["best_iou"] <= 1
     assert 0.05 < figures["full_iou"] < 0.6
     assert len(OBJECTS) == len(CLASSES["object"])
+
+
+def test_a_path_is_smooth_or_it_is_not():
+    scene = sample_scene(5)
+    centres, _ = motion(scene, 64)
+    assert wander(centres) < 0.01
+    centres[3] += 4
+    assert wander(centres) > 2
+
+
+def test_the_shipped_classifier_finds_the_object():
+    judge = load_classifier()
+    away = []
+    for seed in range(DEVELOP, DEVELOP + 30):
+        clip = render(sample_scene(seed), judge.size)
+        where = [np.argwhere(mask).mean(0)[::-1] + 0.5 for mask in clip.masks]
+        away.append(np.linalg.norm(judge.locate(clip.frames) - where, axis=1).mean())
+        assert wander(judge.locate(clip.frames)) < 3
+    assert np.mean(away) < 1.5
+
+
+def test_a_clip_of_the_toy_world_trains_and_saves(tmp_path, monkeypatch, capsys):
+    from freemask import metrics
+
+    train_clip(tmp_path / "clip", size=32, steps=2, scenes=8, batch=4)
+    monkeypatch.setattr(metrics, "TOY_CLIP", tmp_path / "clip")
+    load_clip.cache_clear()
+    try:
+        assert load_clip("mini").texts(["a red car", "a swan on the water"]).shape == (2, 64)
+    finally:
+        load_clip.cache_clear()

@@ -65,7 +65,7 @@ def painted_circles(
         "mask": {
             "site": SITES[3],
             "timestep": chosen if delta else "every",
-            "origin": "fallback",
+            "origin": "adaptive",
             "kind": "mmc",
             "area": 0.196,
         },

@@ -84,6 +84,7 @@ class Desk:
         alpha_temporal: str | None = None,
         alpha_latent: str | None = None,
         dilate: str | None = None,
+        selection: str | None = None,
         features: str = "replay",
         eta: float = 0,
         seed: float | None = None,
@@ -92,7 +93,8 @@ class Desk:
 
         `word` is the source prompt's word that is edited: empty infers it. `start` is in seconds; `fps` empty takes 8
         or, where that is lower, the clip's own; `size` is WIDTHxHEIGHT in pixels, empty for the backbone's own. tau
-        and the alphas are shares from 0 to 1, `dilate` cells of the latent grid: empty means the task's own.
+        and the alphas are shares from 0 to 1, `dilate` cells of the latent grid, `selection` is codebook, adaptive or
+        consensus: empty means the task's own.
         """
         with _collecting() as errors:
             settings = make_settings(
@@ -113,6 +115,7 @@ class Desk:
                 alpha_temporal=_own(alpha_temporal),
                 alpha_latent=_own(alpha_latent),
                 dilate=_own(dilate),
+                selection=_own(selection),
                 features=features,
                 eta=eta,
                 seed=seed or 0,
@@ -186,7 +189,6 @@ def open_masks(run: Run) -> tuple[Any, ...]:
 
 WHY = {
     "measured": "Mask Matching Cost chose {}: the lowest points of the curves.",
-    "fallback": "No codebook was measured for this backbone, so the stated fallback is in use: {}.",
     "adaptive": "Of this clip's maps, {} gives the mask: it is nearest to what the sharper ones agree on.",
     "consensus": "The mask is what this clip's sharper maps, outlined, agree on. The nearest single one: {}.",
     "level": "This task's mask is the mean of one grid's layers, at the same timestep.",
@@ -202,7 +204,8 @@ def _codebook(report: dict[str, Any]) -> tuple[Any, str]:
     place = f"<b>{html.escape(short_site(mask['site']))}</b>"
     when = "at every timestep" if mask["timestep"] == "every" else f"at timestep <b>{mask['timestep']}</b>"
     reason = mask["origin"] if mask["kind"] == "mmc" else mask["kind"]
-    note = status.note(WHY[reason].format(f"{place}, {when}"))
+    none = "No codebook was measured for this backbone. " if book is None and reason == "adaptive" else ""
+    note = status.note(none + WHY[reason].format(f"{place}, {when}"))
     return curves_figure(asdict(book)) if book else None, note
 
 
@@ -259,6 +262,7 @@ def fill_fields(example: Example) -> list[Any]:
         "" if own.fps is None else f"{own.fps:g}",
         "x".join(map(str, own.size or ())),
         *("" if value is None else f"{value:g}" for value in optional),
+        own.selection or "",
         own.features,
         own.eta,
         own.seed,

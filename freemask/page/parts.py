@@ -114,6 +114,7 @@ class Advanced:
     alpha_temporal: gr.Textbox
     alpha_latent: gr.Textbox
     dilate: gr.Textbox
+    selection: gr.Dropdown
     features: gr.Radio
     eta: gr.Slider
     seed: gr.Number
@@ -151,6 +152,18 @@ class Advanced:
                     gr.Textbox("", label=label, placeholder=f"{getattr(preset, name):g}", max_lines=1, min_width=130)
                     for name, label in TASK_OWN.items()
                 )
+            selection = gr.Dropdown(
+                [
+                    ("the task's own", ""),
+                    ("the layer and timestep that this backbone's codebook names", "codebook"),
+                    ("this clip's best layer and timestep", "adaptive"),
+                    ("what this clip's sharper maps agree on", "consensus"),
+                ],
+                value="",
+                label="Mask from",
+                filterable=False,
+                elem_id="selection",
+            )
             features = gr.Radio(
                 [("replay: less memory", "replay"), ("store: less computing", "store")],
                 value="replay",
@@ -173,6 +186,7 @@ class Advanced:
             alpha_temporal,
             alpha_latent,
             dilate,
+            selection,
             features,
             eta,
             seed,

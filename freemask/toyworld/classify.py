@@ -166,8 +166,9 @@ def train_classifier(
 
     Colour is learnt from unstyled scenes only, for a style may hide it. Prints a line every 50 steps.
     """
-    torch.manual_seed(0)
     drawn = training_scenes(first, scenes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
     pixels, masks = training_frames(drawn, size)
     truth = {head: torch.tensor([labels(scene)[head] for scene in drawn]) for head in CLASSES}
     truth["colour"][truth["style"] != CLASSES["style"].index(None)] = -100  # not counted by the loss
