@@ -50,7 +50,7 @@ class Options:
     """What every method of a run shares."""
 
     methods: tuple[str, ...] = METHODS
-    steps: int = 25
+    steps: int = 12
     guidance: float = 4.0
     frames: int = 8
 
