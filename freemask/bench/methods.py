@@ -42,7 +42,9 @@ def presets(task: str) -> dict[str, Preset]:
     """The preset of every method but `copy`, for a task: style, attribute, shape or place."""
     own = load_preset(task)
     plain = replace(own, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
-    paper = replace(own, selection="codebook")
+    paper, adaptive, consensus = (
+        replace(own, selection=how, tau=tau) for how, tau in (("codebook", 0.3), ("adaptive", 0.3), ("consensus", 0.2))
+    )
     unmasked = replace(plain, mask="none", region="object", delta=1)
     found = {
         "plain": plain,
@@ -51,8 +53,8 @@ def presets(task: str) -> dict[str, Preset]:
         "freemask": own,
         "freemask-oracle": own,
         "freemask-codebook": paper,
-        "freemask-adaptive": replace(own, selection="adaptive"),
-        "freemask-consensus": replace(own, selection="consensus"),
+        "freemask-adaptive": adaptive,
+        "freemask-consensus": consensus,
         "no-lmmc": replace(paper, mask="mean"),
         "no-tmmc": replace(paper, time_aware=not is_time_aware(paper)),
     }
