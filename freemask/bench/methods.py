@@ -42,9 +42,7 @@ def presets(task: str) -> dict[str, Preset]:
     """The preset of every method but `copy`, for a task: style, attribute, shape or place."""
     own = load_preset(task)
     plain = replace(own, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
-    paper, adaptive, consensus = (
-        replace(own, selection=how, tau=tau) for how, tau in (("codebook", 0.3), ("adaptive", 0.3), ("consensus", 0.2))
-    )
+    paper = replace(own, selection="codebook", tau=0.3)
     unmasked = replace(plain, mask="none", region="object", delta=1)
     found = {
         "plain": plain,
@@ -53,8 +51,8 @@ def presets(task: str) -> dict[str, Preset]:
         "freemask": own,
         "freemask-oracle": own,
         "freemask-codebook": paper,
-        "freemask-adaptive": adaptive,
-        "freemask-consensus": consensus,
+        "freemask-adaptive": replace(paper, selection="adaptive"),
+        "freemask-consensus": replace(own, selection="consensus", tau=0.2),
         "no-lmmc": replace(paper, mask="mean"),
         "no-tmmc": replace(paper, time_aware=not is_time_aware(paper)),
     }
