@@ -6,8 +6,8 @@ and unmasked cross-attention (0.8 of the steps each) with the mean mask of grid 
 `official` is the released FreeMask code's; `freemask` is the task's own preset, `freemask-oracle` the same under
 the true mask, `freemask-codebook`, `-adaptive` and `-consensus` with each way to select the mask. The codebook's is
 the paper's; beside it `no-lmmc` takes the mean over all sites in the place of l*, and `no-tmmc` swaps the two ways
-in time, one mask for every step and each step's own. `self`, `cross`, `temporal` fuse that kind alone without a
-mask, with `-masked` under FreeMask's.
+in time, one mask for every step and each step's own. `self`, `cross`, `temporal` fuse that kind alone for 0.99 of
+the steps without a mask, with `-masked` under FreeMask's (the paper's Fig. 4).
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def presets(task: str) -> dict[str, Preset]:
             plain, mask="level", level=level, delta=1, time_aware=True, alpha_cross=0.8, alpha_self=0.8
         )
     for kind in KINDS:
-        alpha = {f"alpha_{kind}": getattr(own, f"alpha_{kind}")}
+        alpha = {f"alpha_{kind}": 0.99}
         found[kind] = replace(unmasked, **alpha)
-        found[f"{kind}-masked"] = replace(plain, **alpha)
+        # where δ = 1, m = 0 everywhere (Eq. 9), so only self-attention, which reads E, has a mask
+        found[f"{kind}-masked"] = replace(plain, **alpha) if kind == "self" or own.delta == 0 else found[kind]
     return {name: found[name] for name in METHODS if name != "copy"}
