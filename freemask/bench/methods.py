@@ -13,6 +13,7 @@ the steps without a mask, with `-masked` under FreeMask's (the paper's Fig. 4).
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from ..plan import is_time_aware
 from ..presets import Preset, load_preset
@@ -58,10 +59,10 @@ def presets(task: str) -> dict[str, Preset]:
     }
     for level in range(LEVELS):
         found[f"fatezero-{level}"] = replace(
-            plain, mask="level", level=level, delta=1, time_aware=True, alpha_cross=0.8, alpha_self=0.8
+            plain, mask="level", level=level, tau=0.3, delta=1, time_aware=True, alpha_cross=0.8, alpha_self=0.8
         )
     for kind in KINDS:
-        alpha = {f"alpha_{kind}": 0.99}
+        alpha: dict[str, Any] = {f"alpha_{kind}": 0.99}
         found[kind] = replace(unmasked, **alpha)
         # where δ = 1, m = 0 everywhere (Eq. 9), so only self-attention, which reads E, has a mask
         found[f"{kind}-masked"] = replace(plain, **alpha) if kind == "self" or own.delta == 0 else found[kind]
