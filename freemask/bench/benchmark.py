@@ -8,12 +8,13 @@ made from those files.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ from ..gallery import save_png
 from ..jobs import Step
 from ..masks import candidates, consensus, extract, resize
 from ..metrics import ClipScore, clip_metrics, load_clip, psnr, ssim
-from ..mmc import iou
-from ..presets import Preset, load_preset
+from ..mmc import codebook_path, iou
+from ..presets import TOY_CLIP, Preset, backbone_folder, load_preset
 from ..run import load_editor
 from ..toyworld.cases import CASE_TASKS, Case, sample_case
-from ..toyworld.classify import CLASSES, Classifier, load_classifier
+from ..toyworld.classify import CLASSES, WEIGHTS, Classifier, load_classifier
 from ..toyworld.scenes import REPORT, Rendered, Scene, motion, render
 from ..trace import Trace
 from ..video import Clip
@@ -124,13 +125,23 @@ class _Inverted:
         return float(spearmanr([iou(mask, agreed) for mask in found], [iou(mask, truth) for mask in found]).statistic)
 
 
+def _clock(editor: Editor) -> float:
+    """Seconds of computing: of this process, which other work on the machine does not lengthen, or on a GPU those
+    that passed."""
+    if editor.backbone.device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def _edit(editor: Editor, judges: Judges, given: _Inverted, method: str, options: Options) -> tuple[Row, Any]:
     """A method's figures and its frames (f, h, w, 3); nothing of either where it finds no mask."""
     preset = presets(given.case.task).get(method)
-    start, overlap, rank = time.perf_counter(), None, None
+    start, overlap, rank = _clock(editor), None, None
     if preset is None:
         copying = partial(finish, editor.reconstruct_steps(given.trace))
         peak, latents = extra_peak(copying, editor.backbone.device)
+        seconds = _clock(editor) - start
     else:
         steps = editor.edit_steps(
             given.trace,
@@ -144,13 +155,13 @@ def _edit(editor: Editor, judges: Judges, given: _Inverted, method: str, options
             peak, edited = extra_peak(partial(finish, steps), editor.backbone.device)
         except MaskError:  # flat maps
             return {}, None
+        seconds = _clock(editor) - start
         latents = edited.latents
         if preset.mask != "none" and (preset.delta == 0 or preset.alpha_self or preset.alpha_latent):
             size = given.source.masks.shape[1], given.source.masks.shape[2]
             masks = edited.plan.object_at.values()
             overlap = float(np.mean([iou(resize(mask, size), given.source.masks) for mask in masks]))
         rank = given.rank(preset.tau) if preset.selection == "adaptive" else None
-    seconds = time.perf_counter() - start
     frames = editor.backbone.decode(latents)
     cost = {"mask_iou": overlap, "rank": rank, "seconds": seconds, "peak_mib": peak}
     return given.figures(frames, judges) | cost, frames
@@ -197,48 +208,57 @@ def _name(case: Case) -> str:
     return f"{case.task}-{case.seed}"
 
 
-def _fingerprint(method: str, task: str, shared: Sequence[object]) -> list[object]:
+@lru_cache(maxsize=1)
+def _made_with(name: str) -> str:
+    """A digest of the backbone, its codebook and the judges: what stands in files besides the code."""
+    digest = hashlib.sha256()
+    folders = (backbone_folder(name), TOY_CLIP)
+    weights = [path for folder in folders if folder for path in sorted(folder.rglob("*.safetensors"))]
+    for path in (*weights, WEIGHTS, codebook_path(name)):
+        digest.update(path.read_bytes() if path.exists() else b"")
+    return digest.hexdigest()[:16]
+
+
+def _fingerprint(method: str, task: str, name: str, options: Options) -> list[object]:
     """What a method's figures depend on, besides the case and the code."""
     preset = presets(task).get(method)
-    return [*shared, asdict(preset) if preset else None]
+    return [_made_with(name), options.steps, options.guidance, options.frames, asdict(preset) if preset else None]
+
+
+def _read(case: Case, name: str, options: Options, out: Path) -> dict[str, Any]:
+    """What is known of a case: the rows of all methods that were made as they would be now."""
+    told: dict[str, Any] = {"task": case.task, "seed": case.seed, "prompts": case.prompts, "made": {}, "rows": {}}
+    path = out / "cases" / f"{_name(case)}.json"
+    if path.exists():
+        kept = json.loads(path.read_text())
+        for method in METHODS:
+            made = _fingerprint(method, case.task, name, options)
+            if kept.get("made", {}).get(method) == made:
+                told["made"][method], told["rows"][method] = made, kept["rows"][method]
+    return told
 
 
 def _measure_into(case: Case, *, name: str, options: Options, out: Path, alone: bool) -> None:
     """Measures the methods that a case lacks and writes its figures, its frames and its strip."""
     if not alone:
         torch.set_num_threads(1)
-    told = _read(case, name, options, out) or {"task": case.task, "seed": case.seed, "prompts": case.prompts}
-    missing = [method for method in options.methods if method not in told.get("rows", {})]
-    rows, shown = measure_case(load_editor(name), Judges.load(), case, replace(options, methods=tuple(missing)))
+    told = _read(case, name, options, out)
+    missing = tuple(method for method in options.methods if method not in told["rows"])
+    rows, shown = measure_case(load_editor(name), Judges.load(), case, replace(options, methods=missing))
     path = out / "frames" / f"{_name(case)}.npz"
-    if path.exists():
+    if told["rows"]:
         with np.load(path) as kept:
-            shown = {method: kept[method] for method in kept.files if method not in shown} | shown
-    order = ("source", "truth", *options.methods)
-    shown = {method: shown[method] for method in order if method in shown}
-    np.savez_compressed(path, allow_pickle=False, **shown)
+            shown |= {method: kept[method] for method in kept.files if method in told["rows"]}
+    told["rows"] |= rows
+    told["made"] |= {method: _fingerprint(method, case.task, name, options) for method in rows}
+    shown = {method: shown[method] for method in ("source", "truth", *METHODS) if method in shown}
+    with path.with_suffix(".part").open("wb") as part:
+        np.savez_compressed(part, allow_pickle=False, **shown)
+    path.with_suffix(".part").replace(path)
     save_png(out / "strips" / f"{_name(case)}.png", _strip(shown))
-    shared = (name, options.steps, options.guidance, options.frames)
-    told["rows"] = told.get("rows", {}) | rows
-    told["made"] = told.get("made", {}) | {method: _fingerprint(method, case.task, shared) for method in rows}
-    part = out / "cases" / f"{_name(case)}.part"
-    part.write_text(json.dumps(told))
-    part.replace(part.with_suffix(".json"))
-
-
-def _read(case: Case, name: str, options: Options, out: Path) -> dict[str, Any] | None:
-    """What is known of a case: the rows of those methods whose settings are still the same."""
-    path = out / "cases" / f"{_name(case)}.json"
-    if not path.exists():
-        return None
-    told: dict[str, Any] = json.loads(path.read_text())
-    shared = (name, options.steps, options.guidance, options.frames)
-    told["rows"] = {
-        method: row
-        for method, row in told["rows"].items()
-        if method in options.methods and told["made"][method] == _fingerprint(method, case.task, shared)
-    }
-    return told
+    written = out / "cases" / f"{_name(case)}.part"
+    written.write_text(json.dumps(told))
+    written.replace(written.with_suffix(".json"))
 
 
 def benchmark_steps(
@@ -253,15 +273,16 @@ def benchmark_steps(
 ) -> Steps[dict[str, Any]]:
     """Measures `limit` cases of each task from `seed` on with the backbone `name` and returns the table
     (`table.tabulate`); `workers` processes measure, or this one where it is 0."""
-    cases = [sample_case(task, seed + i) for i in range(limit) for task in tasks]
+    cases = [sample_case(task, seed + i) for i in range(limit) for task in dict.fromkeys(tasks)]
     for folder in ("cases", "frames", "strips"):
         (out / folder).mkdir(parents=True, exist_ok=True)
 
-    def whole(case: Case) -> bool:
-        told = _read(case, name, options, out)
-        return told is not None and set(told["rows"]) == set(options.methods)
+    def rows(case: Case) -> dict[str, Row]:
+        """The case's rows of the methods asked for, in their order."""
+        found = _read(case, name, options, out)["rows"]
+        return {method: found[method] for method in options.methods if method in found}
 
-    todo = [case for case in cases if not whole(case)]
+    todo = [case for case in cases if len(rows(case)) < len(options.methods)]
     done = len(cases) - len(todo)
     work = partial(_measure_into, name=name, options=options, out=out, alone=workers == 0)
     if done:
@@ -276,5 +297,4 @@ def benchmark_steps(
             work(case)
             done += 1
             yield Step("benchmark", done, len(cases))
-    measured = [told for case in cases if (told := _read(case, name, options, out)) is not None]
-    return tabulate(measured, METRICS)
+    return tabulate([{"task": case.task, "rows": rows(case)} for case in cases], METRICS)

@@ -4,10 +4,11 @@
 the steps, self-attention for 0.4, no masks, no temporal fusion); `fatezero-N` is FateZero's masked self-attention
 and unmasked cross-attention (0.8 of the steps each) with the mean mask of grid level N at the same step;
 `official` is the released FreeMask code's; `freemask` is the task's own preset, `freemask-oracle` the same under
-the true mask, `freemask-codebook`, `-adaptive` and `-consensus` with each way to select the mask. The codebook's is
-the paper's; beside it `no-lmmc` takes the mean over all sites in the place of l*, and `no-tmmc` swaps the two ways
-in time, one mask for every step and each step's own. `self`, `cross`, `temporal` fuse that kind alone for 0.99 of
-the steps without a mask, with `-masked` under FreeMask's (the paper's Fig. 4).
+the true mask, `freemask-codebook`, `-adaptive` and `-consensus` with each way to select the mask. `paper` has the
+paper's shares, 0.99 for all three kinds and no latent blending, and its masks; `no-latent` is `freemask` without that
+blending. Beside `freemask-codebook`, `no-lmmc` takes the mean over all sites in the place of l*, and `no-tmmc` swaps
+the two ways in time, one mask for every step and each step's own. `self`, `cross`, `temporal` fuse that kind alone
+for 0.99 of the steps without a mask, with `-masked` under FreeMask's (the paper's Fig. 4).
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ METHODS = (
     "freemask-adaptive",
     "freemask-consensus",
     "freemask-oracle",
+    "paper",
+    "no-latent",
     "no-lmmc",
     "no-tmmc",
     *(f"{kind}{masked}" for kind in KINDS for masked in ("", "-masked")),
@@ -42,28 +45,30 @@ METHODS = (
 def presets(task: str) -> dict[str, Preset]:
     """The preset of every method but `copy`, for a task: style, attribute, shape or place."""
     own = load_preset(task)
-    plain = replace(own, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
-    paper = replace(own, selection="codebook", tau=0.3)
-    unmasked = replace(plain, mask="none", region="object", delta=1)
+    codebook = replace(own, selection="codebook", tau=0.3)
+    closed = replace(own, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
+    plain = replace(closed, mask="none", region="object", delta=1)
     found = {
         "plain": plain,
-        "p2p": replace(unmasked, alpha_cross=0.8, alpha_self=0.4),
+        "p2p": replace(plain, alpha_cross=0.8, alpha_self=0.4),
         "official": load_preset("official-style" if task in ("style", "place") else "official"),
         "freemask": own,
         "freemask-oracle": own,
-        "freemask-codebook": paper,
-        "freemask-adaptive": replace(paper, selection="adaptive"),
+        "freemask-codebook": codebook,
+        "freemask-adaptive": replace(codebook, selection="adaptive"),
         "freemask-consensus": replace(own, selection="consensus", tau=0.2),
-        "no-lmmc": replace(paper, mask="mean"),
-        "no-tmmc": replace(paper, time_aware=not is_time_aware(paper)),
+        "paper": replace(codebook, alpha_self=0.99, alpha_cross=0.99, alpha_temporal=0.99, alpha_latent=0.0),
+        "no-latent": replace(own, alpha_latent=0.0),
+        "no-lmmc": replace(codebook, mask="mean"),
+        "no-tmmc": replace(codebook, time_aware=not is_time_aware(codebook)),
     }
     for level in range(LEVELS):
         found[f"fatezero-{level}"] = replace(
-            plain, mask="level", level=level, tau=0.3, delta=1, time_aware=True, alpha_cross=0.8, alpha_self=0.8
+            closed, mask="level", level=level, tau=0.3, delta=1, time_aware=True, alpha_cross=0.8, alpha_self=0.8
         )
     for kind in KINDS:
         alpha: dict[str, Any] = {f"alpha_{kind}": 0.99}
-        found[kind] = replace(unmasked, **alpha)
+        found[kind] = replace(plain, **alpha)
         # where δ = 1, m = 0 everywhere (Eq. 9), so only self-attention, which reads E, has a mask
-        found[f"{kind}-masked"] = replace(plain, **alpha) if kind == "self" or own.delta == 0 else found[kind]
+        found[f"{kind}-masked"] = replace(closed, **alpha) if kind == "self" or own.delta == 0 else found[kind]
     return {name: found[name] for name in METHODS if name != "copy"}
