@@ -183,7 +183,7 @@ def score(
             report = json.loads((folder / "report.json").read_text())
             settings, shape = report["settings"], report["clip"]
             read = {"frames": shape["frames"], "fps": shape["fps"], "size": (shape["width"], shape["height"])}
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             raise SettingError(
                 f"{folder} holds no report.json of an edit: give a folder that `edit --out` wrote."
             ) from None
@@ -327,13 +327,17 @@ def benchmark(
 def train(
     stage: Annotated[str, typer.Argument(help="decoder, frames, clips, in this order; or a judge: classifier, clip.")],
     run: Annotated[Path, typer.Option(help="The folder for checkpoints, logs and sample sheets.")],
-    steps: Annotated[int, typer.Option(help="More steps of this stage (frames, clips).")] = 4000,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps; for frames and clips, more of them. [4000; clip 2000]")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="How long (decoder).")] = 25,
-    batch: Annotated[int, typer.Option(help="Frames or clips a step.")] = 32,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    batch: Annotated[int, typer.Option(help="Frames or clips a step (frames, clips).")] = 32,
+    lr: Annotated[float, typer.Option(help="Peak learning rate (frames, clips).")] = 2e-3,
     size: Annotated[int, typer.Option(help="Side of a frame in pixels.")] = 64,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    init: Annotated[Path | None, typer.Option(help="A backbone folder whose weights begin a new run.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; judges train on the CPU.")] = "cpu",
+    init: Annotated[
+        Path | None, typer.Option(help="A backbone folder whose weights begin a new run (frames, clips).")
+    ] = None,
 ) -> None:
     """Train the mini backbone, resuming from the run's checkpoints, or one of the models that judge its clips."""
     with _refusals():
@@ -347,11 +351,11 @@ def train(
         if stage == "decoder":
             train_decoder(run, recipe, minutes=minutes, device=device)
         elif stage in ("frames", "clips"):
-            train_unet(run, recipe, stage=stage, steps=steps, batch=batch, lr=lr, device=device, init=init)
+            train_unet(run, recipe, stage=stage, steps=steps or 4000, batch=batch, lr=lr, device=device, init=init)
         elif stage == "classifier":
-            train_classifier(run / "classifier.safetensors", size=size, steps=steps)
+            train_classifier(run / "classifier.safetensors", size=size, steps=steps or 4000)
         elif stage == "clip":
-            train_clip(run / "clip", size=size, steps=steps)
+            train_clip(run / "clip", size=size, steps=steps or 2000)
         else:
             raise SettingError(f"There is no stage {stage!r}: choose decoder, frames, clips, classifier or clip.")
 

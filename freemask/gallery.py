@@ -34,7 +34,9 @@ Image = NDArray[np.uint8]
 GROUND, INK, FAINT = (20, 22, 28), (226, 228, 234), (138, 143, 156)
 LINE, CHOSEN = (120, 190, 255), (255, 122, 89)
 FONT = "sans"
-LEGEND = "columns: timesteps, high noise to low   ·   each cell by its own maximum   ·   outlined: the mask in use"
+LEGEND = (
+    "columns: timesteps, high noise to low   ·   each cell by its own maximum   ·   outlined: what the mask is made of"
+)
 SHEET_WIDTH = 1000  # pixels that the columns share
 
 

@@ -65,6 +65,11 @@ def lpips(a: np.ndarray, b: np.ndarray) -> float:
         return float(model(_signed(a), _signed(b)).mean())
 
 
+def _reason(error: Exception) -> str:
+    """An error's first line, or its kind where it has no text."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 @lru_cache(maxsize=1)
 def _lpips_model() -> torch.nn.Module:
     try:
@@ -72,8 +77,9 @@ def _lpips_model() -> torch.nn.Module:
 
         return LPIPS(net="vgg", verbose=False).eval()
     except Exception as error:  # a missing library, no network, a broken download
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MetricError(f"LPIPS is not to be had ({reason}): pip install lpips, with network once.") from error
+        raise MetricError(
+            f"LPIPS is not to be had ({_reason(error)}): pip install lpips, with network once."
+        ) from error
 
 
 def clip_pixels(pixels: Tensor, size: int) -> Tensor:
@@ -117,14 +123,15 @@ class ClipScore:
 def load_clip(backbone: str) -> ClipScore:
     """The CLIP that judges a backbone's clips: the toy world's where the backbone knows that world's words alone,
     else OpenAI's ViT-L/14. Raises MetricError where its weights are not to be had."""
-    name = REAL_CLIP if known_words(backbone) is None else str(TOY_CLIP)
+    name = REAL_CLIP
     try:
+        name = REAL_CLIP if known_words(backbone) is None else str(TOY_CLIP)
         transformers.utils.logging.disable_progress_bar()
         model = CLIPModel.from_pretrained(name, dtype=torch.float32).eval().requires_grad_(False)
         return ClipScore(model, CLIPTokenizer.from_pretrained(name))
     except Exception as error:  # the libraries raise many kinds
-        reason = str(error).splitlines()[0]
-        raise MetricError(f"CLIP ({name}) is not to be had ({reason}): it needs a network once.") from error
+        cure = "it needs a network once" if name == REAL_CLIP else "install FreeMask again"
+        raise MetricError(f"CLIP is not to be had ({_reason(error)}): {cure}.") from error
 
 
 def clip_metrics(clip: ClipScore, frames: np.ndarray, *, source: str, edit: str) -> dict[str, float]:

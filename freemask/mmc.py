@@ -2,8 +2,8 @@
 
 Cost = 1 / max(d, 0.01) with d the volume IoU over f × h × w, so one useless candidate costs at most 100.
 LMMC is the mean over timesteps, TMMC the mean over sites, ties go to the first. What was measured for a
-backbone is a codebook, a JSON file; where none was measured, a clip chooses for itself (`plan`), and a stated
-fallback names the site where the mask comes from no map at all.
+backbone is a codebook, a JSON file. Where none was measured, a clip chooses for itself (`plan`); a stated fallback
+is then named for edits that read no map, those under a painted mask or under none.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def tmmc(d: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Choice:
-    """l* and t* of a backbone (Eq. 4, 6), and whether they were measured or are the fallback."""
+    """l* and t* (Eq. 4, 6) and their `origin`: measured, fallback, adaptive, consensus or painted (`plan`)."""
 
     site: Site
     timestep: int

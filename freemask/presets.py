@@ -38,6 +38,7 @@ TOY_CLIP = MINI.parent / "clip"  # the CLIP of mini's world
 TASKS = ("style", "attribute", "shape", "place", "official", "official-style")
 
 Selection = Literal["codebook", "adaptive", "consensus"]
+SELECTION_TAU = {"codebook": 0.3, "adaptive": 0.3, "consensus": 0.2}  # a pooled map, or a mean of many that is not
 Share = Annotated[float, Field(ge=0, le=1)]
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -121,9 +122,11 @@ class Settings:
     selection: Selection | None = None
 
     def preset(self) -> Preset:
-        """The task's preset with this job's own values put in."""
+        """The task's preset with this job's own values put in; τ follows a selection that comes without one."""
         names = {f.name for f in fields(Preset)}
         chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name in names}
+        if self.selection and self.tau is None:
+            chosen["tau"] = SELECTION_TAU[self.selection]
         return replace(load_preset(self.task), **{k: v for k, v in chosen.items() if v is not None})
 
 
@@ -178,7 +181,11 @@ def _limits(cls: type, name: str) -> str:
 def make_settings(**values: Any) -> Settings:
     """Validated settings; raises SettingError naming the field, what was given and the range."""
     settings: Settings = _validated(Settings, values, "")
-    load_preset(settings.task)
+    task = load_preset(settings.task)
+    if settings.selection and task.mask != "mmc":
+        raise SettingError(
+            f"The task {settings.task!r} has a mask of its own: leave selection out, or change the task."
+        )
     backbone_folder(settings.backbone)
     return settings
 

@@ -90,7 +90,10 @@ def infer_word(source: str, edit: str, task: str) -> str:
     a = _folded(source)
     removed = align(source, edit).removed
     at: int | None = None
-    if task.endswith("style") or task == "place":
+    if task == "place":
+        kept = [word if i not in removed else "the" for i, word in enumerate(a)]
+        at = _phrase_end(kept, 0)
+    elif task.endswith("style"):
         opening = a.index("of") + 1 if "painting" in a and "of" in a else 0
         at = _phrase_end(a, opening)
     else:
@@ -126,9 +129,12 @@ def warnings(source: str, edit: str, word: str, delta: int) -> list[str]:
     """What the aligned words say against the task's δ (Eq. 7), for the user to decide."""
     kept = not set(find_word(source, word)) & set(align(source, edit).removed)
     if delta and not kept:
-        return [f"'{word}' is replaced, but this task keeps its shape (δ = 1); the task 'shape' lets it change."]
+        return [
+            f"'{word}' is replaced, but this task keeps its shape (δ = 1): use the task 'shape'; or to change a place, "
+            "name what stays there as the edited word and use 'place'."
+        ]
     if not delta and kept:
-        return [f"'{word}' stays the same, but this task changes its shape (δ = 0); 'attribute' would keep it."]
+        return [f"'{word}' stays the same, but this task changes its shape (δ = 0): 'attribute' or 'place' keep it."]
     return []
 
 
@@ -153,7 +159,7 @@ def check(clip: Path | None, settings: Settings) -> str:
                 f"It knows only these words: {', '.join(known)}."
             )
     word = settings.word or infer_word(settings.source, settings.edit, settings.task)
-    find_word(settings.source, word)
+    word = " ".join(words(settings.source)[i] for i in find_word(settings.source, word))
     # decoding the frames that will be used, small, is the only test that no container's header can fool
     read_clip(clip, frames=settings.frames, start=settings.start, fps=settings.fps, size=(MIN_SIDE, MIN_SIDE))
     return word

@@ -106,7 +106,8 @@ def run_steps(
         result = editor.decode(edited.latents, clip)
     clock.seconds["total"] = round(time.perf_counter() - start, 4)
     # a style changes every pixel, unless latent blending holds the object, as it does where the place is edited
-    keep = ~edited.plan.shown if preset.region == "object" else edited.plan.shown if preset.alpha_latent else None
+    kept = "background" if preset.region == "object" else "object" if preset.alpha_latent else "nothing"
+    keep = {"background": ~edited.plan.shown, "object": edited.plan.shown, "nothing": None}[kept]
     metrics = {
         "reconstruction_psnr": _finite(psnr(reconstruction.frames, clip.frames)),
         "background_psnr": _finite(psnr(result.frames, clip.frames, keep=keep)),
@@ -129,6 +130,7 @@ def run_steps(
             "timestep": "every" if time_aware else choice.timestep,
             "origin": choice.origin,
             "kind": preset.mask,
+            "kept": kept,
             "area": round(edited.plan.area, 4),
         },
         "unet": {stage: asdict(used) for stage, used in usage.items()},

@@ -80,7 +80,7 @@ def test_unconditional_rows_are_untouched(editor, trace):
     assert close(run(editor, trace, task(**OPEN), guidance=0.0), plain(editor, trace, guidance=0.0))
 
 
-@pytest.mark.parametrize("name", ["style", "attribute", "shape", "official", "official-style"])
+@pytest.mark.parametrize("name", ["style", "attribute", "shape", "place", "official", "official-style"])
 def test_replay_equals_store(editor, clip, trace, name):
     preset = task(name)
     stored = editor.invert(clip, prompt=SOURCE, steps=STEPS, store=preset)

@@ -50,7 +50,19 @@ def test_an_unknown_key_in_a_preset_names_its_neighbour(tmp_path, monkeypatch):
 
 def test_examples_are_complete():
     shipped = examples()
-    assert {e.settings.task for e in shipped} >= {"style", "attribute", "shape"}
+    assert {e.settings.task for e in shipped} >= {"style", "attribute", "shape", "place"}
     for example in shipped:
         assert example.clip.exists()
         assert set(f"{example.settings.source} {example.settings.edit}".lower().split()) <= set(known_words("mini"))
+
+
+def test_tau_follows_the_selection():
+    about = {"source": "a red car", "edit": "a blue car"}
+    assert make_settings(task="shape", selection="consensus", **about).preset().tau == 0.2
+    assert make_settings(task="attribute", selection="codebook", **about).preset().tau == 0.3
+    assert make_settings(task="attribute", selection="codebook", tau=0.5, **about).preset().tau == 0.5
+    assert make_settings(task="attribute", **about).preset().tau == load_preset("attribute").tau
+    with pytest.raises(SettingError, match="leave selection out"):
+        make_settings(task="official", selection="adaptive", **about)
+    with pytest.raises(SettingError, match="codebook or adaptive or consensus"):
+        make_settings(selection="best", **about)

@@ -18,6 +18,8 @@ from freemask.prompts import align, check, find_word, infer_word, warnings, word
         ("a silver jeep driving in the countryside", "Van Gogh style, a silver jeep driving", "style", "jeep"),
         ("Sketch style painting of a swan swimming", "a swan swimming", "style", "swan"),
         ("A Bear is walking.", "a bear is walking in the snow", "style", "Bear"),
+        ("a red car driving on the grass", "a red car driving on the snow", "place", "car"),
+        ("in the night a car is driving", "in the snow a car is driving", "place", "car"),
     ],
 )
 def test_the_edited_word_is_inferred(source, edit, task, word):
@@ -54,6 +56,7 @@ def test_a_missing_word_lists_the_prompts_words():
 def test_warnings_name_what_disagrees_with_the_task():
     source = "a red car driving on the grass"
     assert "is replaced" in warnings(source, "a red bus driving on the grass", "car", 1)[0]
+    assert "'place' keep it" in warnings(source, "a blue car driving on the grass", "car", 0)[0]
     assert "stays the same" in warnings(source, "a blue car driving on the grass", "car", 0)[0]
     assert warnings(source, "a blue car driving on the grass", "car", 1) == []
 

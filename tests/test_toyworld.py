@@ -223,7 +223,7 @@ def test_the_shipped_classifier_knows_real_renders():
 
 
 def test_evaluation_figures(editor):
-    steps = evaluate_steps(editor, clips=3, steps=2, frames=2, batch=2, judge=Classifier(32).eval())
+    steps = evaluate_steps(editor, clips=3, steps=2, frames=5, batch=2, judge=Classifier(32).eval())
     figures = finish(steps)
     json.dumps(figures)
     wanted = "object colour place style classifier reconstruction_psnr vae_psnr best_iou full_iou"

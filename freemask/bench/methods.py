@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..plan import is_time_aware
-from ..presets import Preset, load_preset
+from ..presets import SELECTION_TAU, Preset, load_preset
 
 __all__ = ["METHODS", "presets"]
 
@@ -45,7 +45,7 @@ METHODS = (
 def presets(task: str) -> dict[str, Preset]:
     """The preset of every method but `copy`, for a task: style, attribute, shape or place."""
     own = load_preset(task)
-    codebook = replace(own, selection="codebook", tau=0.3)
+    codebook = replace(own, selection="codebook", tau=SELECTION_TAU["codebook"])
     closed = replace(own, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
     plain = replace(closed, mask="none", region="object", delta=1)
     found = {
@@ -56,7 +56,7 @@ def presets(task: str) -> dict[str, Preset]:
         "freemask-oracle": own,
         "freemask-codebook": codebook,
         "freemask-adaptive": replace(codebook, selection="adaptive"),
-        "freemask-consensus": replace(own, selection="consensus", tau=0.2),
+        "freemask-consensus": replace(own, selection="consensus", tau=SELECTION_TAU["consensus"]),
         "paper": replace(codebook, alpha_self=0.99, alpha_cross=0.99, alpha_temporal=0.99, alpha_latent=0.0),
         "no-latent": replace(own, alpha_latent=0.0),
         "no-lmmc": replace(codebook, mask="mean"),

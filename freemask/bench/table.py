@@ -44,8 +44,9 @@ def _best_level(cases: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     for task in dict.fromkeys(case["task"] for case in cases):
         scores: dict[str, list[float]] = {}
         for case in cases:
-            for method, row in case["rows"].items():
-                if case["task"] == task and method.startswith("fatezero-") and row:
+            levels = {method: row for method, row in case["rows"].items() if method.startswith("fatezero-")}
+            if case["task"] == task and all(levels.values()):  # where every level found a mask, so that they compare
+                for method, row in levels.items():
                     scores.setdefault(method, []).append(row["true_psnr"])
         if scores:
             best[task] = max(scores, key=lambda method: float(np.mean(scores[method])))
@@ -53,8 +54,9 @@ def _best_level(cases: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def tabulate(cases: Sequence[Mapping[str, Any]], metrics: Sequence[str] = METRICS) -> dict[str, Any]:
-    """`rows`: for each task and method the mean of every metric and its 95 % interval (`_low`, `_high`), `n` cases;
-    None where a metric has no value. `paired`: freemask minus another method over the cases that both have.
+    """`rows`: for each task and method the mean of every metric and its 95 % interval (`_low`, `_high`) over the `n`
+    cases where the method found a mask, `failed` being the others; None where a metric has no value. `paired`:
+    freemask minus another method over the cases that both have.
 
     Each case is {"task", "rows": {method: {metric: number or None}}}. `fatezero` is its best level, named by `level`.
     """
@@ -73,7 +75,8 @@ def tabulate(cases: Sequence[Mapping[str, Any]], metrics: Sequence[str] = METRIC
                     pairs.setdefault((case["task"], method, metric), []).append(ours - other)
     table = []
     for (task, method), each in found.items():
-        line: dict[str, Any] = {"task": task, "method": method, "n": len(each)}
+        found_mask = sum(1 for row in each if row)
+        line: dict[str, Any] = {"task": task, "method": method, "n": found_mask, "failed": len(each) - found_mask}
         if method == "fatezero":
             line["level"] = best[task]
         for metric in metrics:
@@ -108,7 +111,8 @@ def markdown(table: Mapping[str, Any]) -> str:
         parts += [f"## {task}\n", "| method | " + " | ".join(METRICS) + " |", "|" + "---|" * (len(METRICS) + 1)]
         for line in table["rows"]:
             if line["task"] == task:
-                parts.append(f"| {line['method']} | " + " | ".join(_cell(line, metric) for metric in METRICS) + " |")
+                name = f"{line['method']} (no mask in {line['failed']})" if line["failed"] else line["method"]
+                parts.append(f"| {name} | " + " | ".join(_cell(line, metric) for metric in METRICS) + " |")
         parts += ["", "freemask minus the other, in dB, with 95 % intervals:\n"]
         parts += ["| against | true | inside | outside |", "|---|---|---|---|"]
         differences = {(p["against"], p["metric"]): p for p in table["paired"] if p["task"] == task}
@@ -127,19 +131,20 @@ def save_figure(path: Path, table: Mapping[str, Any]) -> None:
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(line["task"] for line in table["rows"]))
+    methods = list(dict.fromkeys(line["method"] for line in table["rows"]))[::-1]
     figure = Figure(figsize=(3.6 * len(tasks) + 1.2, 5.2), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for axes, task in zip(panels, tasks, strict=True):
-        lines = [line for line in table["rows"] if line["task"] == task][::-1]
+        lines = [line for line in table["rows"] if line["task"] == task]
         for metric, colour, shift in (("true_psnr", "#2c6fb7", 0.14), ("inside_psnr", "#d9480f", -0.14)):
-            drawn = [(i, line) for i, line in enumerate(lines) if line[metric] is not None]
-            mean = np.array([line[metric] for _, line in drawn])
+            drawn = [line for line in lines if line[metric] is not None]
+            mean = np.array([line[metric] for line in drawn])
             spread = np.array(
-                [[line[metric] - line[f"{metric}_low"], line[f"{metric}_high"] - line[metric]] for _, line in drawn]
+                [[line[metric] - line[f"{metric}_low"], line[f"{metric}_high"] - line[metric]] for line in drawn]
             ).T
-            at = [i + shift for i, _ in drawn]
+            at = [methods.index(line["method"]) + shift for line in drawn]
             axes.errorbar(mean, at, xerr=spread, fmt="o", color=colour, markersize=4, label=metric.replace("_", " "))
-        axes.set_yticks(range(len(lines)), [line["method"] for line in lines])
+        axes.set_yticks(range(len(methods)), methods)
         axes.set_title(task, loc="left")
         axes.set_xlabel("dB to the true edit")
         axes.grid(True, alpha=0.2)

@@ -67,6 +67,7 @@ def painted_circles(
             "timestep": chosen if delta else "every",
             "origin": "adaptive",
             "kind": "mmc",
+            "kept": "background",
             "area": 0.196,
         },
         "seconds": {"total": 1.0},

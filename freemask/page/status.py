@@ -41,9 +41,10 @@ def running(now: Snapshot) -> str:
 def done(report: dict[str, Any], elapsed: float) -> str:
     """The figures that tell whether to trust the edit, and the warnings."""
     metrics = report["metrics"]
+    kept = {"background": "background kept", "object": "object kept", "nothing": "likeness to the source"}
     figures = [
         f"{title} <b>{metrics[key]:.1f} dB</b>"
-        for key, title in (("reconstruction_psnr", "reconstruction"), ("background_psnr", "background kept"))
+        for key, title in (("reconstruction_psnr", "reconstruction"), ("background_psnr", kept[report["mask"]["kept"]]))
         if metrics.get(key) is not None
     ]
     if (metrics.get("reconstruction_psnr") or POOR) < POOR:

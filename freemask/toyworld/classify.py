@@ -3,7 +3,8 @@ where is the object?
 
 It is trained on rendered frames and their masks alone and never sees the diffusion model, so it can say how
 often a generated clip shows what its caption asks for. Blur, noise and mirrors in its training keep it from
-leaning on details that no decoder reproduces. Object and colour are read under the mask that it finds itself.
+leaning on details that no decoder reproduces. Every head reads the whole frame and what stands under the mask that
+it finds itself.
 """
 
 from __future__ import annotations
