@@ -320,7 +320,7 @@ class _Fusion:
         if key not in self.cached:
             grid = site.grid(self.trace.grid)
             if what == "E":
-                mask = resize(self.editable(self.t), grid)
+                mask = resize(self.editable(self.t), grid) & self.task.free_self
             elif what == "temporal" and site.level in self.plan.swapped:
                 mask = self.plan.swapped[site.level]
             else:

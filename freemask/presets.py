@@ -48,7 +48,8 @@ class Preset:
     """How a task masks and fuses (FreeMask Eq. 7-11; FateZero; Prompt-to-Prompt).
 
     `delta` 1 when the edited object stays the same, 0 when it changes. `region` says where the edit may
-    happen: in the object's mask or in the background. The alphas are the shares of the steps, from the
+    happen: in the object's mask or in the background; `free_self` whether self-attention is free there too, or the
+    source's everywhere, which keeps the structure of everything. The alphas are the shares of the steps, from the
     first, in which self, cross, temporal and latent features are fused; `alpha_changed` is the same for
     the cross columns of changed words (None: as `alpha_cross`). `tau` in (0, 1) thresholds the maps,
     `dilate` grows the mask by that many cells of the latent grid, `union` joins it with the edit word's own
@@ -69,6 +70,7 @@ class Preset:
     summary: str
     delta: Literal[0, 1]
     region: Literal["object", "background"]
+    free_self: bool = True
     tau: Annotated[float, Field(gt=0, lt=1)] = 0.3
     alpha_self: Share = 0.99
     alpha_cross: Share = 0.99

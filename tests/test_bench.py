@@ -182,19 +182,19 @@ def test_the_table_says_how_sure_it_is():
 def test_every_method_is_a_preset(task):
     found = presets(task)
     assert ("copy", *found) == METHODS
-    alike = [
-        {name for name, preset in found.items() if preset == one and name != "freemask-oracle"}
-        for one in found.values()
-    ]
-    expected = [{"freemask", f"freemask-{load_preset(task).selection}"}]
+    own = load_preset(task)
+    same = {"freemask", f"freemask-{own.selection}"}
+    same |= {"no-latent"} if own.alpha_latent == 0 else set()
+    same |= {"free-self"} if own.free_self else set()
+    groups = [same]
     if task == "shape":
-        expected.append({"paper", "no-latent"})
+        groups.append({"paper", "no-latent"})
     else:  # m = 0 where δ = 1
-        expected += [{kind, f"{kind}-masked"} for kind in ("cross", "temporal")]
-    if task == "style":
-        expected[0].add("no-latent")
-    assert all(len(names) == 1 or names in expected for names in alike)
-    assert all(names in alike for names in expected)
+        groups += [{kind, f"{kind}-masked"} for kind in ("cross", "temporal")]
+    del found["freemask-oracle"]  # the task's own preset under another mask
+    for name, preset in found.items():
+        alike = {other for other, one in found.items() if one == preset}
+        assert alike == next((group for group in groups if name in group), {name})
 
 
 def test_one_scene_four_methods(tmp_path):

@@ -167,6 +167,13 @@ def test_latent_blend_keeps_the_source_outside(editor, trace):
     assert not torch.equal(out[..., :4, :], kept[..., :4, :])
 
 
+def test_self_attention_that_is_not_free_is_the_sources_everywhere(editor, trace):
+    alone = {"alpha_self": 1.0, "alpha_cross": 0.0, "alpha_temporal": 0.0}
+    held = run(editor, trace, task(**alone, free_self=False))
+    assert torch.equal(held, run(editor, trace, task(**alone), mask=everywhere(trace, False)))
+    assert not close(held, run(editor, trace, task(**alone)), 1e-3)
+
+
 def test_time_aware_and_time_agnostic_masks(editor, trace):
     shape = editor.plan_masks(trace, word="car", task=task("shape"))
     assert 0.05 < shape.area < 0.95

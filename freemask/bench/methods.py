@@ -6,9 +6,10 @@ and unmasked cross-attention (0.8 of the steps each) with the mean mask of grid 
 `official` is the released FreeMask code's; `freemask` is the task's own preset, `freemask-oracle` the same under
 the true mask, `freemask-codebook`, `-adaptive` and `-consensus` with each way to select the mask. `paper` has the
 paper's shares, 0.99 for all three kinds and no latent blending, and its masks; `no-latent` is `freemask` without that
-blending. Beside `freemask-codebook`, `no-lmmc` takes the mean over all sites in the place of l*, and `no-tmmc` swaps
-the two ways in time, one mask for every step and each step's own. `self`, `cross`, `temporal` fuse that kind alone
-for 0.99 of the steps without a mask, with `-masked` under FreeMask's (the paper's Fig. 4).
+blending, `free-self` with self-attention free in E for every task. Beside `freemask-codebook`, `no-lmmc` takes the
+mean over all sites in the place of l*, and `no-tmmc` swaps the two ways in time, one mask for every step and each
+step's own. `self`, `cross`, `temporal` fuse that kind alone for 0.99 of the steps without a mask, with `-masked`
+under FreeMask's (the paper's Fig. 4).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ METHODS = (
     "freemask-oracle",
     "paper",
     "no-latent",
+    "free-self",
     "no-lmmc",
     "no-tmmc",
     *(f"{kind}{masked}" for kind in KINDS for masked in ("", "-masked")),
@@ -46,7 +48,7 @@ def presets(task: str) -> dict[str, Preset]:
     """The preset of every method but `copy`, for a task: style, attribute, shape or place."""
     own = load_preset(task)
     codebook = replace(own, selection="codebook", tau=SELECTION_TAU["codebook"])
-    closed = replace(own, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
+    closed = replace(own, free_self=True, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
     plain = replace(closed, mask="none", region="object", delta=1)
     found = {
         "plain": plain,
@@ -57,8 +59,11 @@ def presets(task: str) -> dict[str, Preset]:
         "freemask-codebook": codebook,
         "freemask-adaptive": replace(codebook, selection="adaptive"),
         "freemask-consensus": replace(own, selection="consensus", tau=SELECTION_TAU["consensus"]),
-        "paper": replace(codebook, alpha_self=0.99, alpha_cross=0.99, alpha_temporal=0.99, alpha_latent=0.0),
+        "paper": replace(
+            closed, selection="codebook", tau=codebook.tau, alpha_self=0.99, alpha_cross=0.99, alpha_temporal=0.99
+        ),
         "no-latent": replace(own, alpha_latent=0.0),
+        "free-self": replace(own, free_self=True),
         "no-lmmc": replace(codebook, mask="mean"),
         "no-tmmc": replace(codebook, time_aware=not is_time_aware(codebook)),
     }
