@@ -25,8 +25,11 @@ def trace(editor, clip):
 
 
 def task(name="attribute", **changes):
-    """A preset whose threshold suits the flat maps of a random model: masks neither full nor empty."""
-    return replace(load_preset(name), **({"tau": 0.8, "alpha_latent": 0.0} | changes))
+    """A preset with the paper's shares, and a threshold that suits the flat maps of a random model: masks neither full
+    nor empty."""
+    shares = {} if name.startswith("official") else {f"alpha_{kind}": 0.99 for kind in ("self", "cross", "temporal")}
+    shares["alpha_latent"] = 0.0
+    return replace(load_preset(name), **({"tau": 0.8, "selection": "codebook", "free_self": True} | shares | changes))
 
 
 def run(editor, trace, preset, *, prompt=EDIT, guidance=7.5, **options):
@@ -214,7 +217,7 @@ def test_a_word_that_is_not_there(editor, trace):
 
 def test_a_flat_map_is_an_error(editor, trace):
     flat = {key: soft._replace(scales=soft.scales * 0) for key, soft in trace.maps.items()}
-    with pytest.raises(MaskError, match="zero"):
+    with pytest.raises(MaskError, match="flat"):
         editor.plan_masks(replace(trace, maps=flat), word="car", task=task())
 
 
