@@ -246,7 +246,7 @@ def _measure_into(case: Case, *, name: str, options: Options, out: Path, alone: 
     missing = tuple(method for method in options.methods if method not in told["rows"])
     rows, shown = measure_case(load_editor(name), Judges.load(), case, replace(options, methods=missing))
     path = out / "frames" / f"{_name(case)}.npz"
-    if told["rows"]:
+    if told["rows"] and path.exists():
         with np.load(path) as kept:
             shown |= {method: kept[method] for method in kept.files if method in told["rows"]}
     told["rows"] |= rows

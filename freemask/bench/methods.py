@@ -1,13 +1,13 @@
 """The methods that the benchmark compares, each a preset of the same engine.
 
 `plain` denoises the inverted latents with the edit prompt; `p2p` is Prompt-to-Prompt (cross-attention for 0.8 of
-the steps, self-attention for 0.4, no masks, no temporal fusion); `fatezero-N` is FateZero's masked self-attention
-and unmasked cross-attention (0.8 of the steps each) with the mean mask of grid level N at the same step;
-`official` is the released FreeMask code's; `freemask` is the task's own preset, `freemask-oracle` the same under
-the true mask, `freemask-codebook`, `-adaptive` and `-consensus` with each way to select the mask. `paper` has the
-paper's shares, 0.99 for all three kinds and no latent blending, and its masks; `no-latent` is `freemask` without that
-blending, `free-self` with self-attention free in E for every task. Beside `freemask-codebook`, `no-lmmc` takes the
-mean over all sites in the place of l*, and `no-tmmc` swaps the two ways in time, one mask for every step and each
+the steps, self-attention for 0.4, no masks, no temporal fusion); `fatezero-N` is FateZero's self-attention, free
+where the task edits, and unmasked cross-attention (0.8 of the steps each) with the mean mask of grid level N at the
+same step; `official` is the released FreeMask code's; `freemask` is the task's own preset, `freemask-oracle` the same
+under the true mask, `freemask-codebook`, `-adaptive` and `-consensus` with each way to select the mask. `paper` has
+the paper's shares, 0.99 for all three kinds and no latent blending, and its masks; `no-latent` is `freemask` without
+that blending, `free-self` with self-attention free in E for every task. Beside `freemask-codebook`, `no-lmmc` takes
+the mean over all sites in the place of l*, and `no-tmmc` swaps the two ways in time, one mask for every step and each
 step's own. `self`, `cross`, `temporal` fuse that kind alone for 0.99 of the steps without a mask, with `-masked`
 under FreeMask's (the paper's Fig. 4).
 """
