@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .errors import FreeMaskError, InputError, SettingError
 from .jobs import Step
-from .presets import make_settings
+from .presets import make_settings, read_settings
 
 if TYPE_CHECKING:
     from .edit import Editor
@@ -97,10 +97,15 @@ def _fps(text: str) -> float | None:
 
 @app.command()
 def edit(
+    context: typer.Context,
     clip: Annotated[Path, typer.Argument(help="The video to edit.")],
-    source: Annotated[str, typer.Option(help="What the clip shows.")],
-    edit: Annotated[str, typer.Option(help="What it should show.")],
     out: Annotated[Path, typer.Option(help="The folder for the results.")],
+    source: Annotated[str, typer.Option(help="What the clip shows.")] = "",
+    edit: Annotated[str, typer.Option(help="What it should show.")] = "",
+    settings_file: Annotated[
+        Path | None,
+        typer.Option("--settings", help="The settings.json of another edit; options given replace its own."),
+    ] = None,
     task: Annotated[str, typer.Option(help="style, attribute, shape, place, official or official-style.")] = "style",
     word: Annotated[str, typer.Option(help="The edited word of the source prompt; inferred when left out.")] = "",
     backbone: Annotated[str, typer.Option(help="mini, a hub id or a folder.")] = "mini",
@@ -128,7 +133,7 @@ def edit(
 ) -> None:
     """Edit a clip by text; writes the videos, the masks and report.json into --out."""
     with _refusals():
-        settings = make_settings(
+        values: dict[str, Any] = dict(
             source=source,
             edit=edit,
             task=task,
@@ -154,10 +159,15 @@ def edit(
             rescale=rescale,
             selection=selection,
         )
+        if settings_file:
+            origin = {name: context.get_parameter_source(name) for name in values}
+            given = {name: values[name] for name, from_ in origin.items() if from_ and from_.name == "COMMANDLINE"}
+            values = read_settings(settings_file) | given
+        settings = make_settings(**values)
         from .prompts import check
 
         chosen = check(clip, settings)
-        inferred = "" if word else " (inferred; --word overrides it)"
+        inferred = "" if settings.word else " (inferred; --word overrides it)"
         _errors.print(f"Edited word: {chosen}{inferred}", markup=False)
         from .run import run_steps  # torch is imported only once the input is known to be good
 

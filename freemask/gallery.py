@@ -7,6 +7,7 @@ dark page.
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ __all__ = [
     "overlay",
     "read_words",
     "save_codebook_figure",
+    "save_mask_zip",
+    "save_pdf",
     "save_png",
     "short_site",
 ]
@@ -258,6 +261,24 @@ def overlay(frames: Image, mask: NDArray[Any]) -> Image:
 def save_png(path: Path, image: Image) -> None:
     """Write a picture as PNG. Raises OSError where it cannot be written."""
     path.write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
+
+
+def save_pdf(path: Path, image: Image, *, dpi: int = 144) -> None:
+    """Write a picture as a PDF of one page, as large as the picture. Raises OSError where it cannot be written."""
+    from matplotlib.figure import Figure
+
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
+    figure.figimage(image)
+    figure.savefig(path, format="pdf")
+
+
+def save_mask_zip(path: Path, masks: NDArray[np.bool_]) -> None:
+    """Write masks (f, h, w) as numbered PNGs, 00000.png and so on, 255 where True, in one zip."""
+    with zipfile.ZipFile(path, "w") as packed:
+        for i, mask in enumerate(masks):
+            picture = cv2.imencode(".png", mask.astype(np.uint8) * 255)[1]
+            packed.writestr(zipfile.ZipInfo(f"{i:05d}.png"), picture.tobytes())
 
 
 def short_site(site: str) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "known_words",
     "load_preset",
     "make_settings",
+    "read_settings",
     "task_names",
 ]
 
@@ -190,6 +191,19 @@ def make_settings(**values: Any) -> Settings:
         )
     backbone_folder(settings.backbone)
     return settings
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The values of a settings.json, or of the settings in a report.json; raises SettingError for anything else.
+
+    They are validated where they are used, by `make_settings`.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values = values.get("settings", values)
+        return {**values}
+    except (OSError, ValueError, AttributeError, TypeError):
+        raise SettingError(f'"{path}" holds no settings: give a settings.json or report.json of an edit.') from None
 
 
 def task_names() -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from .plan import is_time_aware
 from .presets import Settings
 from .prompts import align, check, find_word, warnings, words
 from .trace import SoftMap, Trace
-from .video import probe, read_clip, side_by_side, write_clip
+from .video import probe, read_clip, side_by_side, write_clip, write_gif
 
 __all__ = ["load_editor", "run_steps", "save_masks"]
 
@@ -140,16 +140,21 @@ def run_steps(
         "clip": {"width": size[0], "height": size[1], "frames": len(clip.frames), "fps": clip.fps},
     }
     out.mkdir(parents=True, exist_ok=True)
-    for name, video in (
-        ("source", clip),
-        ("edited", result),
-        ("reconstruction", reconstruction),
-        ("comparison", side_by_side(clip, reconstruction, result)),
+    made = f"Made with AI: FreeMask, a text-driven edit with the model {settings.backbone}."
+    for name, video, note in (
+        ("source", clip, ""),
+        ("edited", result, made),
+        ("reconstruction", reconstruction, made),
+        ("comparison", side_by_side(clip, reconstruction, result), made),
     ):
-        write_clip(out / f"{name}.mp4", video, audio_from=path, start=settings.start)
+        write_clip(out / f"{name}.mp4", video, audio_from=path, start=settings.start, note=note)
+    write_gif(out / "edited.gif", result, note=made)
     save_masks(out, trace, edited, word)
     sheet = gallery.mask_sheet(out / "words.npz", word, frame=0)
     gallery.save_png(out / "masks.png", sheet)
+    gallery.save_pdf(out / "masks.pdf", sheet)
+    gallery.save_mask_zip(out / "masks.zip", edited.plan.shown)
+    (out / "settings.json").write_text(json.dumps(report["settings"], indent=2) + "\n")
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     yield Step("decode", 1, 1)
     return report

@@ -33,6 +33,7 @@ __all__ = [
     "read_clip",
     "side_by_side",
     "write_clip",
+    "write_gif",
 ]
 
 MAX_SECONDS = 300
@@ -173,12 +174,14 @@ def read_clip(
     )
 
 
-def write_clip(path: str | Path, clip: Clip, *, audio_from: str | Path | None = None, start: float = 0.0) -> None:
+def write_clip(
+    path: str | Path, clip: Clip, *, audio_from: str | Path | None = None, start: float = 0.0, note: str = ""
+) -> None:
     """Write an MP4 (H.264, yuv420p, faststart) that browsers play; an odd side grows by one repeated row or column.
 
     `audio_from` names the video whose sound from `start` seconds on goes with the clip; a source with no sound, or with
-    less of it than the clip is long, gives a silent video. The file appears whole or not at all. Raises ClipError when
-    it cannot be written.
+    less of it than the clip is long, gives a silent video. `note` is kept as the file's comment. The file appears whole
+    or not at all. Raises ClipError when it cannot be written.
     """
     path = Path(path)
     _, h, w, _ = clip.frames.shape
@@ -189,20 +192,48 @@ def write_clip(path: str | Path, clip: Clip, *, audio_from: str | Path | None = 
     colour = ["-vf", f"scale=out_color_matrix=bt709:out_range=tv:flags={_SCALER},format=yuv420p"]
     colour += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
     codec = ["-c:v", "libx264", "-preset", "medium", "-crf", "16", "-movflags", "+faststart", "-fflags", "+bitexact"]
+    told = ["-metadata", f"comment={note}"] if note else []
+    with _whole(path) as part, _sound(audio_from, start, clip.seconds) as sound:
+        _encode(path, *raw, *sound, *colour, *codec, *told, "-f", "mp4", f"file:{part}", data=even.tobytes())
+
+
+def write_gif(path: str | Path, clip: Clip, *, note: str = "") -> None:
+    """Write a looping GIF in 256 colours of the clip's own, `note` as its comment (up to 255 bytes).
+
+    The file appears whole or not at all. Raises ClipError when it cannot be written.
+    """
+    path = Path(path)
+    _, h, w, _ = clip.frames.shape
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w}x{h}", "-framerate", f"{clip.fps:.6f}", "-i", "pipe:0"]
+    palette = ["-filter_complex", "split[a][b];[a]palettegen=stats_mode=full[p];[b][p]paletteuse=dither=sierra2_4a"]
+    with _whole(path) as part:
+        _encode(path, *raw, *palette, "-f", "gif", f"file:{part}", data=np.ascontiguousarray(clip.frames).tobytes())
+        told = note.encode("ascii", "replace")[:255]
+        if told:  # a comment extension before the trailer, which the encoder does not write itself
+            part.write_bytes(part.read_bytes()[:-1] + b"\x21\xfe" + bytes([len(told)]) + told + b"\x00;")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` once it is whole, and else leaves no trace."""
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _sound(audio_from, start, clip.seconds) as sound:
-            done = _ffmpeg(*raw, *sound, *colour, *codec, "-f", "mp4", f"file:{part}", data=even.tobytes())
-        if done.returncode:
-            reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-            raise ClipError(f'"{path}" cannot be written: check the folder and its free space ({reason}).')
+        yield part
         os.replace(part, path)
     except OSError as error:
         raise ClipError(f'"{path}" cannot be written: {error.strerror}; choose another place.') from error
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def _encode(path: Path, *args: str, data: bytes) -> None:
+    """Run ffmpeg on raw frames; raises ClipError with its reason."""
+    done = _ffmpeg(*args, data=data)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ClipError(f'"{path}" cannot be written: check the folder and its free space ({reason}).')
 
 
 def side_by_side(*clips: Clip) -> Clip:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,8 @@ from freemask.gallery import (
     overlay,
     read_words,
     save_codebook_figure,
+    save_mask_zip,
+    save_pdf,
     save_png,
     short_site,
 )
@@ -147,3 +150,21 @@ def test_site_names_for_people() -> None:
     assert short_site(SITES[1]) == "up 1.1"
     assert short_site("mid_block.attentions.0.transformer_blocks.0.attn2") == "mid"
     assert short_site("elsewhere") == "elsewhere"
+
+
+def test_masks_travel_as_numbered_pictures(tmp_path: Path) -> None:
+    masks = np.zeros((2, 6, 9), bool)
+    masks[0, 1:3, 2:5] = True
+    save_mask_zip(tmp_path / "masks.zip", masks)
+    with zipfile.ZipFile(tmp_path / "masks.zip") as packed:
+        assert packed.namelist() == ["00000.png", "00001.png"]
+        read = [
+            cv2.imdecode(np.frombuffer(packed.read(name), np.uint8), cv2.IMREAD_UNCHANGED) for name in packed.namelist()
+        ]
+    assert np.array_equal(np.stack(read), masks * np.uint8(255))
+
+
+def test_a_sheet_is_a_page(tmp_path: Path) -> None:
+    save_pdf(tmp_path / "sheet.pdf", np.zeros((72, 144, 3), np.uint8))
+    written = (tmp_path / "sheet.pdf").read_bytes()
+    assert written.startswith(b"%PDF") and b"72 36" in written

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,11 @@ def test_every_file_is_written(done):
         assert (info.width, info.height, info.codec, info.pix_fmt) == (64, 64, "h264", "yuv420p")
     assert probe(out / "comparison.mp4").width == 192
     assert (out / "masks.png").stat().st_size > 1000
+    assert (out / "masks.pdf").stat().st_size > 1000
+    assert probe(out / "edited.gif").codec == "gif"
+    assert b"Made with AI: FreeMask" in (out / "edited.mp4").read_bytes()
+    with zipfile.ZipFile(out / "masks.zip") as packed:
+        assert packed.namelist() == [f"{i:05d}.png" for i in range(8)]
 
 
 def test_the_report_accounts_for_the_run(done):
@@ -56,6 +62,19 @@ def test_the_report_accounts_for_the_run(done):
     assert 0 < report["mask"]["area"] < 1
     assert set(report["seconds"]) >= {"encode", "invert", "reconstruct", "edit", "decode", "total"}
     assert report["metrics"].keys() == {"reconstruction_psnr", "background_psnr"}
+
+
+def test_its_settings_make_the_same_edit_again(done, tmp_path):
+    out, report, _ = done
+    command = ["edit", str(SHAPE.clip), "--settings", str(out / "settings.json"), "--out"]
+    assert CliRunner().invoke(app, [*command, str(tmp_path / "same")]).exit_code == 0
+    assert (tmp_path / "same" / "edited.mp4").read_bytes() == (out / "edited.mp4").read_bytes()
+    changed = CliRunner().invoke(app, [*command, str(tmp_path / "other"), "--steps", "2"])
+    told = json.loads(changed.stdout.splitlines()[-1])["settings"]
+    assert told == report["settings"] | {"steps": 2}
+    (tmp_path / "bad.json").write_text("[1]")
+    bad = CliRunner().invoke(app, [*command[:3], str(tmp_path / "bad.json"), "--out", str(tmp_path / "no")])
+    assert bad.exit_code == 2 and "holds no settings" in bad.stderr
 
 
 def test_an_edit_can_be_scored(done, tmp_path):

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from freemask.errors import ClipError, SettingError
-from freemask.video import MAX_PIXELS, MAX_SECONDS, MIN_SIDE, Clip, probe, read_clip, side_by_side, write_clip
+from freemask.video import (
+    MAX_PIXELS,
+    MAX_SECONDS,
+    MIN_SIDE,
+    Clip,
+    probe,
+    read_clip,
+    side_by_side,
+    write_clip,
+    write_gif,
+)
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 RATE = 24
@@ -442,3 +452,18 @@ def test_a_clip_holds_rgb_bytes(frames: np.ndarray) -> None:
 def test_a_clip_has_a_rate() -> None:
     with pytest.raises(ClipError, match="above 0"):
         Clip(scene().frames, 0)
+
+
+def test_outputs_say_how_they_were_made(tmp_path):
+    clip = Clip(np.random.default_rng(0).integers(0, 255, (3, 16, 17, 3), dtype=np.uint8), 8.0)
+    write_clip(tmp_path / "a.mp4", clip, note="Made with AI: a test.")
+    assert b"Made with AI: a test." in (tmp_path / "a.mp4").read_bytes()
+    write_gif(tmp_path / "a.gif", clip, note="Made with AI: a test.")
+    assert b"Made with AI: a test." in (tmp_path / "a.gif").read_bytes()
+    info = probe(tmp_path / "a.gif")
+    assert (info.width, info.height, info.codec) == (17, 16, "gif")
+    again = read_clip(tmp_path / "a.gif", frames=3, fps=8)
+    assert again.frames.shape == clip.frames.shape
+    assert np.abs(again.frames.astype(int) - clip.frames).mean() < 40
+    with pytest.raises(ClipError, match="cannot be written"):
+        write_gif(tmp_path / "a.mp4" / "b.gif", clip)
