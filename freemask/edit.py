@@ -174,7 +174,7 @@ class Editor:
                 return backbone.eps(x, t, text, level)
 
         for i, (t, x) in enumerate(invert(predict, latents, alpha)):
-            trace.latents[t] = x
+            trace.latents[t] = x = x.contiguous()  # so that a trace read from a file gives the same to the last bit
             yield Step("invert", i + 1, len(ts), t)
         return trace
 
@@ -192,7 +192,7 @@ class Editor:
         alpha = levels(backbone.scheduler, trace.timesteps)
         for i, (t, x) in enumerate(denoise(predict, x, alpha)):  # noqa: B007, B020
             yield Step("reconstruct", i + 1, len(trace.timesteps), t)
-        return x
+        return x.contiguous()
 
     def reconstruct(self, trace: Trace) -> Clip:
         """`reconstruct_steps` run to its end, decoded."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import resource
@@ -26,7 +27,7 @@ from .metrics import psnr
 from .plan import is_time_aware
 from .presets import Settings
 from .prompts import align, check, find_word, warnings, words
-from .trace import SoftMap, Trace
+from .trace import SoftMap, Trace, load_trace, save_trace
 from .video import probe, read_clip, side_by_side, write_clip, write_gif
 
 __all__ = ["load_editor", "run_steps", "save_masks"]
@@ -61,10 +62,23 @@ def load_editor(backbone: str) -> Editor:
     return Editor.load(backbone)
 
 
+def _inversion_name(path: Path, settings: Settings, size: tuple[int, int]) -> str:
+    """The file name of an inversion: what it depends on, in a digest."""
+    asked = (settings.source, settings.backbone, settings.steps, settings.frames, settings.start, settings.fps, size)
+    digest = hashlib.sha256(json.dumps(asked).encode())
+    with path.open("rb") as clip:
+        while block := clip.read(1 << 20):
+            digest.update(block)
+    return f"inversion-{digest.hexdigest()[:32]}.npz"
+
+
 def run_steps(
-    path: Path, settings: Settings, out: Path, *, editor: Editor | None = None
+    path: Path, settings: Settings, out: Path, *, editor: Editor | None = None, kept: Path | None = None
 ) -> Generator[Step, None, dict[str, object]]:
     """Edits the clip at `path` into the folder `out` and returns the report.
+
+    In the folder `kept`, finished inversions stay for later edits of the same clip and source prompt, which then begin
+    at denoising; they are what a cancelled or failed edit leaves behind. Edits that store features invert anew.
 
     Raises InputError before any model runs, BackboneError where the model cannot be loaded, MaskError where
     the chosen attention map holds no mask.
@@ -78,17 +92,26 @@ def run_steps(
     preset = settings.preset()
     info = probe(path)
     size = editor.fit(settings.size) if settings.size else editor.frame_size(info.width, info.height)
-    clip = read_clip(path, frames=settings.frames, start=settings.start, fps=settings.fps, size=size)
     usage = {stage: Usage() for stage in ("invert", "reconstruct", "edit")}
-    with clock.measure("encode"):
-        latents = editor.backbone.encode(clip.frames)
     store = preset if settings.features == "store" else None
-    with clock.measure("invert"):
-        trace = yield from editor.invert_steps(
-            clip, prompt=settings.source, steps=settings.steps, store=store, latents=latents, usage=usage["invert"]
-        )
-    with clock.measure("reconstruct"):
-        z = yield from editor.reconstruct_steps(trace, usage=usage["reconstruct"])
+    file = kept / _inversion_name(path, settings, size) if kept and store is None else None
+    again = file is not None and file.exists()
+    if file is not None and again:
+        trace = load_trace(file, editor.backbone.device)
+        clip = trace.clip
+    else:
+        clip = read_clip(path, frames=settings.frames, start=settings.start, fps=settings.fps, size=size)
+        with clock.measure("encode"):
+            latents = editor.backbone.encode(clip.frames)
+        with clock.measure("invert"):
+            trace = yield from editor.invert_steps(
+                clip, prompt=settings.source, steps=settings.steps, store=store, latents=latents, usage=usage["invert"]
+            )
+        with clock.measure("reconstruct"):
+            trace = replace(trace, restored=(yield from editor.reconstruct_steps(trace, usage=usage["reconstruct"])))
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_trace(file, trace)
     with clock.measure("edit"):
         edited = yield from editor.edit_steps(
             trace,
@@ -102,12 +125,13 @@ def run_steps(
         )
     yield Step("decode", 0, 1)
     with clock.measure("decode"):
-        reconstruction = editor.decode(z, clip)
+        assert trace.restored is not None
+        reconstruction = editor.decode(trace.restored, clip)
         result = editor.decode(edited.latents, clip)
     clock.seconds["total"] = round(time.perf_counter() - start, 4)
     # a style changes every pixel, unless latent blending holds the object, as it does where the place is edited
-    kept = "background" if preset.region == "object" else "object" if preset.alpha_latent else "nothing"
-    keep = {"background": ~edited.plan.shown, "object": edited.plan.shown, "nothing": None}[kept]
+    held = "background" if preset.region == "object" else "object" if preset.alpha_latent else "nothing"
+    keep = {"background": ~edited.plan.shown, "object": edited.plan.shown, "nothing": None}[held]
     metrics = {
         "reconstruction_psnr": _finite(psnr(reconstruction.frames, clip.frames)),
         "background_psnr": _finite(psnr(result.frames, clip.frames, keep=keep)),
@@ -130,9 +154,10 @@ def run_steps(
             "timestep": "every" if time_aware else choice.timestep,
             "origin": choice.origin,
             "kind": preset.mask,
-            "kept": kept,
+            "kept": held,
             "area": round(edited.plan.area, 4),
         },
+        "inversion": "kept from an earlier edit" if again else "made",
         "unet": {stage: asdict(used) for stage, used in usage.items()},
         "seconds": clock.seconds,
         "peak_memory_mib": round(_peak_mib(editor.backbone.device), 1),

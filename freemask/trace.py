@@ -4,19 +4,25 @@ Everything is keyed by the scheduler's timestep value and the attention site, ne
 Maps are kept head-mean, for every token of the source prompt, as uint8 with one float32 scale per
 (t, site, token, frame): raw word probabilities can sit near 0, where a fixed [0, 1] quantisation would
 destroy the threshold. At 8 × 512² over zeroscope's 16 sites that is 0.21 MiB a step and token.
+
+A trace can be written to a file and read again, in another process too, so that a second edit of the same clip and
+prompt begins at denoising. Stored features stay behind: they are replayed then.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .video import Clip
 
-__all__ = ["CLEAN", "Features", "Kind", "Site", "SoftMap", "Trace"]
+__all__ = ["CLEAN", "Features", "Kind", "Site", "SoftMap", "Trace", "load_trace", "save_trace"]
 
 CLEAN = -1  # the level below the lowest timestep, where the latent is the clip's own
 
@@ -74,7 +80,8 @@ class Trace:
 
     `latents` maps each level (timestep, and CLEAN) to (1, c, f, h, w) float32: the pivots. `timesteps`
     rise from low to high noise. `tokens` lists, for every word of the prompt, the rows of the maps that
-    belong to it. `features` holds Q and K of the fused sites where they were stored, else nothing.
+    belong to it. `features` holds Q and K of the fused sites where they were stored, else nothing. `restored` are the
+    latents (1, c, f, h, w) of the reconstruction, once there is one.
     """
 
     clip: Clip
@@ -85,6 +92,7 @@ class Trace:
     latents: dict[int, Tensor] = field(default_factory=dict)
     maps: dict[tuple[int, str], SoftMap] = field(default_factory=dict)
     features: Features = field(default_factory=dict)
+    restored: Tensor | None = None
 
     def below(self, t: int) -> int:
         """The level below a timestep: the one whose latent the inversion evaluated under label `t`."""
@@ -105,3 +113,44 @@ class Trace:
         if len(each) == 1:
             return each[0]
         return np.max([m / max(float(m.max()), 1e-30) for m in each], axis=0)
+
+
+def save_trace(path: Path, trace: Trace) -> None:
+    """Writes all of a trace but its features to one file, which appears whole or not at all."""
+    levels = [CLEAN, *trace.timesteps]
+    cross = [site for site in trace.sites if site.kind == "cross"]
+    about = {"prompt": trace.prompt, "fps": trace.clip.fps, "sites": trace.sites, "tokens": trace.tokens}
+    arrays = {
+        "about": np.array(json.dumps(about)),
+        "timesteps": np.array(trace.timesteps),
+        "frames": trace.clip.frames,
+        "latents": torch.stack([trace.latents[level] for level in levels]).cpu().numpy(),
+    }
+    if trace.restored is not None:
+        arrays["restored"] = trace.restored.cpu().numpy()
+    for site in cross:
+        maps = [trace.maps[t, site.name] for t in trace.timesteps]
+        arrays[f"maps {site.name}"] = np.stack([soft.values for soft in maps])
+        arrays[f"scales {site.name}"] = np.stack([soft.scales for soft in maps])
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    part.replace(path)
+
+
+def load_trace(path: Path, device: torch.device) -> Trace:
+    """Reads what `save_trace` wrote, with its latents on `device`."""
+    with np.load(path, allow_pickle=False) as stored:
+        about = json.loads(str(stored["about"]))
+        timesteps = tuple(map(int, stored["timesteps"]))
+        sites = tuple(Site(*site) for site in about["sites"])
+        latents = dict(zip([CLEAN, *timesteps], torch.from_numpy(stored["latents"]).to(device), strict=True))
+        maps: dict[tuple[int, str], SoftMap] = {}
+        for site in sites:
+            if site.kind == "cross":
+                values, scales = stored[f"maps {site.name}"], stored[f"scales {site.name}"]
+                maps |= {(t, site.name): SoftMap(values[i], scales[i]) for i, t in enumerate(timesteps)}
+        tokens = tuple(map(tuple, about["tokens"]))
+        clip = Clip(stored["frames"], about["fps"])
+        restored = torch.from_numpy(stored["restored"]).to(device) if "restored" in stored.files else None
+    return Trace(clip, about["prompt"], timesteps, sites, tokens, latents, maps, restored=restored)

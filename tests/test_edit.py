@@ -12,7 +12,7 @@ from freemask.edit import Editor, Usage, finish
 from freemask.errors import MaskError, PromptError
 from freemask.masks import candidate, resize
 from freemask.presets import load_preset
-from freemask.trace import CLEAN
+from freemask.trace import CLEAN, load_trace, save_trace
 from freemask.video import Clip
 
 SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
@@ -89,6 +89,20 @@ def test_replay_equals_store(editor, clip, trace, name):
     stored = editor.invert(clip, prompt=SOURCE, steps=STEPS, store=preset)
     assert stored.features
     assert close(run(editor, stored, preset), run(editor, trace, preset))
+
+
+def test_a_trace_can_be_kept_in_a_file(editor, trace, tmp_path):
+    save_trace(tmp_path / "trace.npz", trace)
+    again = load_trace(tmp_path / "trace.npz", torch.device("cpu"))
+    assert (again.prompt, again.timesteps, again.sites, again.tokens) == (
+        trace.prompt,
+        trace.timesteps,
+        trace.sites,
+        trace.tokens,
+    )
+    assert again.clip.fps == trace.clip.fps and np.array_equal(again.clip.frames, trace.clip.frames)
+    assert torch.equal(run(editor, again, task("shape")), run(editor, trace, task("shape")))
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.npz"]
 
 
 def test_rows_follow_the_windows(editor, clip, trace):

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from freemask import Clip, write_clip
 from freemask.cli import app
+from freemask.edit import finish
 from freemask.jobs import Step
 from freemask.presets import examples, make_settings
 from freemask.run import run_steps
@@ -75,6 +77,27 @@ def test_its_settings_make_the_same_edit_again(done, tmp_path):
     (tmp_path / "bad.json").write_text("[1]")
     bad = CliRunner().invoke(app, [*command[:3], str(tmp_path / "bad.json"), "--out", str(tmp_path / "no")])
     assert bad.exit_code == 2 and "holds no settings" in bad.stderr
+
+
+def test_a_second_edit_of_a_clip_begins_at_denoising(tmp_path):
+    """Also where the first was cancelled after its inversion."""
+    settings = replace(SHAPE.settings, steps=2)
+    kept = tmp_path / "kept"
+    first = run_steps(SHAPE.clip, settings, tmp_path / "cancelled", kept=kept)
+    next(step for step in first if step.stage == "edit")
+    first.close()
+    assert len(list(kept.iterdir())) == 1 and not (tmp_path / "cancelled").exists()
+    second = finish(run_steps(SHAPE.clip, replace(settings, guidance=3.0), tmp_path / "second", kept=kept))
+    assert second["unet"]["invert"]["forwards"] == second["unet"]["reconstruct"]["forwards"] == 0
+    assert second["unet"]["edit"]["forwards"] == 2 and second["inversion"].startswith("kept")
+    alone = finish(run_steps(SHAPE.clip, replace(settings, guidance=3.0), tmp_path / "alone"))
+    assert alone["inversion"] == "made" and alone["metrics"] == second["metrics"]
+    for name in ("edited", "reconstruction"):
+        assert (tmp_path / "second" / f"{name}.mp4").read_bytes() == (tmp_path / "alone" / f"{name}.mp4").read_bytes()
+    other = replace(settings, source=settings.source.replace("red ", ""))
+    assert finish(run_steps(SHAPE.clip, other, tmp_path / "third", kept=kept))["inversion"] == "made"
+    stored = replace(settings, features="store")
+    assert finish(run_steps(SHAPE.clip, stored, tmp_path / "fourth", kept=kept))["inversion"] == "made"
 
 
 def test_an_edit_can_be_scored(done, tmp_path):
