@@ -90,6 +90,7 @@ def build(worker: Worker, *, body: page.Body = page.diffusion, backbone: str = "
             trigger_mode="always_last",
             concurrency_limit=4,
         )
+        demo.unload(desk.leave)
     demo.queue(max_size=20, default_concurrency_limit=4)
     return demo
 

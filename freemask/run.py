@@ -33,6 +33,9 @@ from .video import probe, read_clip, side_by_side, write_clip, write_gif
 __all__ = ["load_editor", "run_steps", "save_masks"]
 
 
+KEPT = 4  # inversions that a folder holds, the newest
+
+
 class _Clock:
     """Seconds by stage."""
 
@@ -111,6 +114,8 @@ def run_steps(
             trace = replace(trace, restored=(yield from editor.reconstruct_steps(trace, usage=usage["reconstruct"])))
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
+            for old in sorted(file.parent.glob("inversion-*.npz"), key=lambda one: one.stat().st_mtime)[: 1 - KEPT]:
+                old.unlink()
             save_trace(file, trace)
     with clock.measure("edit"):
         edited = yield from editor.edit_steps(

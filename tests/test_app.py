@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from gradio_client.exceptions import AppError
 import app
 from freemask import page
 from freemask.jobs import Step, Worker
+from freemask.page import status
 from freemask.presets import Settings
 
 PATIENCE = 20.0
@@ -36,11 +38,13 @@ class Gate:
     def __init__(self) -> None:
         self.began, self.open, self.ended = threading.Event(), threading.Event(), threading.Event()
         self.folder: Path | None = None
+        self.kept: list[Path] = []
         self.steps = 0
 
-    def __call__(self, clip: Path, settings: Settings, out: Path) -> Generator[Step, None, dict[str, Any]]:
+    def __call__(self, clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
+        self.kept.append(kept)
         if settings.seed != 1:
-            return (yield from page.painted_circles(clip, settings, out, pause=lambda: None))
+            return (yield from page.painted_circles(clip, settings, out, kept, pause=lambda: None))
         try:
             self.folder = out
             (out / "half.mp4").write_bytes(b"half")
@@ -161,6 +165,22 @@ def test_visitors_do_not_share(address: str, clip: Path, tmp_path: Path) -> None
     one.predict(**fields(clip, steps=2), api_name="/edit")
     with pytest.raises(AppError, match="edit a clip first"):
         other.predict("car", 1, api_name="/masks")
+
+
+def test_a_visitor_has_one_place_for_inversions(address: str, clip: Path, gate: Gate, tmp_path: Path) -> None:
+    one, other = visitor(address, tmp_path / "one"), visitor(address, tmp_path / "other")
+    gate.kept.clear()
+    for client in (one, one, other):
+        client.predict(**fields(clip, steps=2), api_name="/edit")
+    first, second, third = gate.kept
+    assert first == second != third
+    assert first.parent == third.parent and re.fullmatch(r"kept-[0-9a-f]{64}", first.name)
+
+
+def test_an_edit_that_did_not_invert_says_so() -> None:
+    report = {"metrics": {}, "words": {"warnings": [], "word": "car"}, "mask": {"kept": "background"}}
+    assert "begun at denoising" in status.done(report | {"inversion": "kept from an earlier edit"}, 1.0)
+    assert "begun at denoising" not in status.done(report | {"inversion": "made"}, 1.0)
 
 
 def test_the_page_paints_before_torch() -> None:

@@ -20,20 +20,21 @@ from ..video import Clip, read_clip, side_by_side, write_clip
 
 __all__ = ["Body", "diffusion", "painted_circles"]
 
-Body = Callable[[Path, Settings, Path], Generator[Step, None, dict[str, Any]]]
-"""Edits a clip by settings into a folder that exists, and returns the report."""
+Body = Callable[[Path, Settings, Path, Path], Generator[Step, None, dict[str, Any]]]
+"""Edits a clip by settings into a folder that exists, with a second one where inversions are kept for the visitor, and
+returns the report."""
 
 
-def diffusion(clip: Path, settings: Settings, out: Path) -> Generator[Step, None, dict[str, Any]]:
+def diffusion(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
     """The method itself. torch is imported here, in the worker's thread, so that the page paints before it."""
     yield Step("load", 0, 1)
     from ..run import run_steps
 
-    return (yield from run_steps(clip, settings, out))
+    return (yield from run_steps(clip, settings, out, kept=kept))
 
 
 def painted_circles(
-    clip: Path, settings: Settings, out: Path, *, pause: Callable[[], object] = lambda: time.sleep(0.15)
+    clip: Path, settings: Settings, out: Path, kept: Path, *, pause: Callable[[], object] = lambda: time.sleep(0.15)
 ) -> Generator[Step, None, dict[str, Any]]:
     """The same files and steps as the real body with a coloured circle for an edit; `pause` runs before each step."""
     word = check(clip, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import logging
 import re
@@ -123,7 +124,8 @@ class Desk:
             path = Path(clip) if clip else None
             check(path, settings)
             assert path is not None  # or check has refused it
-            job = self._worker.submit(lambda: self._work(path, settings))
+            kept = self._kept(request)
+            job = self._worker.submit(lambda: self._work(path, settings, kept))
         for error in errors:
             yield status.failed((shown := _shown(error)).message), *_SKIPPED
             raise shown
@@ -154,12 +156,20 @@ class Desk:
             job.cancel()
         return status.cancelled() if jobs else status.idle()
 
-    def _work(self, clip: Path, settings: Settings) -> Generator[Step, None, Run]:
+    def leave(self, request: gr.Request) -> None:
+        """A visitor has gone: delete their inversions."""
+        shutil.rmtree(self._kept(request), ignore_errors=True)
+
+    def _kept(self, request: gr.Request) -> Path:
+        """Where this visitor's inversions are kept; the browser names the session, so it is not used as a path."""
+        return self._folder / f"kept-{hashlib.sha256((request.session_hash or '').encode()).hexdigest()}"
+
+    def _work(self, clip: Path, settings: Settings, kept: Path) -> Generator[Step, None, Run]:
         """One job in a fresh folder with a name that cannot be guessed; nothing is left of it unless it ends well."""
         folder = self._folder / secrets.token_urlsafe(16)
         folder.mkdir(parents=True)
         try:
-            return Run(folder, (yield from self._body(clip, settings, folder)))
+            return Run(folder, (yield from self._body(clip, settings, folder, kept)))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -49,6 +49,8 @@ def done(report: dict[str, Any], elapsed: float) -> str:
     ]
     if (metrics.get("reconstruction_psnr") or POOR) < POOR:
         figures.append("the inversion is poor, so judge the edit with care: more steps help")
+    if str(report.get("inversion")).startswith("kept"):
+        figures.append("begun at denoising, with the inversion of an earlier edit")
     warned = [html.escape(warning) for warning in report["words"]["warnings"]]
     detail = " · ".join([*figures, f"word <b>{html.escape(report['words']['word'])}</b>", *warned])
     return _line("done", f"Done in {_duration(elapsed)}", detail, stage="", share=1)

@@ -41,10 +41,12 @@ class Tap:
         self.flowing.set()
         self.ended = threading.Event()
 
-    def __call__(self, clip: Path, settings: Settings, out: Path) -> Generator[Step, None, dict[str, Any]]:
+    def __call__(self, clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
         self.ended.clear()
         try:
-            return (yield from parts.painted_circles(clip, settings, out, pause=lambda: self.flowing.wait(PATIENCE)))
+            return (
+                yield from parts.painted_circles(clip, settings, out, kept, pause=lambda: self.flowing.wait(PATIENCE))
+            )
         finally:
             self.ended.set()
 
