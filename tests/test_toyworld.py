@@ -226,7 +226,7 @@ def test_evaluation_figures(editor):
     steps = evaluate_steps(editor, clips=3, steps=2, frames=5, batch=2, judge=Classifier(32).eval())
     figures = finish(steps)
     json.dumps(figures)
-    wanted = "object colour place style classifier reconstruction_psnr vae_psnr best_iou full_iou"
+    wanted = "object colour place style classifier reconstruction_psnr vae_psnr best_iou consensus_iou full_iou"
     assert figures.keys() >= set(wanted.split())
     assert figures["classifier"].keys() == {*CLASSES, "smooth"}
     assert 0 <= figures["smooth"] <= 1
