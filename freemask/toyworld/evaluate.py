@@ -155,9 +155,9 @@ def evaluate_steps(
     least one scene must be unstyled. `smooth`: the share of generated clips whose object keeps to a smooth path to
     within 2 pixels. `classifier`: the same five of real renders. `reconstruction_psnr` (after inversion) and
     `vae_psnr`: means over clips against the source frames, in dB. `best_iou`: the best mean over clips of the object
-    word's mask at τ, over every (timestep, site), named by `best_timestep` and `best_site`; `consensus_iou`: that of the
-    mask that the clip's sharper maps agree on; `full_iou`: that of one that is True everywhere. `workers` processes
-    measure, or this one where it is 0.
+    word's mask at τ, over every (timestep, site), named by `best_timestep` and `best_site`; `consensus_iou`: that of
+    the mask that the clip's sharper maps agree on; `full_iou`: that of one that is True everywhere. `workers`
+    processes measure, or this one where it is 0.
 
     On a grid of 16 × 16 the candidates' pooling bounds them: the true mask itself, so pooled, has an IoU of .53, while
     not pooled it has .84 (64 scenes).
