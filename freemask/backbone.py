@@ -25,7 +25,7 @@ from .errors import BackboneError
 from .presets import backbone_folder
 from .prompts import word_spans
 
-__all__ = ["Backbone", "default_device"]
+__all__ = ["Backbone", "default_device", "signed_pixels"]
 
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _LAYOUT = f"A backbone folder holds {', '.join(p + '/' for p in _PARTS)} as diffusers saves a text-to-video pipeline"
@@ -61,6 +61,11 @@ def _folder(name: str) -> Path:
     if missing:
         raise BackboneError(f"{folder} lacks {', '.join(p + '/' for p in missing)}. {_LAYOUT}.")
     return folder
+
+
+def signed_pixels(frames: np.ndarray) -> Tensor:
+    """(f, h, w, 3) uint8 -> (f, 3, h, w) float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ class Backbone:
     @torch.inference_mode()
     def encode(self, frames: np.ndarray, chunk: int = 8) -> Tensor:
         """(f, h, w, 3) uint8 -> (1, c, f, h', w') float32 scaled latents; deterministic."""
-        x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = signed_pixels(frames)
         parts = []
         for piece in torch.split(x, chunk):
             out = self.vae.encode(piece.to(self.device, self.vae.dtype))

@@ -295,7 +295,7 @@ def benchmark(
 ) -> None:
     """Edit scenes whose true result is known by every method, and print the table.
 
-    All of it (4 tasks of 12 scenes, 22 methods, 12 steps) is some 22,000 UNet rows, about an hour on 2 CPU cores.
+    All of it (4 tasks of 12 scenes, 23 methods, 12 steps) takes about 75 minutes on 2 CPU cores.
     An interrupted run goes on where it stopped when the same command runs again, and measures only methods whose
     settings have changed since.
     """

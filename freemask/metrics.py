@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from .backbone import signed_pixels
 from .errors import MetricError
 from .presets import TOY_CLIP, known_words
 
@@ -50,11 +51,6 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean([structural_similarity(x, y, channel_axis=-1) for x, y in zip(a, b, strict=True)]))
 
 
-def _signed(frames: np.ndarray) -> Tensor:
-    """(f, h, w, 3) uint8 -> (f, 3, h, w) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def lpips(a: np.ndarray, b: np.ndarray) -> float:
     """Perceptual distance, 0 or more, of two clips (f, h, w, 3) uint8: LPIPS with VGG, the mean over frames.
 
@@ -62,7 +58,7 @@ def lpips(a: np.ndarray, b: np.ndarray) -> float:
     """
     model = _lpips_model()
     with torch.inference_mode():
-        return float(model(_signed(a), _signed(b)).mean())
+        return float(model(signed_pixels(a), signed_pixels(b)).mean())
 
 
 def _reason(error: Exception) -> str:
@@ -107,7 +103,7 @@ class ClipScore:
     def images(self, frames: np.ndarray) -> Tensor:
         """(f, h, w, 3) uint8 -> (f, d)."""
         size = int(self.model.config.vision_config.image_size)
-        states = self.model.vision_model(pixel_values=clip_pixels(_signed(frames), size)).pooler_output
+        states = self.model.vision_model(pixel_values=clip_pixels(signed_pixels(frames), size)).pooler_output
         return F.normalize(self.model.visual_projection(states), dim=-1)
 
     @torch.inference_mode()

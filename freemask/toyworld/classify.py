@@ -9,6 +9,7 @@ it finds itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +22,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..backbone import signed_pixels
 from .scenes import COLOURS, OBJECTS, PLACES, STYLES, Scene, render, sample_scene
 
 __all__ = [
     "CLASSES",
     "Classifier",
+    "descend",
     "disturbed",
     "labels",
     "load_classifier",
@@ -79,11 +82,10 @@ class Classifier(nn.Module):
             merged = F.interpolate(merged, features.shape[-2:], mode="nearest") + self.up[level](features)
         mask = self.mask(F.relu(merged))
         weight = mask.detach().sigmoid() + 1e-3
-        under = [
-            (features * F.adaptive_avg_pool2d(weight, features.shape[-2:])).sum((2, 3))
-            / F.adaptive_avg_pool2d(weight, features.shape[-2:]).sum((2, 3))
-            for features in (coarse, middle)
-        ]
+        under = []
+        for features in (coarse, middle):
+            share = F.adaptive_avg_pool2d(weight, features.shape[-2:])
+            under.append((features * share).sum((2, 3)) / share.sum((2, 3)))
         pooled = torch.cat([coarse.mean((2, 3)), *under], 1)
         return {name: head(pooled) for name, head in self.heads.items()} | {"mask": mask[:, 0]}
 
@@ -107,7 +109,7 @@ class Classifier(nn.Module):
         return torch.stack(centres, 1).numpy()
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
-        pixels = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "f h w c -> f c h w").float() / 127.5 - 1
+        pixels = signed_pixels(frames)
         if pixels.shape[-2:] == (self.size, self.size):
             return pixels
         return F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
@@ -153,6 +155,33 @@ def training_frames(drawn: list[Scene], size: int) -> tuple[Tensor, Tensor]:
     return rearrange(pixels, "n f h w c -> n f c h w").contiguous(), masks
 
 
+def descend(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    longest: float = float("inf"),
+) -> None:
+    """Trains a judge: `loss()` draws a batch; AdamW under one cycle of the rate, gradients no longer than `longest`.
+    Prints a line every 50 steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    seen: list[float] = []
+    for step in range(1, steps + 1):
+        value = loss()
+        torch.autograd.backward(value)
+        if longest < float("inf"):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), longest)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        seen.append(value.item())
+        if step % 50 == 0:
+            print(f"{step} of {steps} loss {np.mean(seen[-50:]):.4f}", flush=True)
+
+
 def train_classifier(
     out: Path = WEIGHTS,
     *,
@@ -174,23 +203,16 @@ def train_classifier(
     truth = {head: torch.tensor([labels(scene)[head] for scene in drawn]) for head in CLASSES}
     truth["colour"][truth["style"] != CLASSES["style"].index(None)] = -100  # not counted by the loss
     model = Classifier(size).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    seen: list[float] = []
-    for step in range(1, steps + 1):
+
+    def loss() -> Tensor:
         rows, frames, mirrored = torch.randint(scenes, (batch,)), torch.randint(2, (batch,)), torch.rand(batch) < 0.5
         given = disturbed(pixels[rows, frames].float() / 127.5 - 1, mirrored)
         found = model(given.contiguous(memory_format=torch.channels_last))
         mask = masks[rows, frames].float()
         mask = torch.where(mirrored[:, None, None], mask.flip(-1), mask)
         where = F.binary_cross_entropy_with_logits(found["mask"], F.adaptive_avg_pool2d(mask, found["mask"].shape[1:]))
-        loss = where + torch.stack([F.cross_entropy(found[head], truth[head][rows]) for head in CLASSES]).sum()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        seen.append(loss.item())
-        if step % 50 == 0:
-            print(f"{step} of {steps} loss {np.mean(seen[-50:]):.4f}", flush=True)
+        return where + torch.stack([F.cross_entropy(found[head], truth[head][rows]) for head in CLASSES]).sum()
+
+    descend(model, loss, steps=steps, lr=lr, weight_decay=0.02)
     weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     save_file(weights, out, {"size": str(size)})

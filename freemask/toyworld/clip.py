@@ -10,14 +10,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from ..metrics import clip_pixels
 from ..presets import MINI, TOY_CLIP
-from .classify import disturbed, training_frames, training_scenes
+from .classify import descend, disturbed, training_frames, training_scenes
 from .models import load_tokenizer, token_ids
 from .scenes import caption
 
@@ -60,25 +60,17 @@ def train_clip(
     tokenizer = load_tokenizer(out)
     ids = token_ids(tokenizer, [caption(scene) for scene in drawn])
     model = new_clip(tokenizer, size=size).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    seen: list[float] = []
-    for step in range(1, steps + 1):
+
+    def loss() -> Tensor:
         rows = torch.randint(scenes, (batch,))
         given = disturbed(pixels[rows, torch.randint(2, (batch,))].float() / 127.5 - 1)
         result = model(input_ids=ids[rows], pixel_values=clip_pixels(given, size))
         same = (ids[rows][:, None] == ids[rows][None]).all(-1).float()  # two scenes may share a caption
         target = same / same.sum(-1, keepdim=True)
         images, texts = (F.cross_entropy(x, target) for x in (result.logits_per_image, result.logits_per_text))
-        loss = (images + texts) / 2
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        seen.append(loss.item())
-        if step % 50 == 0:
-            print(f"{step} of {steps} loss {np.mean(seen[-50:]):.4f}", flush=True)
+        return (images + texts) / 2
+
+    descend(model, loss, steps=steps, lr=lr, weight_decay=0.05, longest=1.0)
     shutil.rmtree(out / "tokenizer")
     tokenizer.save_pretrained(out)
     model.half().save_pretrained(out)
