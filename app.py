@@ -7,14 +7,19 @@ GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_ROOT_PATH   as Gradio reads them
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
+
+with contextlib.suppress(ImportError):
+    import spaces  # noqa: F401  on ZeroGPU it must come before torch
 
 import gradio as gr
 
 from freemask import page
 from freemask.jobs import Worker
+from freemask.page import zero
 from freemask.presets import examples
 
 HERE = Path(__file__).resolve().parent
@@ -23,14 +28,28 @@ DAY = 24 * 60 * 60
 LAUNCH: dict[str, Any] = {
     "theme": page.theme(),
     "css_paths": [HERE / "static" / "style.css"],
-    "allowed_paths": [HERE / "static" / "clips"],
+    "css": page.cards(HERE / "static" / "tasks"),
+    "allowed_paths": [HERE / "static" / "clips", HERE / "static" / "examples"],
     "max_file_size": "200mb",
     "ssr_mode": False,
     "footer_links": ["api"],
 }
+# A tab keeps a token, so that after a reload it finds its job and its results.
+ARRIVE = """() => {
+    const made = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0"));
+    const token = sessionStorage.getItem("freemask") ?? made().join("");
+    sessionStorage.setItem("freemask", token);
+    return token;
+}"""
 
 
-def build(worker: Worker, *, body: page.Body = page.diffusion, backbone: str = "mini") -> gr.Blocks:
+def build(
+    worker: Worker,
+    *,
+    body: page.Body = page.diffusion,
+    backbone: str = "mini",
+    estimates: page.Estimates | None = None,
+) -> gr.Blocks:
     """The page over a worker; the caller launches it with `LAUNCH`."""
     shipped = [example for example in examples() if example.clip.exists()]
 
@@ -41,16 +60,29 @@ def build(worker: Worker, *, body: page.Body = page.diffusion, backbone: str = "
             with gr.Column(scale=5, min_width=320):
                 inputs = page.Inputs.build(shipped, backbone=backbone)
             with gr.Column(scale=8, min_width=320):
-                results = page.Results.build(gr.State(None, delete_callback=page.forget))
+                results = page.Results.build()
+        token, query = gr.Textbox(visible=False), gr.Textbox(visible=False)
         advanced = inputs.advanced
-        desk = page.Desk(worker, body, folder=Path(inputs.clip.GRADIO_CACHE))
+        desk = page.Desk(worker, body, folder=Path(inputs.clip.GRADIO_CACHE), estimates=estimates)
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         live = quiet | {"queue": False, "trigger_mode": "always_last"}
+        plain = quiet | {"postprocess": False}
+
+        # What you want: the fields follow each other.
         inputs.clip.change(page.describe_clip, inputs.clip, inputs.facts, **live)
-        inputs.examples.click(
-            lambda index: page.fill_fields(shipped[index]), inputs.examples, inputs.all, postprocess=False, **quiet
+        gr.on(
+            [inputs.clip.change, advanced.frames.change, advanced.start.change, advanced.fps.change],
+            page.follow_trim,
+            [inputs.clip, advanced.frames, advanced.start, advanced.fps],
+            inputs.trim,
+            **live,
         )
+        inputs.trim.trim(page.take_trim, advanced.frames, [advanced.start, advanced.fps], **live)
+        filled = inputs.examples.click(
+            lambda index: page.fill_example(shipped[index]), inputs.examples, inputs.all, **plain
+        )
+        inputs.settings.upload(page.fill_settings, inputs.settings, inputs.all[1:], **plain)
         advanced.backbone.change(page.toy_world, advanced.backbone, toy, **live)
         gr.on(
             [inputs.source.change, inputs.edit.change, inputs.task.change, inputs.word.change],
@@ -59,27 +91,45 @@ def build(worker: Worker, *, body: page.Body = page.diffusion, backbone: str = "
             [inputs.word, inputs.inferred, inputs.aligned],
             **live,
         )
-        inputs.task.change(
-            page.follow_task,
-            inputs.task,
-            [inputs.summary, *advanced.own],
-            **live,
+        inputs.task.change(page.follow_task, inputs.task, [inputs.summary, *advanced.own], **live)
+        costly = [inputs.task, advanced.backbone, advanced.steps, advanced.frames, advanced.size, advanced.features]
+        gr.on([part.change for part in costly], desk.tell_cost, costly, inputs.estimate, **live)
+
+        # The edit. The worker is the queue that visitors see: as many edits as it holds may watch it, one computes.
+        watching: dict[str, Any] = {"concurrency_limit": WAITING + 1, "concurrency_id": "edit"}
+        picked = [advanced.selection, advanced.site, advanced.timestep, advanced.masks, advanced.tau]
+        cell = results.studio.use(page.take_cell, None, picked, **plain)
+        painted = results.studio.paint(desk.take_painting, None, picked, **plain)
+        edits = []
+        for press, public in ((inputs.run.click, True), (cell.success, False), (painted.success, False)):
+            named = {"api_name": "edit"} if public else {"api_visibility": "private"}
+            edits.append(
+                press(
+                    desk.edit,
+                    inputs.all,
+                    results.outputs,
+                    postprocess=False,
+                    show_progress="hidden",
+                    **watching,
+                    **named,
+                )
+            )
+        inputs.cancel.click(desk.cancel, None, results.status, cancels=edits, queue=False, **quiet)
+
+        # What came of it.
+        arrived = demo.load(desk.arrive, token, results.outputs, js=ARRIVE, concurrency_limit=None, **plain)
+        demo.load(desk.recall, token, inputs.all, js=ARRIVE, **plain)
+        chosen = results.choice.input(desk.show_run, results.choice, results.outputs, **plain)
+        example = filled.success(
+            lambda index: desk.show_example(shipped[index]), inputs.examples, results.outputs, **plain
         )
-        # The worker is the queue that visitors see: as many edits as it holds may watch it, and one of them computes.
-        edited = inputs.run.click(
-            desk.edit,
-            inputs.all,
-            results.outputs,
-            api_name="edit",
-            postprocess=False,
-            show_progress="hidden",
-            concurrency_limit=WAITING + 1,
-            concurrency_id="edit",
-        )
-        edited.success(
-            page.open_masks, results.run, [results.word, results.frame, *results.masks], concurrency_limit=4, **quiet
-        )
-        inputs.cancel.click(desk.cancel, None, results.status, cancels=[edited], queue=False, **quiet)
+        for finished in (*edits, arrived, chosen, example):
+            opened = finished.success(page.open_studio, results.run, results.studio, **plain)
+            opened.then(page.open_sheet, results.run, [results.word, results.frame, *results.masks], **quiet)
+            opened.then(page.open_link, results.run, results.link, **quiet)
+            opened.then(desk.tell_cost, costly, inputs.estimate, **quiet)
+        for finished in (*edits, arrived):
+            finished.success(desk.history, None, [results.choice, results.history], **quiet)
         gr.on(
             [results.word.input, results.frame.input],
             page.show_masks,
@@ -90,15 +140,22 @@ def build(worker: Worker, *, body: page.Body = page.diffusion, backbone: str = "
             trigger_mode="always_last",
             concurrency_limit=4,
         )
+        demo.load(page.follow_link, query, inputs.all[1:], js="() => location.search", **plain)
         demo.unload(desk.leave)
     demo.queue(max_size=20, default_concurrency_limit=4)
     return demo
 
 
 def main() -> None:
-    body = page.painted_circles if os.environ.get("FREEMASK_FAKE") == "1" else page.diffusion
+    backbone, estimates = os.environ.get("FREEMASK_BACKBONE") or "mini", page.Estimates()
+    body: page.Body = page.painted_circles if os.environ.get("FREEMASK_FAKE") == "1" else page.diffusion
+    if zero.available():
+        from freemask.run import load_editor
+
+        load_editor(backbone)  # into the process that every borrowed GPU's process is made from
+        body = zero.borrowing(body, estimates)
     with Worker(limit=WAITING) as worker:
-        build(worker, body=body, backbone=os.environ.get("FREEMASK_BACKBONE") or "mini").launch(**LAUNCH)
+        build(worker, body=body, backbone=backbone, estimates=estimates).launch(**LAUNCH)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,11 @@ def edit(
     selection: Annotated[
         str | None, typer.Option(help="codebook, adaptive or consensus: where the mask is from.")
     ] = None,
+    site: Annotated[str | None, typer.Option(help="The layer whose map is the mask, such as 'up 3.0'.")] = None,
+    timestep: Annotated[
+        int | None, typer.Option(help="With --site: the map of this timestep at every step, else each step's own.")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="A zip of PNG masks, one a frame or one for all.")] = None,
 ) -> None:
     """Edit a clip by text; writes the videos, the masks and report.json into --out."""
     with _refusals():
@@ -158,6 +163,9 @@ def edit(
             alpha_changed=alpha_changed,
             rescale=rescale,
             selection=selection,
+            site=site,
+            timestep=timestep,
+            masks=masks,
         )
         if settings_file:
             origin = {name: context.get_parameter_source(name) for name in values}
@@ -444,3 +452,15 @@ def render(
         scene = draw(replace(sample_scene(seed), **fields), size, frames=frames)  # type: ignore[arg-type]
         write_clip(out, Clip(scene.frames, 8.0))
     print(json.dumps({"caption": scene.caption, "frames": frames, "size": size}))
+
+
+@toyworld.command()
+def showcase(
+    static: Annotated[Path, typer.Option(help="The folder that the page serves.")] = Path("static"),
+) -> None:
+    """Make the edits that ship with the page's examples, and the pictures of its task cards (a minute on a CPU)."""
+    with _refusals():
+        from .toyworld.showcase import showcase_steps
+
+        made = _watch(showcase_steps(static))
+    print(json.dumps([str(folder) for folder in made]))

@@ -200,9 +200,18 @@ class Editor:
 
     # ------------------------------------------------------------------ editing
 
-    def plan_masks(self, trace: Trace, *, word: str, task: Preset, mask: np.ndarray | None = None) -> MaskPlan:
-        """The masks of an edit with this backbone's codebook; see `plan.plan_masks`."""
-        choice = choose(self.backbone.name, trace.sites, trace.timesteps, trace.grid)
+    def plan_masks(
+        self,
+        trace: Trace,
+        *,
+        word: str,
+        task: Preset,
+        mask: np.ndarray | None = None,
+        site: str | None = None,
+        timestep: int | None = None,
+    ) -> MaskPlan:
+        """The masks of an edit by a picked site and timestep, or this backbone's codebook; see `plan.plan_masks`."""
+        choice = choose(self.backbone.name, trace.sites, trace.timesteps, trace.grid, site=site, timestep=timestep)
         return plan_masks(trace, choice, word=word, task=task, mask=mask)
 
     def edit(self, trace: Trace, *, prompt: str, task: Preset, word: str | None = None, **options: Any) -> Edited:
@@ -223,14 +232,18 @@ class Editor:
         eta: float = 0.0,
         seed: int = 0,
         mask: np.ndarray | None = None,
+        site: str | None = None,
+        timestep: int | None = None,
         usage: Usage | None = None,
+        glances: int = 0,
     ) -> Steps[Denoised]:
         """Denoises with the edit prompt under classifier-free guidance and masked fusion.
 
-        The source's features are read from the trace where the inversion stored them, else replayed.
+        The source's features are read from the trace where the inversion stored them, else replayed. About `glances`
+        of the steps carry a picture (h, w, 3) uint8: the middle frame of the clean clip as it is predicted then.
         """
         backbone, usage = self.backbone, usage or Usage()
-        plan = self.plan_masks(trace, word=word, task=task, mask=mask)
+        plan = self.plan_masks(trace, word=word, task=task, mask=mask, site=site, timestep=timestep)
         alpha = levels(backbone.scheduler, trace.timesteps)
         alignment = align(trace.prompt, prompt)
         edit_tokens = backbone.word_tokens(prompt)
@@ -242,8 +255,11 @@ class Editor:
         changed_window = _window(alpha_changed, len(order))
         columns = self._edit_columns(trace, word, alignment.source_of, edit_tokens)
         fusion = _Fusion(trace, plan, task, tokens, columns)
+        every = -(-len(order) // glances) if glances else len(order) + 1
+        picture: np.ndarray | None = None
 
         def predict(x: Tensor, t: int, level: float) -> Tensor:
+            nonlocal picture
             kinds = {kind for kind, n in fused.items() if order[t] < n}
             hooks = fusion.hooks(t, kinds, order[t] >= changed_window)
             x = x.expand(2, -1, -1, -1, -1)
@@ -251,8 +267,10 @@ class Editor:
                 x = torch.cat([x, trace.latents[trace.below(t)]])
             usage.add(len(x))
             with installed(backbone.unet, hooks):
-                eps = backbone.eps(x, t, text[: len(x)], level)
-            return guide(eps[:1], eps[1:2], guidance, task.rescale)
+                both = backbone.eps(x, t, text[: len(x)], level)
+            eps = guide(both[:1], both[1:2], guidance, task.rescale)
+            picture = self._glance(x[:1], eps, level) if (order[t] + 1) % every == 0 else None
+            return eps
 
         blended = _window(task.alpha_latent, len(order))
         above = {trace.below(t): t for t in trace.timesteps}
@@ -265,8 +283,14 @@ class Editor:
 
         x = trace.latents[trace.timesteps[-1]]
         for i, (t, x) in enumerate(denoise(predict, x, alpha, eta=eta, seed=seed, adjust=adjust)):  # noqa: B007, B020
-            yield Step("edit", i + 1, len(trace.timesteps), t)
+            yield Step("edit", i + 1, len(trace.timesteps), t, picture)
         return Denoised(x, plan)
+
+    def _glance(self, x: Tensor, eps: Tensor, level: float) -> np.ndarray:
+        """The middle frame (h, w, 3) uint8 of the clean clip that latents (1, c, f, h, w) and their noise predict."""
+        middle = x.shape[2] // 2
+        clean = (x - (1 - level) ** 0.5 * eps) / level**0.5
+        return self.backbone.decode(clean[:, :, middle : middle + 1])[0]
 
     def _edit_columns(
         self, trace: Trace, word: str, source_of: tuple[int | None, ...], tokens: tuple[tuple[int, ...], ...]

@@ -17,13 +17,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import MaskError
+from .errors import MaskError, SettingError
 
 __all__ = [
     "WordMaps",
     "curves_figure",
+    "map_grids",
     "mask_sheet",
+    "open_maps",
     "overlay",
+    "read_mask_zip",
     "read_words",
     "save_codebook_figure",
     "save_mask_zip",
@@ -40,6 +43,7 @@ FONT = "sans"
 LEGEND = (
     "columns: timesteps, high noise to low   ·   each cell by its own maximum   ·   outlined: what the mask is made of"
 )
+MASK_BYTES = 64 << 20  # of one picture in a zip, unpacked
 SHEET_WIDTH = 1000  # pixels that the columns share
 
 
@@ -49,7 +53,8 @@ class WordMaps:
 
     tokens: the source prompt's words, in order. sites: the cross-attention sites, from the input to the output.
     timesteps: ascending, from low to high noise. frames: how many. chosen (timestep, site) bool: the maps that the
-    mask in use was made from; one row where each timestep uses its own.
+    mask in use was made from; one row where each timestep uses its own. mask (f, h, w) bool: the mask in use, at the
+    latents' grid.
     """
 
     tokens: tuple[str, ...]
@@ -57,12 +62,13 @@ class WordMaps:
     timesteps: tuple[int, ...]
     frames: int
     chosen: NDArray[np.bool_]
+    mask: NDArray[np.bool_]
 
 
 def read_words(path: Path) -> WordMaps:
     """The index of a `words.npz`. Raises MaskError where the file is missing or is something else."""
-    with _open(path) as stored:
-        grids = _grids(stored)
+    with open_maps(path) as stored:
+        grids = map_grids(stored)
         if not grids:
             raise MaskError(f"{path.name} holds no attention maps: run the edit again.")
         return WordMaps(
@@ -71,6 +77,7 @@ def read_words(path: Path) -> WordMaps:
             timesteps=tuple(map(int, stored["timesteps"])),
             frames=int(stored[f"scales_{grids[0]}"].shape[3]),
             chosen=np.array(stored["chosen"], bool),
+            mask=np.array(stored["mask"], bool),
         )
 
 
@@ -281,6 +288,44 @@ def save_mask_zip(path: Path, masks: NDArray[np.bool_]) -> None:
             packed.writestr(zipfile.ZipInfo(f"{i:05d}.png"), picture.tobytes())
 
 
+def read_mask_zip(path: Path, *, frames: int) -> NDArray[np.bool_]:
+    """Masks (f, h, w) bool from a zip of PNGs in the order of their names: one for each frame, or one for all.
+
+    True is what is brighter than half of the brightest value. Raises SettingError naming what is wrong.
+    """
+    try:
+        with zipfile.ZipFile(path) as packed:
+            entries = [
+                one
+                for one in packed.infolist()
+                if one.filename.lower().endswith(".png") and "__MACOSX" not in one.filename
+            ]
+            entries.sort(key=lambda one: one.filename)
+            if len(entries) not in (1, frames):
+                raise SettingError(
+                    f"{path.name} holds {len(entries)} PNG masks, the edit has {frames} frames: give one for each "
+                    "frame, or a single one for all."
+                )
+            if max(one.file_size for one in entries) > MASK_BYTES:
+                raise SettingError(
+                    f"{path.name} holds a picture of over {MASK_BYTES >> 20} MiB: save the masks smaller."
+                )
+            pictures = [
+                cv2.imdecode(np.frombuffer(packed.read(one), np.uint8), cv2.IMREAD_GRAYSCALE) for one in entries
+            ]
+    except (OSError, zipfile.BadZipFile, cv2.error) as error:
+        raise SettingError(f"{path.name} cannot be read as a zip of PNG masks: make it anew.") from error
+    found: list[Any] = []
+    for entry, picture in zip(entries, pictures, strict=True):
+        if picture is None:
+            raise SettingError(f"{entry.filename} in {path.name} is no PNG picture: save it anew.")
+        if found and picture.shape != found[0].shape:
+            raise SettingError(f"The masks in {path.name} differ in size: save them all in one.")
+        found.append(picture)
+    masks = np.stack(found)
+    return np.broadcast_to(masks * 2.0 > masks.max(), (frames, *masks.shape[1:]))
+
+
 def short_site(site: str) -> str:
     """A site's name as people say it: "up_blocks.1.attentions.0…attn2" becomes "up 1.0"."""
     parts = site.split(".")
@@ -293,22 +338,24 @@ def short_site(site: str) -> str:
     return site
 
 
-def _open(path: Path) -> Any:
+def open_maps(path: Path) -> Any:
+    """A `words.npz` or `masks.npz`, open; raises MaskError where it cannot be read."""
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise MaskError(f"The attention maps {path.name} cannot be read: run the edit again.") from error
 
 
-def _grids(stored: Any) -> list[str]:
+def map_grids(stored: Any) -> list[str]:
+    """The grids, such as "16x16", of an open file of maps."""
     return [name.removeprefix("maps_") for name in stored.files if name.startswith("maps_")]
 
 
 def _maps(path: Path, tokens: Sequence[int], frame: int) -> dict[str, NDArray[np.float32]]:
     """Soft maps of these tokens together, on one frame: site ↦ (t, h, w) float32."""
     found: dict[str, NDArray[np.float32]] = {}
-    with _open(path) as stored:
-        for grid in _grids(stored):
+    with open_maps(path) as stored:
+        for grid in map_grids(stored):
             maps, scales = stored[f"maps_{grid}"], stored[f"scales_{grid}"]
             for row, site in enumerate(map(str, stored[f"sites_{grid}"])):
                 soft = maps[:, row, tokens, frame] / 255 * scales[:, row, tokens, frame, None, None]

@@ -33,13 +33,15 @@ State = Literal["waiting", "running", "done", "cancelled", "failed"]
 class Step:
     """One piece of work was done: the `index`-th of `total` in `stage` (index counts from 1).
 
-    `timestep` is the diffusion timestep the step left, where it has one.
+    `timestep` is the diffusion timestep the step left, where it has one; `picture` a glance at the work, where the
+    work gives one.
     """
 
     stage: str
     index: int
     total: int
     timestep: int | None = None
+    picture: Any = field(default=None, compare=False, repr=False)
 
 
 Work = Callable[[], Generator[Step, None, Any]]

@@ -29,6 +29,7 @@ __all__ = [
     "choose",
     "codebook_path",
     "cost",
+    "find_site",
     "iou",
     "lmmc",
     "read_codebook",
@@ -173,19 +174,40 @@ def _nearest(timesteps: Sequence[int], wanted: int) -> int:
     return min(timesteps, key=lambda t: (abs(t - wanted), t))
 
 
-def choose(backbone: str, sites: Sequence[Site], timesteps: Sequence[int], grid: tuple[int, int]) -> Choice:
-    """l*, t* for a run: the codebook's, at the nearest timestep, or the fallback.
+def find_site(name: str, sites: Sequence[Site]) -> Site:
+    """The cross-attention site of a full or a short name ("up 3.0"); raises SettingError for any other."""
+    cross = [site for site in sites if site.kind == "cross"]
+    for site in cross:
+        if name.strip().casefold() in (site.name.casefold(), site.short.casefold()):
+            return site
+    known = ", ".join(site.short for site in cross)
+    raise SettingError(f"There is no cross-attention layer {name!r}: choose one of {known}.")
+
+
+def choose(
+    backbone: str,
+    sites: Sequence[Site],
+    timesteps: Sequence[int],
+    grid: tuple[int, int],
+    *,
+    site: str | None = None,
+    timestep: int | None = None,
+) -> Choice:
+    """l*, t* for a run: those that a person picked, the codebook's, or the fallback; at the nearest timestep.
 
     The fallback is the second cross site of the coarsest up block with at least 8 × 8 positions, and the
-    timestep nearest 200.
+    timestep nearest 200. Raises SettingError for a picked site that there is not.
     """
+    if site is not None:
+        wanted = choose(backbone, sites, timesteps, grid).timestep if timestep is None else timestep
+        return Choice(find_site(site, sites), _nearest(timesteps, wanted), "picked")
     cross = [site for site in sites if site.kind == "cross"]
     book = read_codebook(backbone)
     if book is not None:
         by_name = {site.name: site for site in cross}
-        site = by_name.get(book.site)
-        if site is not None:
-            return Choice(site, _nearest(timesteps, book.timestep), "measured")
+        best = by_name.get(book.site)
+        if best is not None:
+            return Choice(best, _nearest(timesteps, book.timestep), "measured")
     up = [site for site in cross if site.name.startswith("up_blocks")]
     large = [site for site in up if np.prod(site.grid(grid)) >= 64] or up or cross
     deepest = max(site.level for site in large)

@@ -82,6 +82,8 @@ def plan_masks(trace: Trace, choice: Choice, *, word: str, task: Preset, mask: n
         native = {t: made[source] for t, source in wanted.items()}
         shown = resize(dilate(resize(made[choice.timestep], trace.grid), task.dilate), (h, w))
     every = {t: dilate(resize(m, trace.grid), task.dilate) for t, m in native.items()}
+    if mask is not None and task.dilate:
+        shown = resize(every[choice.timestep], (h, w))
     notes = []
     if shown.mean() > 0.95:
         notes.append("The mask covers almost the whole picture; the edit will not be held to the object.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 from .errors import SettingError
 
 __all__ = [
+    "MASKS",
     "Example",
     "Preset",
     "Settings",
@@ -37,6 +38,8 @@ PRESETS = ROOT / "presets"
 MINI = Path(__file__).resolve().parent / "toyworld" / "mini"
 TOY_CLIP = MINI.parent / "clip"  # the CLIP of mini's world
 TASKS = ("style", "attribute", "shape", "place", "official", "official-style")
+
+MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
 
 Selection = Literal["codebook", "adaptive", "consensus"]
 SELECTION_TAU = {"codebook": 0.3, "adaptive": 0.3, "consensus": 0.2}  # a pooled map, or a mean of many that is not
@@ -97,6 +100,9 @@ class Settings:
 
     `size` is (width, height) in pixels, `start` in seconds, `fps` in frames a second, `eta` the share of
     noise that DDIM adds (0: deterministic; the seed acts only above 0).
+
+    Instead of a `selection`, a mask of the person's own: `site` is a cross-attention layer, whose map at `timestep`
+    is the mask of every step, or where that is None each step's own; `masks` is a zip of PNGs, one a frame.
     """
 
     source: str
@@ -123,23 +129,34 @@ class Settings:
     union: bool | None = None
     rescale: Share | None = None
     selection: Selection | None = None
+    site: str | None = None
+    timestep: Annotated[int, Field(ge=0, lt=1000)] | None = None
+    masks: Path | None = None
 
     def preset(self) -> Preset:
         """The task's preset with this job's own values put in; τ follows a selection that comes without one."""
         names = {f.name for f in fields(Preset)}
         chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name in names}
-        if self.selection and self.tau is None:
-            chosen["tau"] = SELECTION_TAU[self.selection]
+        if self.site:
+            chosen |= {"selection": "codebook", "time_aware": self.timestep is None}
+        if chosen["selection"] and self.tau is None:
+            chosen["tau"] = SELECTION_TAU[chosen["selection"]]
         return replace(load_preset(self.task), **{k: v for k, v in chosen.items() if v is not None})
+
+    def record(self, word: str) -> dict[str, Any]:
+        """These settings as JSON has them, with the word that was edited; masks stand beside it in `MASKS`."""
+        return asdict(self) | {"word": word, "masks": MASKS if self.masks else None}
 
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class Example:
-    """A shipped clip with settings that fill every field; `clip` is a file under `static/clips/`."""
+    """A shipped clip with settings that fill every field; `clip` is a file under `static/clips/`, `made` the folder of
+    the edit that ships with it."""
 
     name: str
     clip: Path
     settings: Settings
+    made: Path
 
 
 def _unknown(kind: str, given: str, known: list[str] | tuple[str, ...]) -> str:
@@ -185,10 +202,13 @@ def make_settings(**values: Any) -> Settings:
     """Validated settings; raises SettingError naming the field, what was given and the range."""
     settings: Settings = _validated(Settings, values, "")
     task = load_preset(settings.task)
-    if settings.selection and task.mask != "mmc":
-        raise SettingError(
-            f"The task {settings.task!r} has a mask of its own: leave selection out, or change the task."
-        )
+    own = [name for name in ("selection", "site", "masks") if getattr(settings, name)]
+    if own and task.mask != "mmc":
+        raise SettingError(f"The task {settings.task!r} has a mask of its own: leave {own[0]} out, or change the task.")
+    if len(own) > 1:
+        raise SettingError(f"{' and '.join(own)} each name a mask: give one of them.")
+    if settings.timestep is not None and settings.site is None:
+        raise SettingError("timestep is given without a site: name the layer too, or leave it out.")
     backbone_folder(settings.backbone)
     return settings
 
@@ -196,12 +216,12 @@ def make_settings(**values: Any) -> Settings:
 def read_settings(path: Path) -> dict[str, Any]:
     """The values of a settings.json, or of the settings in a report.json; raises SettingError for anything else.
 
-    They are validated where they are used, by `make_settings`.
+    They are validated where they are used, by `make_settings`. Masks are looked for beside the file.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        values = values.get("settings", values)
-        return {**values}
+        values = {**values.get("settings", values)}
+        return values | {"masks": path.parent / values["masks"]} if values.get("masks") else values
     except (OSError, ValueError, AttributeError, TypeError):
         raise SettingError(f'"{path}" holds no settings: give a settings.json or report.json of an edit.') from None
 
@@ -228,7 +248,8 @@ def examples() -> list[Example]:
         values = yaml.safe_load(path.read_text())
         clip = ROOT / "static" / "clips" / values.pop("clip")
         name = values.pop("name")
-        found.append(Example(name=name, clip=clip, settings=make_settings(**values)))
+        made = ROOT / "static" / "examples" / path.stem
+        found.append(Example(name=name, clip=clip, settings=make_settings(**values), made=made))
     return found
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ClipError, PromptError
+from .gallery import read_mask_zip
 from .presets import Settings, known_words
 from .video import MIN_SIDE, read_clip
 
@@ -141,7 +142,7 @@ def warnings(source: str, edit: str, word: str, delta: int) -> list[str]:
 def check(clip: Path | None, settings: Settings) -> str:
     """Refuses what cannot be edited before any model runs; returns the word that will be edited.
 
-    Raises ClipError or PromptError, each naming the fault and the cure.
+    Raises ClipError, PromptError or SettingError (the masks), each naming the fault and the cure.
     """
     if clip is None:
         raise ClipError("There is no clip yet: choose or upload a video first.")
@@ -160,6 +161,8 @@ def check(clip: Path | None, settings: Settings) -> str:
             )
     word = settings.word or infer_word(settings.source, settings.edit, settings.task)
     word = " ".join(words(settings.source)[i] for i in find_word(settings.source, word))
+    if settings.masks:
+        read_mask_zip(settings.masks, frames=settings.frames)
     # decoding the frames that will be used, small, is the only test that no container's header can fool
     read_clip(clip, frames=settings.frames, start=settings.start, fps=settings.fps, size=(MIN_SIDE, MIN_SIDE))
     return word

@@ -21,11 +21,16 @@ import numpy as np
 import torch
 
 from . import gallery
+from .attention import find_sites
 from .edit import Denoised, Editor, Usage
+from .errors import SettingError
+from .explorer import save_word_files
 from .jobs import Step
+from .masks import resize
 from .metrics import psnr
+from .mmc import find_site
 from .plan import is_time_aware
-from .presets import Settings
+from .presets import MASKS, Settings
 from .prompts import align, check, find_word, warnings, words
 from .trace import SoftMap, Trace, load_trace, save_trace
 from .video import probe, read_clip, side_by_side, write_clip, write_gif
@@ -33,6 +38,7 @@ from .video import probe, read_clip, side_by_side, write_clip, write_gif
 __all__ = ["load_editor", "run_steps", "save_masks"]
 
 
+GLANCES = 8  # pictures of an edit on its way
 KEPT = 4  # inversions that a folder holds, the newest
 
 
@@ -75,6 +81,15 @@ def _inversion_name(path: Path, settings: Settings, size: tuple[int, int]) -> st
     return f"inversion-{digest.hexdigest()[:32]}.npz"
 
 
+def _read_masks(path: Path, frames: int, size: tuple[int, int]) -> np.ndarray:
+    """Masks (f, h, w) bool of a zip at the frames' (width, height); raises SettingError where the shapes differ."""
+    masks = gallery.read_mask_zip(path, frames=frames)
+    (h, w), (width, height) = masks.shape[1:], size
+    if abs(w * height / (h * width) - 1) > 0.1:
+        raise SettingError(f"The masks are {w}x{h}, the frames {width}x{height}: draw them on this clip's own frames.")
+    return resize(masks, (height, width))
+
+
 def run_steps(
     path: Path, settings: Settings, out: Path, *, editor: Editor | None = None, kept: Path | None = None
 ) -> Generator[Step, None, dict[str, object]]:
@@ -95,6 +110,9 @@ def run_steps(
     preset = settings.preset()
     info = probe(path)
     size = editor.fit(settings.size) if settings.size else editor.frame_size(info.width, info.height)
+    mask = _read_masks(settings.masks, settings.frames, size) if settings.masks else None
+    if settings.site:
+        find_site(settings.site, find_sites(editor.backbone.unet))
     usage = {stage: Usage() for stage in ("invert", "reconstruct", "edit")}
     store = preset if settings.features == "store" else None
     file = kept / _inversion_name(path, settings, size) if kept and store is None else None
@@ -126,7 +144,11 @@ def run_steps(
             guidance=settings.guidance,
             eta=settings.eta,
             seed=settings.seed,
+            mask=mask,
+            site=settings.site,
+            timestep=settings.timestep,
             usage=usage["edit"],
+            glances=GLANCES,
         )
     yield Step("decode", 0, 1)
     with clock.measure("decode"):
@@ -145,7 +167,7 @@ def run_steps(
     time_aware = is_time_aware(preset) and choice.origin != "painted"
     alignment = align(settings.source, settings.edit)
     report: dict[str, object] = {
-        "settings": asdict(replace(settings, word=word)),
+        "settings": settings.record(word),
         "words": {
             "source_words": words(settings.source),
             "edit_words": words(settings.edit),
@@ -159,6 +181,7 @@ def run_steps(
             "timestep": "every" if time_aware else choice.timestep,
             "origin": choice.origin,
             "kind": preset.mask,
+            "tau": preset.tau,
             "kept": held,
             "area": round(edited.plan.area, 4),
         },
@@ -180,10 +203,11 @@ def run_steps(
         write_clip(out / f"{name}.mp4", video, audio_from=path, start=settings.start, note=note)
     write_gif(out / "edited.gif", result, note=made)
     save_masks(out, trace, edited, word)
+    save_word_files(out)
     sheet = gallery.mask_sheet(out / "words.npz", word, frame=0)
     gallery.save_png(out / "masks.png", sheet)
     gallery.save_pdf(out / "masks.pdf", sheet)
-    gallery.save_mask_zip(out / "masks.zip", edited.plan.shown)
+    gallery.save_mask_zip(out / MASKS, edited.plan.shown if mask is None else mask)
     (out / "settings.json").write_text(json.dumps(report["settings"], indent=2) + "\n")
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     yield Step("decode", 1, 1)
@@ -200,7 +224,8 @@ def save_masks(out: Path, trace: Trace, edited: Denoised, word: str) -> None:
 
     `maps_{h}x{w}` uint8 (t, site, f, h, w) in masks.npz and (t, site, token, f, h, w) in words.npz, with
     `scales_{h}x{w}` float32 over (t, site, [token,] f): probability = maps / 255 · scale. Timesteps rise.
-    `chosen` bool (t, site) in words.npz marks the maps that the mask was made from.
+    In words.npz, `chosen` bool (t, site) marks the maps that the mask was made from, and `mask` bool (f, h, w) is
+    that mask at the latents' grid.
     """
     at = find_word(trace.prompt, word)
     found = words(trace.prompt)
@@ -228,5 +253,6 @@ def save_masks(out: Path, trace: Trace, edited: Denoised, word: str) -> None:
     every["tokens"] = np.array(found)
     cells = set(edited.plan.cells)
     every["chosen"] = np.array([[(t, site.name) in cells for site in cross] for t in trace.timesteps])
+    every["mask"] = edited.plan.object_at[edited.plan.choice.timestep]
     np.savez_compressed(out / "masks.npz", allow_pickle=False, **masks)
     np.savez_compressed(out / "words.npz", allow_pickle=False, **every)

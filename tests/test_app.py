@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import gradio as gr
 import pytest
 from conftest import write_disc
 from gradio_client import Client, handle_file
@@ -20,7 +25,9 @@ from gradio_client.exceptions import AppError
 import app
 from freemask import page
 from freemask.jobs import Step, Worker
-from freemask.page import status
+from freemask.page import status, zero
+from freemask.page.estimate import Estimates, rows
+from freemask.page.fields import link
 from freemask.presets import Settings
 
 PATIENCE = 20.0
@@ -96,9 +103,8 @@ def test_edit_and_masks(address: str, clip: Path, tmp_path: Path) -> None:
     assert {"edited.mp4", "reconstruction.mp4", "comparison.mp4", "masks.npz", "masks.png", "report.json"} <= names
     written = next(Path(file) for file in files if Path(file).name == "report.json")
     assert json.loads(written.read_text())["words"]["word"] == "car"
-    first, curves, note = client.predict("car", 1, api_name="/masks")
-    last, *_ = client.predict("grass", 8, api_name="/masks")
-    assert "Of this clip's maps" in note
+    first, _curves = client.predict("car", 1, api_name="/masks")
+    last, _curves = client.predict("grass", 8, api_name="/masks")
     sheets = [cv2.imread(str(sheet)) for sheet in (first, last)]
     assert sheets[0] is not None and sheets[1] is not None
     assert sheets[0].shape == sheets[1].shape and (sheets[0] != sheets[1]).any()
@@ -173,8 +179,76 @@ def test_a_visitor_has_one_place_for_inversions(address: str, clip: Path, gate: 
     for client in (one, one, other):
         client.predict(**fields(clip, steps=2), api_name="/edit")
     first, second, third = gate.kept
-    assert first == second != third
-    assert first.parent == third.parent and re.fullmatch(r"kept-[0-9a-f]{64}", first.name)
+    assert first == second != third and first.name == "inversions"
+    assert re.fullmatch(r"visit-[0-9a-f]{64}", first.parent.name)
+
+
+def test_what_is_a_visitors_goes_after_they_left(clip: Path, tmp_path: Path) -> None:
+    request = SimpleNamespace(session_hash="one")
+    with Worker() as worker:
+        desk = page.Desk(
+            worker, lambda *args: page.painted_circles(*args, pause=lambda: None), folder=tmp_path, away=0.1
+        )
+        settings = fields(None, steps=2) | {"clip": str(clip)}
+        *_, last = desk.edit(request, **settings)  # a session that no page began, as a client of the API
+        folder = last[-1].folder
+        assert folder.exists()
+        deadline = time.monotonic() + PATIENCE
+        while folder.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not folder.exists() and not any(tmp_path.iterdir())
+
+
+def test_a_reloaded_page_finds_its_job_and_its_result(clip: Path, gate: Gate, tmp_path: Path) -> None:
+    first, second, token = SimpleNamespace(session_hash="a"), SimpleNamespace(session_hash="b"), "t" * 32
+    gate.began.clear(), gate.open.clear(), gate.ended.clear()
+    with Worker() as worker:
+        desk = page.Desk(worker, gate, folder=tmp_path)
+        list(desk.arrive(token, first))
+        watching = desk.edit(first, **(fields(None, steps=2, seed=1) | {"clip": str(clip)}))
+        next(watching)
+        assert gate.began.wait(PATIENCE)
+        watching.close()
+        desk.leave(first)
+        again = desk.arrive(token, second)
+        assert "Inverting" in next(again)[0]
+        assert desk.cancel(second) == status.cancelled()
+        gate.open.set()
+        *_, last = again
+        assert last[0] == status.cancelled() and gate.ended.wait(PATIENCE)
+        *_, done = desk.edit(second, **(fields(None, steps=2) | {"clip": str(clip)}))
+        *_, shown = desk.arrive(token, SimpleNamespace(session_hash="c"))
+        assert shown[-1] is done[-1]
+        *_, nothing = desk.arrive("u" * 32, SimpleNamespace(session_hash="d"))
+        assert not isinstance(nothing[-1], page.Run)
+
+
+def test_settings_and_links_fill_the_fields_again(address: str, clip: Path, tmp_path: Path) -> None:
+    client = visitor(address, tmp_path)
+    given = fields(clip, steps=4, tau="0.4", size="64x64", site="up 1.1", timestep="201", eta=0.5, seed=7)
+    *_, report, files = client.predict(**given, api_name="/edit")
+    written = next(file for file in files if Path(file).name == "report.json")
+    filled = page.fill_settings(written)
+    assert filled == page.follow_link(link(report["settings"]))
+    *_, again, _ = client.predict(handle_file(str(clip)), *filled, api_name="/edit")
+    assert again["settings"] == report["settings"] and again["mask"]["origin"] == "picked"
+    assert "clip" not in link(report["settings"]) and page.follow_link("?__theme=dark")[0] == gr.skip()
+    (tmp_path / "bad.json").write_text("[]")
+    with pytest.raises(gr.Error, match="no settings"):
+        page.fill_settings(str(tmp_path / "bad.json"))
+
+
+def test_the_cost_is_told_once_it_was_measured() -> None:
+    costs = Estimates()
+    short, long = (Settings(source="a", edit="b", steps=steps) for steps in (10, 20))
+    assert costs.seconds(short) is None and "measures" in status.estimate(None, None)
+    usage = {stage: {"forwards": 10, "rows": 10 * n} for stage, n in (("invert", 1), ("reconstruct", 1), ("edit", 3))}
+    seconds = {"invert": 1.0, "reconstruct": 1.0, "edit": 3.0, "total": 6.0}
+    shape = {"width": 64, "height": 64, "frames": 8}
+    costs.learn(short, {"unet": usage, "seconds": seconds, "clip": shape, "peak_memory_mib": 900.0})
+    expected = 1.0 + 5.0 / 50 * rows(long)
+    assert costs.seconds(long) == pytest.approx(expected) and costs.memory(long) == 900.0
+    assert costs.seconds(replace(long, frames=16)) == pytest.approx(1.0 + 2 * (expected - 1.0))
 
 
 def test_an_edit_that_did_not_invert_says_so() -> None:
@@ -212,3 +286,57 @@ def test_an_upload_is_described_or_refused(clip: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_text("nothing")
     assert "bad" in page.describe_clip(str(bad))
+
+
+def test_a_borrowed_gpu_is_asked_for_as_long_as_the_estimate(clip: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """A stand-in for the spaces library: its decorator asks the duration with the call's own arguments."""
+    asked: list[int] = []
+
+    def gpu(*, duration: Any) -> Any:
+        def decorate(work: Any) -> Any:
+            def call(*args: Any) -> Any:
+                asked.append(duration(*args))
+                yield from work(*args)
+
+            return call
+
+        return decorate
+
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
+    estimates, settings = Estimates(), Settings(source=SOURCE, edit=EDIT, task="attribute", steps=2)
+    body = zero.borrowing(lambda *args: page.painted_circles(*args, pause=lambda: None), estimates)
+    with Worker() as worker:
+        desk = page.Desk(worker, body, folder=tmp_path, estimates=estimates)
+        *_, last = desk.edit(SimpleNamespace(session_hash="a"), **(fields(None, steps=2) | {"clip": str(clip)}))
+    assert last[-1].report["words"]["word"] == "car"
+    assert asked == [zero.duration(settings, estimates)] and asked[0] >= 10
+    paper = replace(settings, steps=50, size=(512, 512))
+    assert 60 <= zero.duration(paper, estimates) <= 120
+
+
+def test_a_step_runs_in_the_context_of_its_request() -> None:
+    asking: contextvars.ContextVar[str] = contextvars.ContextVar("asking", default="nobody")
+    asking.set("one")
+    context = contextvars.copy_context()
+    asking.set("another")
+
+    def work() -> Generator[Step, None, str]:
+        yield Step(asking.get(), 1, 1)
+        return asking.get()
+
+    steps = zero.in_context(context, work())
+    assert next(steps).stage == "one"
+    with pytest.raises(StopIteration) as end:
+        next(steps)
+    assert end.value.value == "one"
+
+
+def test_the_readmes_client_runs(address: str, monkeypatch: Any) -> None:
+    root = Path(app.__file__).parent
+    code = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.S)
+    code = next(one for one in code if "gradio_client" in one)
+    monkeypatch.chdir(root)
+    told: dict[str, Any] = {}
+    exec(compile(code.replace("http://127.0.0.1:7860", address), "README.md", "exec"), told)
+    assert told["report"]["words"]["word"] == "car" and len(told["files"]) > 5
+    assert Path(told["sheet"]).exists()

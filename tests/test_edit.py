@@ -9,7 +9,7 @@ import torch
 from freemask.attention import find_sites, installed
 from freemask.ddim import denoise, levels
 from freemask.edit import Editor, Usage, finish
-from freemask.errors import MaskError, PromptError
+from freemask.errors import MaskError, PromptError, SettingError
 from freemask.masks import candidate, resize
 from freemask.presets import load_preset
 from freemask.trace import CLEAN, load_trace, save_trace
@@ -240,3 +240,31 @@ def test_maps_survive_rounding(trace):
     for soft in trace.maps.values():
         assert soft.values.dtype == np.uint8 and soft.values.max() == 255
         assert soft.scales.min() > 0
+
+
+def test_a_picked_cell_is_the_mask_and_a_picked_row_each_steps_own(editor, trace):
+    site = next(s for s in trace.sites if s.name.startswith("up_blocks") and s.kind == "cross")
+    t = trace.timesteps[1]
+    cell = editor.plan_masks(trace, word="car", task=task("shape", time_aware=False), site=site.short, timestep=t + 3)
+    made = resize(candidate(trace, "car", t=t, site=site, tau=0.8), trace.grid)
+    assert (cell.choice.site, cell.choice.timestep, cell.choice.origin) == (site, t, "picked")
+    assert all(np.array_equal(m, made) for m in cell.object_at.values()) and cell.cells == ((t, site.name),)
+    row = editor.plan_masks(trace, word="car", task=task(time_aware=True), site=site.name)
+    assert np.array_equal(row.object_at[t], made) and len(row.cells) == STEPS
+    with pytest.raises(SettingError, match="choose one of"):
+        editor.plan_masks(trace, word="car", task=task(), site="up 9.9")
+
+
+def test_a_painted_mask_grows_as_any_other(editor, trace):
+    mask = everywhere(trace, False)
+    mask[:, 16:32, 16:32] = True
+    plan = editor.plan_masks(trace, word="car", task=task(dilate=1), mask=mask)
+    assert plan.shown.sum() > mask.sum() and plan.shown[mask].all()
+    assert np.array_equal(editor.plan_masks(trace, word="car", task=task(), mask=mask).shown, mask)
+
+
+def test_glances_show_the_clip_on_its_way(editor, trace):
+    steps = list(editor.edit_steps(trace, prompt=EDIT, task=task(), word="car", glances=2))
+    seen = [i for i, step in enumerate(steps) if step.picture is not None]
+    assert seen == [1, 3]
+    assert steps[1].picture.shape == trace.clip.frames.shape[1:] and steps[1].picture.dtype == np.uint8

@@ -9,12 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from freemask.errors import MaskError
+from freemask.errors import MaskError, SettingError
 from freemask.gallery import (
     CHOSEN,
     curves_figure,
     mask_sheet,
     overlay,
+    read_mask_zip,
     read_words,
     save_codebook_figure,
     save_mask_zip,
@@ -41,6 +42,7 @@ def stored(path: Path, *, site: str = SITES[1], timestep: int = 201, grid: tuple
         timesteps=np.array([1, 201, 401]),
         tokens=np.array(["red", "Car"]),
         sites=np.array(SITES),
+        mask=np.arange(2 * h * w).reshape(2, h, w) % 3 == 0,
         chosen=np.array([[name == site and timestep in (-1, t) for name in SITES] for t in (1, 201, 401)]),
     )
     return path
@@ -168,3 +170,36 @@ def test_a_sheet_is_a_page(tmp_path: Path) -> None:
     save_pdf(tmp_path / "sheet.pdf", np.zeros((72, 144, 3), np.uint8))
     written = (tmp_path / "sheet.pdf").read_bytes()
     assert written.startswith(b"%PDF") and b"72 36" in written
+
+
+def packed(path: Path, *pictures: np.ndarray, names: tuple[str, ...] = ()) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        for i, picture in enumerate(pictures):
+            file.writestr(names[i] if names else f"{i}.png", cv2.imencode(".png", picture)[1].tobytes())
+    return path
+
+
+def test_masks_are_read_as_they_were_written(tmp_path: Path) -> None:
+    masks = np.random.default_rng(0).random((3, 9, 5)) > 0.5
+    save_mask_zip(tmp_path / "masks.zip", masks)
+    assert np.array_equal(read_mask_zip(tmp_path / "masks.zip", frames=3), masks)
+    one = packed(tmp_path / "one.zip", masks[0].astype(np.uint8))  # 0 and 1, as some tools write them
+    assert np.array_equal(read_mask_zip(one, frames=2), np.stack([masks[0]] * 2))
+    turned = packed(tmp_path / "turned.zip", *(m.astype(np.uint8) * 255 for m in masks[:2]), names=("b.png", "a.PNG"))
+    assert np.array_equal(read_mask_zip(turned, frames=2), masks[1::-1])
+
+
+def test_masks_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    grey = np.full((4, 4), 255, np.uint8)
+    (tmp_path / "no.zip").write_text("no zip")
+    with zipfile.ZipFile(tmp_path / "text.zip", "w") as file:
+        file.writestr("0.png", "no picture")
+    for path, message in (
+        (tmp_path / "no.zip", "cannot be read"),
+        (tmp_path / "missing.zip", "cannot be read"),
+        (tmp_path / "text.zip", "no PNG picture"),
+        (packed(tmp_path / "few.zip", grey, grey), "holds 2 PNG masks, the edit has 3 frames"),
+        (packed(tmp_path / "sizes.zip", grey, grey, grey[:3]), "differ in size"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            read_mask_zip(path, frames=3)

@@ -1,9 +1,12 @@
+import json
+from dataclasses import replace
+
 import pytest
 import yaml
 
 from freemask import presets
 from freemask.errors import SettingError
-from freemask.presets import examples, known_words, load_preset, make_settings, task_names
+from freemask.presets import examples, known_words, load_preset, make_settings, read_settings, task_names
 
 
 def test_every_task_loads():
@@ -66,3 +69,28 @@ def test_tau_follows_the_selection():
         make_settings(task="official", selection="adaptive", **about)
     with pytest.raises(SettingError, match="codebook or adaptive or consensus"):
         make_settings(selection="best", **about)
+
+
+def test_a_mask_of_ones_own_is_one_mask(tmp_path):
+    about = {"source": "a red car", "edit": "a blue car"}
+    cell = make_settings(task="attribute", site="up 3.0", timestep=241, **about).preset()
+    row = make_settings(task="attribute", site="up 3.0", **about).preset()
+    assert (cell.selection, cell.time_aware, cell.tau) == ("codebook", False, 0.3)
+    assert row.time_aware is True
+    masks = tmp_path / "masks.zip"
+    for both in ({"site": "mid", "selection": "codebook"}, {"site": "mid", "masks": masks}):
+        with pytest.raises(SettingError, match="give one of them"):
+            make_settings(**about, **both)
+    with pytest.raises(SettingError, match="without a site"):
+        make_settings(timestep=241, **about)
+    with pytest.raises(SettingError, match="leave site out"):
+        make_settings(task="official", site="mid", **about)
+
+
+def test_recorded_settings_are_read_again(tmp_path):
+    own = make_settings(source="a red car", edit="a blue car", site="up 3.0", timestep=241, size=(64, 48))
+    (tmp_path / "settings.json").write_text(json.dumps(own.record("car")))
+    assert make_settings(**read_settings(tmp_path / "settings.json")) == replace(own, word="car")
+    masked = make_settings(source="a red car", edit="a blue car", masks=tmp_path / "drawn.zip")
+    (tmp_path / "settings.json").write_text(json.dumps(masked.record("car")))
+    assert make_settings(**read_settings(tmp_path / "settings.json")).masks == tmp_path / "masks.zip"

@@ -118,6 +118,7 @@ def test_the_masks_can_be_read_back(done):
     assert masks["mask"].shape == (8, 64, 64) and masks["tokens"].tolist() == ["car"]
     words = every["tokens"].tolist()
     assert words == SHAPE.settings.source.split()
+    assert sorted(path.name for path in (out / "words").glob("*.gz")) == [f"{i:02d}.gz" for i in range(len(words))]
     assert np.array_equal(every["maps_16x16"][:, :, words.index("car")], masks["maps_16x16"])
     grids = [k.removeprefix("sites_") for k in masks.files if k.startswith("sites_")]
     assert sum(len(masks[f"sites_{g}"]) for g in grids) == len(masks["sites"])
@@ -128,6 +129,19 @@ def test_the_same_inputs_give_the_same_frames(done, tmp_path):
     steps = list(run_steps(SHAPE.clip, settings, tmp_path))
     assert all(isinstance(step, Step) for step in steps)
     assert (tmp_path / "edited.mp4").read_bytes() == (done[0] / "edited.mp4").read_bytes()
+
+
+def test_masks_of_ones_own_make_the_same_edit_again(done, tmp_path):
+    """The masks that a run wrote, given back, are its mask; and its settings.json finds them beside itself."""
+    settings = make_settings(source=SHAPE.settings.source, edit=SHAPE.settings.edit, task="shape", steps=3)
+    report = finish(run_steps(SHAPE.clip, replace(settings, masks=done[0] / "masks.zip"), tmp_path / "first"))
+    assert report["mask"]["origin"] == "painted" and report["settings"]["masks"] == "masks.zip"
+    assert (tmp_path / "first" / "masks.zip").read_bytes() == (done[0] / "masks.zip").read_bytes()
+    command = ["edit", str(SHAPE.clip), "--settings", str(tmp_path / "first" / "settings.json")]
+    told = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "second")])
+    assert told.exit_code == 0, told.output
+    for name in ("edited.mp4", "masks.zip"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
 def refuse(*changes: str) -> str:
@@ -154,6 +168,8 @@ def refuse(*changes: str) -> str:
         (("--edit", ""), "empty"),
         (("--edit", "a lion on the snow"), "never seen: lion"),
         (("--word", "bus"), "choose one of"),
+        (("--site", "up 9.9"), "choose one of down 0.0"),
+        (("--masks", "none.zip"), "none.zip cannot be read"),
     ],
 )
 def test_refusals_name_fault_and_cure(options, message):
@@ -175,7 +191,8 @@ def test_files_that_are_no_clips(tmp_path):
 
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    code = next(one for one in blocks if "from freemask" in one)
     code = code.replace('"out/edited.mp4"', repr(str(tmp_path / "edited.mp4")))
     monkeypatch.chdir(ROOT)
     exec(compile(code, "README.md", "exec"), {})

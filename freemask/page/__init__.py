@@ -1,25 +1,45 @@
 """The page's parts and handlers: the only room that imports gradio. `app.py` wires them."""
 
 from .bodies import Body, diffusion, painted_circles
-from .handlers import Desk, Run, describe_clip, fill_fields, follow_prompts, follow_task, forget, open_masks, show_masks
-from .parts import Inputs, Results, header, theme, toy_world
+from .desk import Desk, Run
+from .estimate import Estimates
+from .fields import (
+    describe_clip,
+    fill_example,
+    fill_settings,
+    follow_link,
+    follow_prompts,
+    follow_task,
+    follow_trim,
+    take_trim,
+)
+from .parts import Inputs, Results, cards, header, theme, toy_world
+from .studio import open_link, open_sheet, open_studio, show_masks, take_cell
 
 __all__ = [
     "Body",
     "Desk",
+    "Estimates",
     "Inputs",
     "Results",
     "Run",
+    "cards",
     "describe_clip",
     "diffusion",
-    "fill_fields",
+    "fill_example",
+    "fill_settings",
+    "follow_link",
     "follow_prompts",
     "follow_task",
-    "forget",
+    "follow_trim",
     "header",
-    "open_masks",
+    "open_link",
+    "open_sheet",
+    "open_studio",
     "painted_circles",
     "show_masks",
+    "take_cell",
+    "take_trim",
     "theme",
     "toy_world",
 ]

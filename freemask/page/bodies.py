@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Generator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from ..explorer import save_word_files
 from ..gallery import mask_sheet, save_png
 from ..jobs import Step
 from ..presets import Settings
@@ -59,18 +59,22 @@ def painted_circles(
     chosen = int(timesteps[np.abs(timesteps - 200).argmin()])
     _maps(out / "words.npz", words(settings.source), timesteps, settings.frames, chosen if delta else -1)
     _maps(out / "masks.npz", [word], timesteps, settings.frames, chosen if delta else -1)
+    save_word_files(out)
     save_png(out / "masks.png", mask_sheet(out / "words.npz", word, frame=0))
     report: dict[str, Any] = {
-        "settings": asdict(replace(settings, word=word)),
+        "settings": settings.record(word),
         "words": {"word": word, "delta": delta, "warnings": warnings(settings.source, settings.edit, word, delta)},
         "mask": {
             "site": SITES[3],
             "timestep": chosen if delta else "every",
-            "origin": "adaptive",
+            "origin": "painted" if settings.masks else "picked" if settings.site else "adaptive",
             "kind": "mmc",
+            "tau": settings.preset().tau,
             "kept": "background",
             "area": 0.196,
         },
+        "clip": {"width": source.frames.shape[2], "height": source.frames.shape[1]}
+        | {"frames": len(source.frames), "fps": source.fps},
         "seconds": {"total": 1.0},
         "metrics": {"reconstruction_psnr": 34.5, "background_psnr": 31.2},
     }
@@ -107,4 +111,5 @@ def _maps(path: Path, tokens: list[str], timesteps: np.ndarray, frames: int, cho
         stored[f"maps_{side}x{side}"] = np.rint(255 * np.exp(-away / width**2)).astype(np.uint8)
         stored[f"scales_{side}x{side}"] = np.full((len(timesteps), len(sites), len(tokens), frames), 0.1, np.float32)
         stored[f"sites_{side}x{side}"] = np.array(sites)
+    stored["mask"] = stored["maps_16x16"][0, -1, 0] > 76
     np.savez_compressed(path, **stored)

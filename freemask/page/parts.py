@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import html
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -11,8 +13,9 @@ import gradio as gr
 from ..presets import Example, known_words, load_preset, task_names
 from . import status
 
-__all__ = ["TASK_OWN", "Advanced", "Inputs", "Results", "header", "theme", "toy_world"]
+__all__ = ["TASK_OWN", "Advanced", "Inputs", "Results", "cards", "header", "theme", "toy_world"]
 
+STATIC = Path(__file__).resolve().parents[2] / "static"
 ZEROSCOPE = "cerspense/zeroscope_v2_576w"
 TASK_OWN = {
     "tau": "τ",
@@ -58,7 +61,7 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill="#4c3a9e",
         button_primary_background_fill_hover="#3d2e86",
         button_primary_background_fill_dark="#6d59cf",
-        button_primary_background_fill_hover_dark="#7d6adb",
+        button_primary_background_fill_hover_dark="#5f4bc0",
         button_primary_text_color="#ffffff",
         button_secondary_background_fill="#ffffff",
         button_secondary_background_fill_dark="#22252d",
@@ -75,6 +78,18 @@ def theme() -> gr.themes.Base:
         block_shadow="0 1px 2px rgb(20 20 30 / 4%)",
         block_shadow_dark="none",
     )
+
+
+def cards(folder: Path) -> str:
+    """CSS that puts each task's picture, before and after, on its card."""
+    rules = []
+    for i, name in enumerate(task_names()):
+        path = folder / f"{name}.jpg"
+        if path.exists():
+            data = base64.b64encode(path.read_bytes()).decode()
+            picture = f'content: ""; background-image: url(data:image/jpeg;base64,{data})'
+            rules.append(f"#task label:nth-of-type({i + 1})::before {{ {picture} }}")
+    return "\n".join(rules)
 
 
 def header() -> None:
@@ -114,7 +129,11 @@ class Advanced:
     alpha_temporal: gr.Textbox
     alpha_latent: gr.Textbox
     dilate: gr.Textbox
+    union: gr.Checkbox
     selection: gr.Dropdown
+    site: gr.Textbox
+    timestep: gr.Textbox
+    masks: gr.File
     features: gr.Radio
     eta: gr.Slider
     seed: gr.Number
@@ -152,6 +171,7 @@ class Advanced:
                     gr.Textbox("", label=label, placeholder=f"{getattr(preset, name):g}", max_lines=1, min_width=130)
                     for name, label in TASK_OWN.items()
                 )
+            union = gr.Checkbox(False, label="Join the mask with the edit word's own (shape)")
             selection = gr.Dropdown(
                 [
                     ("the task's own", ""),
@@ -163,6 +183,19 @@ class Advanced:
                 label="Mask from",
                 filterable=False,
                 elem_id="selection",
+            )
+            with gr.Row():
+                site = gr.Textbox(
+                    "", label="Mask of one layer", placeholder="such as up 3.0", max_lines=1, min_width=120
+                )
+                timestep = gr.Textbox(
+                    "", label="at timestep", placeholder="each step its own", max_lines=1, min_width=120
+                )
+            masks = gr.File(
+                label="Masks of your own: a zip of PNGs, one a frame or one for all",
+                file_types=[".zip"],
+                height=90,
+                elem_id="own-masks",
             )
             features = gr.Radio(
                 [("replay: less memory", "replay"), ("store: less computing", "store")],
@@ -186,7 +219,11 @@ class Advanced:
             alpha_temporal,
             alpha_latent,
             dilate,
+            union,
             selection,
+            site,
+            timestep,
+            masks,
             features,
             eta,
             seed,
@@ -200,6 +237,7 @@ class Inputs:
     examples: gr.Dataset
     clip: gr.Video
     facts: gr.HTML
+    trim: gr.HTML
     source: gr.Textbox
     edit: gr.Textbox
     aligned: gr.HTML
@@ -208,6 +246,8 @@ class Inputs:
     word: gr.Textbox
     inferred: gr.State
     advanced: Advanced
+    settings: gr.UploadButton
+    estimate: gr.HTML
     run: gr.Button
     cancel: gr.Button
 
@@ -226,8 +266,11 @@ class Inputs:
             elem_id="examples",
             visible=bool(shipped),
         )
-        clip = gr.Video(label="Your clip", sources=["upload"], height=240, elem_id="clip", loop=True, buttons=[])
+        clip = gr.Video(
+            label="Your clip", sources=["upload", "webcam"], height=280, elem_id="clip", loop=True, buttons=[]
+        )
         facts = gr.HTML(status.note("&nbsp;"), elem_id="facts")
+        trim = _script("trim")
         source = gr.Textbox(
             "", label="What the clip shows", placeholder="a red car driving on the grass", elem_id="source"
         )
@@ -242,27 +285,60 @@ class Inputs:
             label="Word that is edited", placeholder="inferred from the prompts", max_lines=1, elem_id="word"
         )
         advanced = Advanced.build(backbone=backbone)
+        settings = gr.UploadButton("Load a settings.json", file_types=[".json"], size="sm", elem_id="settings")
+        estimate = gr.HTML(status.note("&nbsp;"), elem_id="estimate")
         with gr.Row(elem_id="actions"):
             run = gr.Button("Edit", variant="primary", size="lg", scale=3, elem_id="run")
             cancel = gr.Button("Cancel", variant="secondary", size="lg", scale=1, min_width=100, elem_id="cancel")
         return cls(
-            examples, clip, facts, source, edit, aligned, task, summary, word, gr.State(""), advanced, run, cancel
+            examples,
+            clip,
+            facts,
+            trim,
+            source,
+            edit,
+            aligned,
+            task,
+            summary,
+            word,
+            gr.State(""),
+            advanced,
+            settings,
+            estimate,
+            run,
+            cancel,
         )
+
+
+def _script(name: str) -> gr.HTML:
+    """A part that `static/NAME.js` draws in the browser."""
+    script = {"studio": "grid"}.get(name, name)
+    code = (STATIC / f"{script}.js").read_text(encoding="utf-8")
+    return gr.HTML(
+        value=None,
+        html_template=f'<div class="fm-{name}"></div>',
+        js_on_load=f"{code}\n{name}(element, props, trigger, watch);",
+        apply_default_css=False,
+        elem_id=name,
+    )
 
 
 @dataclass(frozen=True)
 class Results:
-    """The right column."""
+    """The right column. The three videos are outputs for the API; the page plays them in the studio."""
 
     status: gr.HTML
     source: gr.Video
     reconstruction: gr.Video
     edited: gr.Video
+    studio: gr.HTML
+    choice: gr.Radio
+    history: gr.HTML
     word: gr.Dropdown
     frame: gr.Slider
     sheet: gr.Image
-    note: gr.HTML
     curves: gr.Image
+    link: gr.HTML
     report: gr.JSON
     files: gr.File
     run: gr.State
@@ -274,18 +350,22 @@ class Results:
 
     @property
     def masks(self) -> list[Any]:
-        return [self.sheet, self.curves, self.note]
+        return [self.sheet, self.curves]
 
     @classmethod
-    def build(cls, run: gr.State) -> Results:
+    def build(cls) -> Results:
         line = gr.HTML(status.idle(), elem_id="status")
+        source, reconstruction, edited = (
+            gr.Video(label=label, visible=False, interactive=False) for label in ("Source", "Reconstruction", "Edit")
+        )
+        studio = _script("studio")
+        choice = gr.Radio([], label="Runs of this visit", visible=False, elem_id="choice")
+        history = gr.HTML("", elem_id="history")
         with gr.Tabs():
-            with gr.Tab("Edited", id="edited"), gr.Row(elem_id="videos"):
-                source, reconstruction, edited = (
-                    gr.Video(label=label, height=300, min_width=200, loop=True, autoplay=True, interactive=False)
-                    for label in ("Source", "Reconstruction", "Edit")
-                )
-            with gr.Tab("Masks", id="masks"):
+            with gr.Tab("Downloads", id="downloads"):
+                files = gr.File(label="Downloads", file_count="multiple", interactive=False, elem_id="files")
+                link = gr.HTML("", elem_id="link")
+            with gr.Tab("Contact sheet", id="sheet-tab"):
                 with gr.Row():
                     word = gr.Dropdown([], label="Word", interactive=True, allow_custom_value=True, min_width=140)
                     frame = gr.Slider(1, 64, 1, step=1, label="Frame", interactive=True, buttons=[])
@@ -298,7 +378,6 @@ class Results:
                     elem_id="sheet",
                     buttons=["download", "fullscreen"],
                 )
-                note = gr.HTML(status.note("The masks of an edit appear here."))
                 curves = gr.Image(
                     label="Mask Matching Cost",
                     show_label=False,
@@ -309,6 +388,22 @@ class Results:
                     elem_id="curves",
                 )
             with gr.Tab("Report", id="report"):
-                files = gr.File(label="Downloads", file_count="multiple", interactive=False, elem_id="files")
                 report = gr.JSON(label="Report", elem_id="json")
-        return cls(line, source, reconstruction, edited, word, frame, sheet, note, curves, report, files, run)
+        run = gr.State(None)
+        return cls(
+            line,
+            source,
+            reconstruction,
+            edited,
+            studio,
+            choice,
+            history,
+            word,
+            frame,
+            sheet,
+            curves,
+            link,
+            report,
+            files,
+            run,
+        )

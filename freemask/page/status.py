@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
+import json
 from typing import Any
 
 from ..jobs import Snapshot
 
-__all__ = ["cancelled", "done", "failed", "idle", "note", "prompts", "running"]
+__all__ = ["cancelled", "done", "estimate", "failed", "history", "idle", "note", "prompts", "running"]
 
 STAGES = {
     "load": ("Load", "Loading the model"),
@@ -23,8 +24,8 @@ def idle() -> str:
     return _line("idle", "Ready", "Choose an example or upload a clip, then press Edit.")
 
 
-def running(now: Snapshot) -> str:
-    """Place in the queue, or stage, step and time left in the stage."""
+def running(now: Snapshot, glance: str = "") -> str:
+    """Place in the queue, or stage, step and time left in the stage, with a glance at the edit (a data URI)."""
     if now.state == "waiting":
         ahead = "1 job is" if now.place == 1 else f"{now.place} jobs are"
         return _line("waiting", "In the queue", f"{ahead} ahead of yours." if now.place else "Yours is next.")
@@ -35,11 +36,11 @@ def running(now: Snapshot) -> str:
     parts += [f"about {_duration(now.eta)} left in this stage"] if now.eta is not None else []
     title = STAGES.get(step.stage, ("", step.stage.capitalize()))[1]
     detail = " · ".join([*parts, f"{_duration(now.elapsed)} so far"])
-    return _line("running", title, detail, stage=step.stage, share=step.index / max(1, step.total))
+    return _line("running", title, detail, stage=step.stage, share=step.index / max(1, step.total), glance=glance)
 
 
-def done(report: dict[str, Any], elapsed: float) -> str:
-    """The figures that tell whether to trust the edit, and the warnings."""
+def done(report: dict[str, Any], elapsed: float | None) -> str:
+    """The figures that tell whether to trust the edit, and the warnings; no time for an edit made beforehand."""
     metrics = report["metrics"]
     kept = {"background": "background kept", "object": "object kept", "nothing": "likeness to the source"}
     figures = [
@@ -53,7 +54,8 @@ def done(report: dict[str, Any], elapsed: float) -> str:
         figures.append("begun at denoising, with the inversion of an earlier edit")
     warned = [html.escape(warning) for warning in report["words"]["warnings"]]
     detail = " · ".join([*figures, f"word <b>{html.escape(report['words']['word'])}</b>", *warned])
-    return _line("done", f"Done in {_duration(elapsed)}", detail, stage="", share=1)
+    title = "Made beforehand: press Edit to make it here" if elapsed is None else f"Done in {_duration(elapsed)}"
+    return _line("done", title, detail, stage="", share=1)
 
 
 def failed(why: str) -> str:
@@ -68,15 +70,66 @@ def note(text: str, *, bad: bool = False) -> str:
     return f'<p class="fm-note{" bad" if bad else ""}">{text}</p>'
 
 
-def prompts(source: str, edit: str) -> str:
-    """The two prompts, their words marked already."""
+def prompts(source: str, edit: str, meaning: str = "") -> str:
+    """The two prompts, their words marked already, and what the change means."""
     if not source and not edit:
         source = "What differs between the two prompts is marked here."
-    return f'<div class="fm-prompts"><p>{source}</p><p>{edit}</p></div>'
+    return f'<div class="fm-prompts"><p>{source}</p><p>{edit}</p><p class="meaning">{meaning}</p></div>'
 
 
-def _line(state: str, title: str, detail: str, *, stage: str | None = None, share: float = 0.0) -> str:
+def estimate(seconds: float | None, mebibytes: float | None) -> str:
+    """What an edit will cost on this server, or that nothing is known yet."""
+    if seconds is None:
+        return note("The first edit with this backbone measures how long one takes here.")
+    memory = f" and {mebibytes / 1024:.1f} GiB" if mebibytes else ""
+    return note(f"About <b>{_duration(max(1.0, seconds))}</b>{memory}, as this server's last edits took.")
+
+
+FIGURES = {
+    "reconstruction_psnr": ("Reconstruction", "dB"),
+    "background_psnr": ("Kept part", "dB"),
+    "clip": ("CLIP to the edit prompt", ""),
+    "frame_accuracy": ("Frames that fit it better", "%"),
+}
+
+
+def history(runs: list[tuple[dict[str, Any], str]]) -> str:
+    """A table of runs (report, data URI of a picture): the settings that differ, and the figures side by side."""
+    if len(runs) < 2:
+        return ""
+    settings = [report["settings"] for report, _ in runs]
+    names = [name for name in settings[0] if len({json.dumps(one.get(name)) for one in settings}) > 1]
+    figures = [key for key in FIGURES if any(report["metrics"].get(key) is not None for report, _ in runs)]
+    head = "".join(
+        f"<th scope=col>{i + 1}<br><img src='{uri}' alt='First and last frame'></th>" for i, (_, uri) in enumerate(runs)
+    )
+    lines = [(html.escape(name.replace("_", " ")), [_told(one.get(name)) for one in settings]) for name in names] + [
+        (FIGURES[key][0], [_figure(key, report["metrics"].get(key)) for report, _ in runs]) for key in figures
+    ]
+    body = "".join(
+        f"<tr><th scope=row>{title}</th>{''.join(f'<td>{value}</td>' for value in values)}</tr>"
+        for title, values in lines
+    )
+    table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="fm-history" tabindex=0>{table}</div>'
+
+
+def _told(value: Any) -> str:
+    return "the task's own" if value is None else html.escape(str(value))
+
+
+def _figure(key: str, value: float | None) -> str:
+    unit = FIGURES[key][1]
+    if value is None:
+        return "–"
+    return f"{100 * value:.0f} %" if unit == "%" else f"{value:.1f} dB" if unit else f"{value:.3f}"
+
+
+def _line(
+    state: str, title: str, detail: str, *, stage: str | None = None, share: float = 0.0, glance: str = ""
+) -> str:
     """The status: a title, a detail, and a segment for each stage, filled as far as it has come."""
+    picture = f'<img src="{glance}" alt="The edit on its way">' if glance else ""
     names = list(STAGES)
     at = names.index(stage) if stage in names else len(names) if stage == "" else -1
     fills = [1.0 if i < at else share if i == at else 0.0 for i in range(len(names))]
@@ -85,7 +138,7 @@ def _line(state: str, title: str, detail: str, *, stage: str | None = None, shar
         for (name, (title, _)), fill in zip(STAGES.items(), fills, strict=True)
     )
     return (
-        f'<div class="fm-status" data-state="{state}"><div role="status"><strong>{title}</strong></div>'
+        f'<div class="fm-status" data-state="{state}">{picture}<div role="status"><strong>{title}</strong></div>'
         f"<p>{detail}</p><ol aria-label='Stages'>{segments}</ol></div>"
     )
 

@@ -1,19 +1,23 @@
-"""The page in a real browser, over a worker that paints circles: upload, edit, cancel, a bad upload, a phone."""
+"""The page in a real browser, over a worker that paints circles: what a visitor does, from upload to a painted mask."""
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from conftest import write_disc
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 import app
 from freemask import page as parts
+from freemask.gallery import save_mask_zip, short_site
 from freemask.jobs import Step, Worker
 from freemask.presets import Example, Settings
 
@@ -29,6 +33,7 @@ FLAGS = [
 ]
 PATIENCE = 30.0
 SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
+expect.set_options(timeout=1000 * PATIENCE)
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no browser at {CHROMIUM}")
 
@@ -64,7 +69,7 @@ def tap() -> Tap:
 @pytest.fixture(scope="module")
 def address(tap: Tap, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = Settings(source=SOURCE, edit=EDIT, task="attribute", word="car", steps=6, frames=4, tau=0.4)
-    shipped = [Example(name="Red car, blue car", clip=clip, settings=settings)]
+    shipped = [Example(name="Red car, blue car", clip=clip, settings=settings, made=clip.parent / "none")]
     with pytest.MonkeyPatch.context() as patch, Worker(limit=4) as worker:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("served")))
         patch.setattr(app, "examples", lambda: shipped)
@@ -72,6 +77,20 @@ def address(tap: Tap, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
         yield url
         tap.flowing.set()
+        demo.close()
+
+
+@pytest.fixture
+def real(clip: Path, tmp_path: Path) -> Iterator[str]:
+    """The page over the mini backbone, with an example of two steps."""
+    settings = Settings(source=SOURCE, edit=EDIT, task="attribute", steps=2, frames=4)
+    shipped = [Example(name="Red car, blue car", clip=clip, settings=settings, made=tmp_path / "none")]
+    with pytest.MonkeyPatch.context() as patch, Worker(limit=4) as worker:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
+        patch.setattr(app, "examples", lambda: shipped)
+        demo = app.build(worker)
+        _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
+        yield url
         demo.close()
 
 
@@ -112,23 +131,184 @@ def state(page: Page, name: str) -> None:
     expect(page.locator(f".fm-status[data-state={name}]")).to_be_visible(timeout=1000 * PATIENCE)
 
 
+def explorer(page: Page, **data: str) -> Locator:
+    """The explorer once it has drawn what is asked: `cell`, `frame` or `words`."""
+    wanted = "".join(f"[data-{name}='{value}']" for name, value in data.items())
+    drawn = page.locator(f"#studio [data-ready='1']{wanted}")
+    expect(drawn).to_be_attached(timeout=1000 * PATIENCE)
+    return drawn
+
+
+def report(page: Page) -> dict[str, Any]:
+    """The report of the run that is shown, as its download tells it."""
+    page.get_by_role("tab", name="Downloads").click()
+    with page.expect_download() as download:
+        page.locator("#files a[download='report.json']").click()
+    told: dict[str, Any] = json.loads(Path(download.value.path()).read_text())
+    return told
+
+
 def test_upload_and_edit(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    expect(page.locator("#trim")).to_contain_text("8 frames from 0 s")
+    press_edit(page)
+    state(page, "done")
+    videos = page.locator("#studio video")
+    expect(videos).to_have_count(3)
+    for index in range(3):
+        page.wait_for_function("i => document.querySelectorAll('#studio video')[i].videoWidth > 0", arg=index)
+    explorer(page, words="car")
+    page.get_by_role("group", name="Source prompt").get_by_role("button", name="grass").click()
+    explorer(page, words="grass")
+    page.get_by_role("tab", name="Contact sheet").click()
+    expect(page.locator("#sheet img")).to_be_visible()
+    assert report(page)["words"]["word"] == "car"
+
+
+def test_the_frame_slider_moves_players_and_explorer(page: Page, clip: Path) -> None:
     fill(page, clip)
     press_edit(page)
     state(page, "done")
-    videos = page.locator("#videos video")
-    expect(videos).to_have_count(3)
-    for index in range(3):
-        page.wait_for_function("i => document.querySelectorAll('#videos video')[i].videoWidth > 0", arg=index)
-    page.get_by_role("tab", name="Masks").click()
-    sheet = page.locator("#sheet img")
-    expect(sheet).to_be_visible()
-    first = sheet.get_attribute("src")
-    page.get_by_label("Word", exact=True).click()
-    page.get_by_role("option", name="grass").click()
-    expect(sheet).not_to_have_attribute("src", first or "")
+    explorer(page)
+    slider = page.locator("#studio").get_by_role("slider", name=re.compile("^Frame"))
+    slider.focus()
+    for _ in range(8):
+        slider.press("ArrowLeft")
+    explorer(page, frame="1")
+    slider.press("ArrowRight")
+    explorer(page, frame="2")
+    times = page.evaluate("Array.from(document.querySelectorAll('#studio video'), (v) => v.currentTime)")
+    assert max(times) - min(times) < 0.1 and min(times) > 0.1
+    page.get_by_role("button", name="Wipe").click()
+    expect(page.get_by_label("Divider between source and edit")).to_be_visible()
+
+
+def test_a_cell_is_picked_with_the_keyboard_and_used(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    press_edit(page)
+    state(page, "done")
+    before = explorer(page).get_attribute("data-cell")
+    cell = page.locator("#studio [role=gridcell][tabindex='0']")
+    expect(cell).to_have_attribute(
+        "aria-label", re.compile(r"timestep \d+: area \d+ %, IoU with the mask in use 0\.\d\d")
+    )
+    cell.press("ArrowDown")
+    page.wait_for_function("b => document.querySelector('#studio [data-ready]').dataset.cell !== b", arg=before)
+    site, timestep = str(explorer(page).get_attribute("data-cell")).split("@")
+    page.locator("#studio [role=gridcell][tabindex='0']").press("Enter")
+    expect(page.locator(".fm-history")).to_be_visible(timeout=1000 * PATIENCE)
+    told = report(page)
+    assert told["mask"]["origin"] == "picked"
+    assert told["settings"]["timestep"] == int(timestep) and short_site(site) == told["settings"]["site"]
+    expect(page.locator(".fm-history")).to_contain_text("timestep")
+    page.get_by_label("1", exact=True).check()
     page.get_by_role("tab", name="Report").click()
-    expect(page.get_by_role("cell", name="masks.npz")).to_be_visible()
+    expect(page.locator("#json")).to_contain_text(re.compile(r'"origin":\s*"adaptive"'))
+
+
+def test_a_second_edit_begins_at_denoising(browser: Browser, real: str) -> None:
+    page = browser.new_page()
+    page.goto(real)
+    page.get_by_role("button", name="Red car, blue car").click()
+    expect(page.locator("#facts")).to_contain_text("64×64")
+    press_edit(page)
+    state(page, "done")
+    explorer(page, words="car")
+    assert report(page)["unet"]["invert"]["forwards"] == 2
+    expect(page.locator("#estimate")).to_contain_text("as this server's last edits took")
+    page.get_by_role("button", name="Use this row").click()
+    expect(page.locator(".fm-history")).to_be_visible(timeout=1000 * PATIENCE)
+    expect(page.locator(".fm-status")).to_contain_text("begun at denoising")
+    told = report(page)
+    assert told["unet"]["invert"]["forwards"] == 0
+    assert (told["mask"]["origin"], told["mask"]["timestep"]) == ("picked", "every")
+    page.close()
+
+
+def test_a_painted_mask_is_used(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    press_edit(page)
+    state(page, "done")
+    explorer(page)
+    page.get_by_role("button", name="Paint", exact=True).click()
+    box = page.locator("#studio canvas.fm-brush").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.3, steps=4)
+    page.mouse.up()
+    page.get_by_role("button", name="Use the painted mask").click()
+    expect(page.locator(".fm-history")).to_be_visible(timeout=1000 * PATIENCE)
+    told = report(page)
+    assert told["mask"]["origin"] == "painted" and told["settings"]["masks"] == "masks.zip"
+
+
+def test_uploaded_masks_are_used_or_refused(page: Page, clip: Path, tmp_path: Path) -> None:
+    fill(page, clip)
+    page.get_by_role("button", name="Advanced").click()
+    few, right = tmp_path / "few.zip", tmp_path / "right.zip"
+    save_mask_zip(few, np.ones((3, 64, 64), bool))
+    save_mask_zip(right, np.ones((8, 64, 64), bool))
+    page.set_input_files("#own-masks input[type=file]", few)
+    expect(page.locator("#own-masks")).to_contain_text(re.compile(r"few\s*\.zip"))
+    press_edit(page)
+    state(page, "failed")
+    expect(page.locator(".fm-status")).to_contain_text("holds 3 PNG masks, the edit has 8 frames")
+    page.locator("#own-masks").get_by_role("button", name=re.compile("Clear|Remove")).first.click()
+    page.set_input_files("#own-masks input[type=file]", right)
+    expect(page.locator("#own-masks")).to_contain_text(re.compile(r"right\s*\.zip"))
+    press_edit(page)
+    state(page, "done")
+    assert report(page)["mask"]["origin"] == "painted"
+
+
+def test_a_reloaded_tab_finds_its_job(page: Page, clip: Path, tap: Tap) -> None:
+    fill(page, clip)
+    tap.flowing.clear()
+    press_edit(page)
+    state(page, "running")
+    page.reload()
+    state(page, "running")
+    expect(page.get_by_label("What it should show")).to_have_value(EDIT)
+    tap.flowing.set()
+    state(page, "done")
+    explorer(page, words="car")
+    page.reload()
+    state(page, "done")
+    explorer(page, words="car")
+
+
+def test_visitors_see_their_own_files_only(page: Page, browser: Browser, address: str, clip: Path) -> None:
+    other = browser.new_context().new_page()
+    other.goto(address)
+    for one in (page, other):
+        fill(one, clip)
+        press_edit(one)
+    files = []
+    for one in (page, other):
+        state(one, "done")
+        explorer(one)
+        files.append(set(one.evaluate("Array.from(document.querySelectorAll('#studio video'), (v) => v.src)")))
+    assert len(files[0]) == len(files[1]) == 3 and not files[0] & files[1]
+    other.reload()
+    state(other, "done")
+    explorer(other)
+    assert set(other.evaluate("Array.from(document.querySelectorAll('#studio video'), (v) => v.src)")) == files[1]
+    other.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_serious_violation_of_accessibility(browser: Browser, address: str, clip: Path, theme: str) -> None:
+    page = browser.new_page()
+    page.goto(f"{address}?__theme={theme}")
+    fill(page, clip)
+    press_edit(page)
+    state(page, "done")
+    explorer(page)
+    found = Axe().run(page).response["violations"]
+    serious = {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")}
+    assert not serious
+    page.close()
 
 
 def test_cancel_stops_the_run_and_keeps_the_fields(page: Page, clip: Path, tap: Tap) -> None:
@@ -136,14 +316,15 @@ def test_cancel_stops_the_run_and_keeps_the_fields(page: Page, clip: Path, tap: 
     tap.flowing.clear()
     press_edit(page)
     state(page, "running")
-    height = page.locator(".fm-status").bounding_box()
+    where = "(s) => [s.offsetTop, s.offsetHeight]"
+    before = page.locator(".fm-status").evaluate(where)
     page.get_by_role("button", name="Cancel").click()
     state(page, "cancelled")
     tap.flowing.set()
     assert tap.ended.wait(PATIENCE)
-    assert page.locator(".fm-status").bounding_box() == height
+    assert page.locator(".fm-status").evaluate(where) == before
     expect(page.get_by_label("What the clip shows")).to_have_value(SOURCE)
-    expect(page.locator("#videos video")).to_have_count(0)
+    expect(page.locator("#studio video")).to_have_count(0)
     press_edit(page)
     state(page, "done")
 
@@ -218,7 +399,8 @@ def test_a_phone_scrolls_one_way_only(browser: Browser, address: str, clip: Path
     fill(page, clip)
     press_edit(page)
     state(page, "done")
-    for tab in ("Edited", "Masks", "Report"):
+    explorer(page)
+    for tab in ("Downloads", "Contact sheet", "Report"):
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()

@@ -1,0 +1,86 @@
+"""The data of the attention explorer: every word's maps as one small file, and the index that says how to read them.
+
+The page draws the layer × timestep matrix in the browser, so that a threshold or a frame answers at once and the
+server computes nothing. A word's file is gzip: uint8 values (t, f, h, w) of one site after another, then float32
+little-endian scales (site, t, f); probability = value / 255 · scale. All 16 sites of zeroscope, 50 timesteps and 8
+frames at 512² are 10 MiB before compression. Files are fetched when a word is looked at.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import SettingError
+from .gallery import map_grids, open_maps, read_words, short_site
+
+__all__ = ["pack_bits", "read_index", "save_word_files", "unpack_bits", "word_file"]
+
+
+def word_file(folder: Path, index: int) -> Path:
+    """Where the maps of the source prompt's word `index` are kept."""
+    return folder / "words" / f"{index:02d}.gz"
+
+
+def save_word_files(folder: Path) -> None:
+    """Writes the file of each word of `folder/words.npz` into `folder/words`, and `index.json`: sites with their
+    grids, timesteps, frames, words, the chosen cells and the mask in use."""
+    path = folder / "words.npz"
+    index = read_words(path)
+    values, scales = {}, {}
+    with open_maps(path) as stored:
+        for grid in map_grids(stored):
+            maps, by_frame = stored[f"maps_{grid}"], stored[f"scales_{grid}"]
+            for row, site in enumerate(map(str, stored[f"sites_{grid}"])):
+                values[site], scales[site] = maps[:, row], by_frame[:, row]
+    (folder / "words").mkdir(exist_ok=True)
+    for k in range(len(index.tokens)):
+        parts = [np.ascontiguousarray(values[site][:, k]).tobytes() for site in index.sites]
+        parts.append(np.stack([scales[site][:, k] for site in index.sites]).astype("<f4").tobytes())
+        word_file(folder, k).write_bytes(gzip.compress(b"".join(parts), compresslevel=1, mtime=0))
+    h, w = index.mask.shape[1:]
+    about = {
+        "frames": index.frames,
+        "tokens": index.tokens,
+        "sites": [
+            {"name": site, "short": short_site(site), "h": values[site].shape[-2], "w": values[site].shape[-1]}
+            for site in index.sites
+        ],
+        "timesteps": index.timesteps,
+        "chosen": index.chosen.tolist(),
+        "mask": {"h": h, "w": w, "data": pack_bits(index.mask)},
+    }
+    (folder / "words" / "index.json").write_text(json.dumps(about))
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index that `save_word_files` wrote."""
+    about: dict[str, Any] = json.loads((folder / "words" / "index.json").read_text())
+    return about
+
+
+def pack_bits(mask: NDArray[np.bool_]) -> str:
+    """A bool array as base64 of its bits, row-major, the most significant bit first."""
+    return base64.b64encode(np.packbits(mask).tobytes()).decode()
+
+
+def unpack_bits(data: str, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """As many masks (f, h, w) bool of a size (h, w) as the data of `pack_bits` holds.
+
+    Raises SettingError where it holds none, or more than whole ones.
+    """
+    try:
+        bits = np.frombuffer(base64.b64decode(data, validate=True), np.uint8)
+    except ValueError:
+        bits = np.zeros(0, np.uint8)
+    area = size[0] * size[1]
+    frames = 8 * len(bits) // area
+    if not frames or len(bits) != -(-frames * area // 8):
+        raise SettingError("The painted mask did not arrive whole: paint it again.")
+    return np.unpackbits(bits, count=frames * area).reshape(frames, *size).astype(bool)

@@ -1,0 +1,72 @@
+"""How long an edit takes and how much memory it needs on this server, before the button is pressed.
+
+What edits cost here is measured on the edits themselves: seconds for each batch row of the UNet, frame and pixel, and
+the peak of the process. Before the first edit with a backbone nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from ..presets import Settings
+
+__all__ = ["Estimates", "rows"]
+
+STAGES = ("invert", "reconstruct", "edit")
+
+
+def rows(settings: Settings) -> float:
+    """Batch rows of the UNet in an edit that inverts: one a step to invert and to reconstruct, two to edit, and one
+    more where the source's features are replayed."""
+    preset = settings.preset()
+    replayed = max(preset.alpha_self, preset.alpha_cross, preset.alpha_temporal)
+    return settings.steps * (4 + (replayed if settings.features == "replay" else 0))
+
+
+@dataclass
+class _Cost:
+    """Seconds for a row, frame and pixel; the rest of the seconds; pixels of a frame; peak memory in MiB."""
+
+    each: float
+    rest: float
+    pixels: int
+    memory: float
+
+
+class Estimates:
+    """What edits cost on this server, by backbone. Any thread may learn and ask."""
+
+    def __init__(self) -> None:
+        self._costs: dict[str, _Cost] = {}
+        self._lock = threading.Lock()
+
+    def learn(self, settings: Settings, report: dict[str, Any]) -> None:
+        """Take in a finished edit's report; the newest counts as much as all before."""
+        seconds, clip = report["seconds"], report.get("clip")
+        used = [(report["unet"][stage]["rows"], seconds[stage]) for stage in STAGES if stage in seconds and clip]
+        if not clip or not sum(n for n, _ in used):
+            return
+        pixels, spent = clip["width"] * clip["height"], sum(s for _, s in used)
+        each = spent / (sum(n for n, _ in used) * clip["frames"] * pixels)
+        with self._lock:
+            old = self._costs.get(settings.backbone, _Cost(each, seconds["total"] - spent, pixels, 0.0))
+            memory = max(old.memory, report["peak_memory_mib"])
+            rest = (old.rest + seconds["total"] - spent) / 2
+            self._costs[settings.backbone] = _Cost((old.each + each) / 2, rest, pixels, memory)
+
+    def seconds(self, settings: Settings) -> float | None:
+        """Of an edit that inverts; None before the first edit with this backbone."""
+        with self._lock:
+            cost = self._costs.get(settings.backbone)
+        if cost is None:
+            return None
+        pixels = settings.size[0] * settings.size[1] if settings.size else cost.pixels
+        return cost.rest + cost.each * rows(settings) * settings.frames * pixels
+
+    def memory(self, settings: Settings) -> float | None:
+        """The highest peak so far in MiB, with this backbone; None before the first edit."""
+        with self._lock:
+            cost = self._costs.get(settings.backbone)
+        return cost.memory if cost else None

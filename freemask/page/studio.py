@@ -1,0 +1,138 @@
+"""The studio: players and attention explorer of a finished edit, drawn in the browser by `static/grid.js`.
+
+Python gives it the files and their index, and hears which mask the visitor picked or painted there. What it hears is
+not trusted: a cell is validated like any setting, a painting must fill its shape.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import asdict
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from ..errors import FreeMaskError, SettingError
+from ..explorer import read_index, word_file
+from ..gallery import curves_figure, mask_sheet, short_site
+from ..prompts import align, find_word, words
+from . import status
+from .desk import VIDEOS, Run
+from .fields import link
+from .wire import file_data, shown
+
+__all__ = ["open_link", "open_sheet", "open_studio", "show_masks", "take_cell"]
+
+WHY = {
+    "measured": "Mask Matching Cost chose {}: the lowest points of the curves.",
+    "adaptive": "Of this clip's maps, {} gives the mask: it is nearest to what the sharper ones agree on.",
+    "consensus": "The mask is what this clip's sharper maps, outlined, agree on. The nearest single one: {}.",
+    "picked": "You picked {}.",
+    "painted": "The mask in use was painted or uploaded.",
+    "fallback": "No codebook was measured for this backbone, so the mask is that of {}.",
+    "level": "This task's mask is the mean of one grid's layers, at the same timestep.",
+    "mean": "This task's mask is the mean of all layers.",
+    "none": "This task fuses without a mask.",
+}
+
+
+def open_studio(run: Run | None) -> dict[str, Any] | None:
+    """Everything that `static/grid.js` draws from, or None before the first edit; files are fetched by the browser."""
+    if run is None:
+        return None
+    index, report = read_index(run.folder), run.report
+    settings = report["settings"]
+    change = align(settings["source"], settings["edit"])
+    edited = words(settings["edit"])
+    index["words"] = [
+        {"text": token, "maps": file_data(word_file(run.folder, k))} for k, token in enumerate(index.pop("tokens"))
+    ]
+    return index | {
+        "videos": {name: file_data(run.folder / f"{name}.mp4") for name in VIDEOS},
+        "fps": report["clip"]["fps"],
+        "size": [report["clip"]["width"], report["clip"]["height"]],
+        "edit_words": [
+            {"text": text, "source": change.source_of[j], "changed": j in change.changed}
+            for j, text in enumerate(edited)
+        ],
+        "word": find_word(settings["source"], report["words"]["word"]),
+        "reason": status.note(_reason(report)),
+        "tau": report["mask"]["tau"],
+        **_costs(report, index),
+    }
+
+
+def _reason(report: dict[str, Any]) -> str:
+    mask = report["mask"]
+    place = f"<b>{html.escape(short_site(mask['site']))}</b>"
+    when = "at every timestep its own" if mask["timestep"] == "every" else f"at timestep <b>{mask['timestep']}</b>"
+    reason = mask["origin"] if mask["kind"] == "mmc" or mask["origin"] == "painted" else mask["kind"]
+    return WHY[reason].format(f"{place}, {when}")
+
+
+def _costs(report: dict[str, Any], index: dict[str, Any]) -> dict[str, Any]:
+    """The codebook's curves on this edit's sites and timesteps; null where no codebook was measured."""
+    from ..mmc import read_codebook
+
+    book = read_codebook(report["settings"]["backbone"])
+    if book is None:
+        return {"lmmc": None, "tmmc": None, "best": None}
+    by_site = dict(zip(book.sites, book.lmmc, strict=True))
+    timesteps = index["timesteps"]
+    return {
+        "lmmc": [by_site.get(site["name"]) for site in index["sites"]],
+        "tmmc": np.interp(timesteps, book.timesteps, book.tmmc).round(3).tolist(),
+        "best": {"site": book.site, "timestep": min(timesteps, key=lambda t: abs(t - book.timestep))},
+    }
+
+
+def open_link(run: Run | None) -> str:
+    """A link that fills the page's fields with a run's settings."""
+    if run is None:
+        return ""
+    query = html.escape(link(run.report["settings"]))
+    return status.note(f'<a href="{query}">Link to these settings</a>, without the clip: copy its address to share it.')
+
+
+def take_cell(event: gr.EventData) -> tuple[Any, ...]:
+    """A layer, and a timestep or each step's own, as the next edit's selection, site, timestep, masks and τ."""
+    picked = event._data
+    timestep = picked.get("timestep")
+    return (
+        "",
+        short_site(str(picked["site"])),
+        "" if timestep is None else str(int(timestep)),
+        None,
+        f"{float(picked['tau']):.2f}",
+    )
+
+
+def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
+    """The attention maps of a word of the last edit's source prompt, by layer and timestep; frames count from 1."""
+    if run is None:
+        raise shown(SettingError("There are no masks yet: edit a clip first."))
+    try:
+        sheet = mask_sheet(run.folder / "words.npz", word, frame=int(frame) - 1)
+    except FreeMaskError as error:
+        raise shown(error) from None
+    return sheet, _curves(run)
+
+
+def open_sheet(run: Run | None) -> tuple[Any, ...]:
+    """The choices of word and frame for another edit, and its first sheet."""
+    if run is None or not (run.folder / "words.npz").exists():
+        return (gr.skip(),) * 4
+    index = read_index(run.folder)
+    edited = str(run.report["words"]["word"]).split()[-1]
+    word = next(token for token in index["tokens"] if token.casefold() == edited.casefold())
+    choices = gr.Dropdown(choices=list(dict.fromkeys(index["tokens"])), value=word, interactive=True)
+    frames = gr.Slider(1, max(2, index["frames"]), value=1, interactive=index["frames"] > 1)
+    return choices, frames, *show_masks(word, 1, run)
+
+
+def _curves(run: Run) -> Any:
+    from ..mmc import read_codebook
+
+    book = read_codebook(run.report["settings"]["backbone"])
+    return curves_figure(asdict(book)) if book else None

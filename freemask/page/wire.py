@@ -1,0 +1,57 @@
+"""What crosses between page and server: files as the browser is told of them, errors as it shows them."""
+
+from __future__ import annotations
+
+import base64
+import html
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import gradio as gr
+import numpy as np
+
+from ..errors import FreeMaskError
+
+__all__ = ["collecting", "file_data", "picture_uri", "shown"]
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def collecting() -> Iterator[list[Exception]]:
+    """Collects the error instead of raising it, so that the status line can tell it before the page's own alert."""
+    errors: list[Exception] = []
+    try:
+        yield errors
+    except Exception as error:
+        errors.append(error)
+
+
+def shown(error: Exception) -> gr.Error:
+    """An error as the page shows it: its text may quote what a visitor typed, and the page reads HTML.
+
+    What is no error of ours goes to the log, and the visitor reads only that it happened.
+    """
+    if isinstance(error, FreeMaskError):
+        return gr.Error(html.escape(str(error)), print_exception=False)
+    log.error("an edit failed", exc_info=error)
+    return gr.Error("The edit failed unexpectedly. The server's log says why.", print_exception=False)
+
+
+def file_data(path: Path) -> dict[str, Any]:
+    """A file as the browser is told of it.
+
+    Events that show videos skip Gradio's own postprocessing, which needs ffprobe wherever there is an ffmpeg: our
+    videos play as they are.
+    """
+    return gr.FileData(path=str(path), orig_name=path.name, size=path.stat().st_size).model_dump()
+
+
+def picture_uri(picture: np.ndarray) -> str:
+    """A picture (h, w, 3) uint8 as a data URI that needs no file of its own."""
+    data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"

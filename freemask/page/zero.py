@@ -1,0 +1,73 @@
+"""ZeroGPU, where a Space borrows a GPU for the time of one edit; elsewhere nothing here acts.
+
+The borrowed time is the estimate that the page shows, with room for what it cannot know. The edit runs in a process
+of its own there, so steps and the report cross as plain values, and the inversion as the file that it is kept in. The
+library is imported before torch, as it asks.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import math
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from ..jobs import Step
+from ..presets import Settings
+from .bodies import Body
+from .estimate import Estimates, rows
+
+__all__ = ["available", "borrowing", "duration", "in_context"]
+
+ROOM = 1.3  # times the estimate, since a slow minute must not end an edit
+STARTING = 10.0  # seconds to move the model
+PAPER = 60.0 / (50 * 5 * 8 * 512 * 512)  # seconds a row, frame and pixel: the paper's minute on an A100
+
+
+def available() -> bool:
+    """Whether this process runs on ZeroGPU."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "true")
+
+
+def duration(settings: Settings, estimates: Estimates) -> int:
+    """Seconds to borrow the GPU for: the page's estimate, or before there is one the paper's time at this size."""
+    width, height = settings.size or (512, 512)
+    known = estimates.seconds(settings)
+    seconds = PAPER * rows(settings) * settings.frames * width * height if known is None else known
+    return math.ceil(ROOM * seconds + STARTING)
+
+
+def borrowing(body: Body, estimates: Estimates) -> Body:
+    """The body with a GPU borrowed for each edit."""
+    import spaces
+
+    def whole(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step | dict[str, Any], None, None]:
+        """What crosses between processes is yielded, the report last."""
+        yield (yield from body(clip, settings, out, kept))
+
+    lent = spaces.GPU(duration=lambda clip, settings, out, kept: duration(settings, estimates))(whole)
+
+    def borrowed(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
+        for told in lent(clip, settings, out, kept):
+            if not isinstance(told, Step):
+                return told
+            yield told
+        raise RuntimeError("the borrowed GPU was taken back before the edit ended")
+
+    return borrowed
+
+
+def in_context(context: contextvars.Context, work: Generator[Step, None, Any]) -> Generator[Step, None, Any]:
+    """A generator whose every step runs in the context of the request that asked for it, which ZeroGPU reads the
+    visitor's share from."""
+    try:
+        while True:
+            try:
+                step = context.run(next, work)
+            except StopIteration as end:
+                return end.value
+            yield step
+    finally:
+        work.close()

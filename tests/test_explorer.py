@@ -1,0 +1,42 @@
+"""What the browser reads of the word maps: the files tell the same as the arrays they came from."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_gallery import SITES, stored
+
+from freemask.errors import SettingError
+from freemask.explorer import pack_bits, read_index, save_word_files, unpack_bits, word_file
+
+
+def test_a_words_file_holds_its_maps_site_after_site(tmp_path: Path) -> None:
+    stored(tmp_path / "words.npz")
+    save_word_files(tmp_path)
+    index, arrays = read_index(tmp_path), np.load(tmp_path / "words.npz")
+    assert index["tokens"] == ["red", "Car"] and index["timesteps"] == [1, 201, 401]
+    assert [site["name"] for site in index["sites"]] == SITES
+    for k in range(2):
+        data = gzip.decompress(word_file(tmp_path, k).read_bytes())
+        at = 0
+        for site in index["sites"]:
+            h, w = site["h"], site["w"]
+            values = np.frombuffer(data, np.uint8, 3 * 2 * h * w, at).reshape(3, 2, h, w)
+            assert np.array_equal(values, arrays[f"maps_{h}x{w}"][:, 0, k])
+            at += values.size
+        scales = np.frombuffer(data, "<f4", offset=at).reshape(2, 3, 2)
+        assert np.allclose(scales[0], 1e-4) and not scales[1].any()
+    mask = index["mask"]
+    assert np.array_equal(unpack_bits(mask["data"], (mask["h"], mask["w"])), arrays["mask"])
+    assert index["chosen"] == arrays["chosen"].tolist()
+
+
+def test_bits_come_back_or_are_refused() -> None:
+    mask = np.random.default_rng(1).random((3, 5, 7)) > 0.5
+    assert np.array_equal(unpack_bits(pack_bits(mask), (5, 7)), mask)
+    for data, size in ((pack_bits(mask), (5, 9)), ("not base64!", (5, 7)), ("", (1, 1))):
+        with pytest.raises(SettingError, match="paint it again"):
+            unpack_bits(data, size)
