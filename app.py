@@ -49,8 +49,9 @@ def build(
     body: page.Body = page.diffusion,
     backbone: str = "mini",
     estimates: page.Estimates | None = None,
+    warm: bool = False,
 ) -> gr.Blocks:
-    """The page over a worker; the caller launches it with `LAUNCH`."""
+    """The page over a worker; the caller launches it with `LAUNCH`. `warm`: measure the server for the first one."""
     shipped = [example for example in examples() if example.clip.exists()]
 
     with gr.Blocks(title="FreeMask", analytics_enabled=False, delete_cache=(3600, DAY), fill_width=True) as demo:
@@ -63,7 +64,9 @@ def build(
                 results = page.Results.build()
         token, query = gr.Textbox(visible=False), gr.Textbox(visible=False)
         advanced = inputs.advanced
-        desk = page.Desk(worker, body, folder=Path(inputs.clip.GRADIO_CACHE), estimates=estimates)
+        desk = page.Desk(
+            worker, body, folder=Path(inputs.clip.GRADIO_CACHE), estimates=estimates, warm=shipped[0] if warm else None
+        )
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         live = quiet | {"queue": False, "trigger_mode": "always_last"}
@@ -140,6 +143,7 @@ def build(
             trigger_mode="always_last",
             concurrency_limit=4,
         )
+        demo.load(desk.tell_first_cost, costly, inputs.estimate, **quiet)
         demo.load(page.follow_link, query, inputs.all[1:], js="() => location.search", **plain)
         demo.unload(desk.leave)
     demo.queue(max_size=20, default_concurrency_limit=4)
@@ -155,7 +159,7 @@ def main() -> None:
         load_editor(backbone)  # into the process that every borrowed GPU's process is made from
         body = zero.borrowing(body, estimates)
     with Worker(limit=WAITING) as worker:
-        build(worker, body=body, backbone=backbone, estimates=estimates).launch(**LAUNCH)
+        build(worker, body=body, backbone=backbone, estimates=estimates, warm=backbone == "mini").launch(**LAUNCH)
 
 
 if __name__ == "__main__":

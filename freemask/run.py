@@ -27,10 +27,10 @@ from .errors import SettingError
 from .explorer import save_word_files
 from .jobs import Step
 from .masks import resize
-from .metrics import psnr
+from .metrics import clip_metrics, load_clip, psnr
 from .mmc import find_site
 from .plan import is_time_aware
-from .presets import MASKS, Settings
+from .presets import MASKS, Settings, known_words
 from .prompts import align, check, find_word, warnings, words
 from .trace import SoftMap, Trace, load_trace, save_trace
 from .video import probe, read_clip, side_by_side, write_clip, write_gif
@@ -163,6 +163,10 @@ def run_steps(
         "reconstruction_psnr": _finite(psnr(reconstruction.frames, clip.frames)),
         "background_psnr": _finite(psnr(result.frames, clip.frames, keep=keep)),
     }
+    if known_words(settings.backbone) is not None:  # its judge ships with it; others are judged by `score`
+        judge = load_clip(settings.backbone)
+        judged = clip_metrics(judge, result.frames, source=settings.source, edit=settings.edit)
+        metrics |= {name: round(value, 4) for name, value in judged.items()}
     choice = edited.plan.choice
     time_aware = is_time_aware(preset) and choice.origin != "painted"
     alignment = align(settings.source, settings.edit)

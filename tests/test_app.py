@@ -28,7 +28,7 @@ from freemask.jobs import Step, Worker
 from freemask.page import status, zero
 from freemask.page.estimate import Estimates, rows
 from freemask.page.fields import link
-from freemask.presets import Settings
+from freemask.presets import Example, Settings
 
 PATIENCE = 20.0
 SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
@@ -286,6 +286,16 @@ def test_an_upload_is_described_or_refused(clip: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.mp4"
     bad.write_text("nothing")
     assert "bad" in page.describe_clip(str(bad))
+
+
+def test_the_first_visitor_is_told_the_cost(clip: Path, tmp_path: Path) -> None:
+    settings = Settings(source=SOURCE, edit=EDIT, task="attribute", frames=4)
+    example = Example(name="one", clip=clip, settings=settings, made=tmp_path)
+    with Worker() as worker:
+        desk = page.Desk(worker, page.diffusion, folder=tmp_path, warm=example)
+        told = desk.tell_first_cost("attribute", "mini", 25, 4, "", "replay")
+    assert re.search(r"About <b>\d+ s</b> and \d\.\d GiB", told)
+    assert desk.tell_cost("attribute", "mini", 1, 4, "", "replay") == status.note("&nbsp;")
 
 
 def test_a_borrowed_gpu_is_asked_for_as_long_as_the_estimate(clip: Path, tmp_path: Path, monkeypatch: Any) -> None:

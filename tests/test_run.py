@@ -58,6 +58,7 @@ def test_the_report_accounts_for_the_run(done):
     _, report, _ = done
     assert report["unet"]["invert"] == {"forwards": 3, "rows": 3}
     assert report["unet"]["reconstruct"] == {"forwards": 3, "rows": 3}
+    assert 0 <= report["metrics"]["frame_accuracy"] <= 1 and -1 <= report["metrics"]["clip"] <= 1
     assert report["unet"]["edit"] == {"forwards": 3, "rows": 8}  # floor(0.99 · 3) = 2 steps of three rows
     assert report["words"]["word"] == "car" and report["words"]["changed"] == ["bus"]
     assert report["mask"]["timestep"] == "every" and report["mask"]["origin"] == "measured"

@@ -12,11 +12,12 @@ import hashlib
 import json
 import secrets
 import shutil
+import tempfile
 import threading
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 import numpy as np
@@ -38,6 +39,7 @@ from .zero import in_context
 __all__ = ["Desk", "Run"]
 
 AWAY = 15 * 60.0  # seconds that a visitor's files and job outlive the tab
+WARM, PATIENCE = 4, 60.0  # steps of the warming up, and seconds that an estimate waits for it
 RUNS = 6  # of a visitor that are kept, the newest
 VIDEOS = ("source", "reconstruction", "edited")
 SKIPPED: tuple[Any, ...] = (gr.skip(),) * 6
@@ -64,14 +66,23 @@ class Visit:
 
 
 class Desk:
-    """`folder` is where visitors' files are kept; `away` how long they stay when the tab was left, in seconds."""
+    """`folder` is where visitors' files are kept, `away` how long they stay when the tab was left, in seconds; `warm`
+    is an example to measure the server with."""
 
     def __init__(
-        self, worker: Worker, body: Body, *, folder: Path, estimates: Estimates | None = None, away: float = AWAY
+        self,
+        worker: Worker,
+        body: Body,
+        *,
+        folder: Path,
+        estimates: Estimates | None = None,
+        warm: Example | None = None,
+        away: float = AWAY,
     ) -> None:
         self._worker, self._body, self._folder, self._away = worker, body, folder, away
         self._visits: dict[str, Visit] = {}
         self._tokens: dict[str, str] = {}  # of the sessions that a page began
+        self._warm, self._warming, self._lock = warm, cast(Job | None, None), threading.Lock()
         self.estimates = estimates or Estimates()
 
     def edit(
@@ -236,6 +247,23 @@ class Desk:
         path = folder / f"painted-{secrets.token_urlsafe(8)}.zip"
         save_mask_zip(path, masks)
         return "", "", "", file_data(path), gr.skip()
+
+    def tell_first_cost(self, *settings: Any) -> str:
+        """`tell_cost` for a page that has just been painted. The server's first page sets off the warming up: an
+        example in a few steps, which loads the model and measures what edits cost here."""
+        with self._lock:
+            if self._warm and not self._warming:
+                own, clip = replace(self._warm.settings, steps=WARM), self._warm.clip
+                self._warming = self._worker.submit(lambda: self._warm_up(clip, own))
+        if self._warming:
+            self._warming.wait(PATIENCE)
+        return self.tell_cost(*settings)
+
+    def _warm_up(self, clip: Path, settings: Settings) -> Generator[Step, None, None]:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "out"
+            out.mkdir()
+            self.estimates.learn(settings, (yield from self._body(clip, settings, out, Path(folder))))
 
     def tell_cost(self, task: str, backbone: str, steps: float, frames: float, size: str, features: str) -> str:
         """What an edit with these settings will cost on this server."""

@@ -1,0 +1,106 @@
+"""How fast the explorer answers at full size: `python tests/e2e/explorer_speed.py` prints milliseconds from a click to
+the painted frame and the payload's size, for 16 sites × 50 timesteps × 8 frames of a clip of 512 × 512."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from playwright.sync_api import Page, sync_playwright
+from test_page import CHROMIUM, EDIT, FLAGS, SOURCE
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import app  # noqa: E402
+from freemask import page as parts  # noqa: E402
+from freemask.explorer import save_word_files  # noqa: E402
+from freemask.jobs import Step, Worker  # noqa: E402
+from freemask.presets import Settings  # noqa: E402
+from freemask.prompts import words  # noqa: E402
+from freemask.video import Clip, write_clip  # noqa: E402
+
+GRIDS = {64: 5, 32: 5, 16: 5, 8: 1}  # side: sites, as zeroscope has them
+STEPS, FRAMES, SIDE = 50, 8, 512
+TIMED = """async ([selector, attribute]) => {
+    const drawn = document.querySelector("#studio [data-ready]"), node = document.querySelector(selector);
+    const before = drawn.dataset[attribute], began = performance.now();
+    node.click();
+    while (drawn.dataset[attribute] === before) await new Promise((go) => setTimeout(go));
+    await new Promise((go) => requestAnimationFrame(() => setTimeout(go)));
+    return performance.now() - began;
+}"""
+
+
+def full_size(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
+    """A run of full size whose maps are smooth noise."""
+    report = yield from parts.painted_circles(clip, settings, out, kept, pause=lambda: None)
+    rng, tokens = np.random.default_rng(0), words(settings.source)
+    names = [f"up_blocks.{i // 3}.attentions.{i % 3}.transformer_blocks.0.attn2" for i in range(16)]
+    stored: dict[str, Any] = {"timesteps": np.arange(1, 1000, 20), "tokens": np.array(tokens), "sites": np.array(names)}
+    stored["chosen"] = np.zeros((STEPS, len(names)), bool)
+    stored["chosen"][10, 9], stored["mask"] = True, rng.random((FRAMES, 64, 64)) > 0.8
+    first = 0
+    for side, count in GRIDS.items():
+        shape = (STEPS, count, len(tokens), FRAMES)
+        stored[f"maps_{side}x{side}"] = rng.integers(0, 64, (*shape, side, side), np.uint8)
+        stored[f"scales_{side}x{side}"] = rng.random(shape, np.float32)
+        stored[f"sites_{side}x{side}"] = np.array(names[first : first + count])
+        first += count
+    np.savez(out / "words.npz", **stored)
+    save_word_files(out)
+    return report
+
+
+def median(page: Page, selector: str, attribute: str, picks: int = 9) -> float:
+    """The median time of clicks on different elements that match."""
+    count = page.locator(selector).count()
+    times = []
+    for i in np.linspace(0, count - 1, min(picks, count)).astype(int):
+        page.locator(selector).nth(int(i)).evaluate("(node) => node.setAttribute('data-timed', '')")
+        times.append(page.evaluate(TIMED, ["[data-timed]", attribute]))
+        page.locator("[data-timed]").evaluate("(node) => node.removeAttribute('data-timed')")
+    return round(statistics.median(times), 1)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, Worker() as worker, sync_playwright() as playwright:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        clip = Path(folder) / "clip.mp4"
+        write_clip(clip, Clip(np.random.default_rng(1).integers(0, 255, (FRAMES, SIDE, SIDE, 3), np.uint8), 8.0))
+        demo = app.build(worker, body=full_size)
+        _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
+        page = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS).new_page()
+        page.set_default_timeout(120_000)
+        page.goto(url)
+        page.set_input_files("#clip input[type=file]", clip)
+        page.get_by_label("What the clip shows").fill(SOURCE)
+        page.get_by_label("What it should show").fill(EDIT)
+        page.locator("#facts", has_text="512×512").wait_for()
+        page.get_by_role("button", name="Edit", exact=True).click()
+        page.locator("#studio [data-ready='1']").wait_for(state="attached")
+        page.get_by_role("button", name="Pause").click()
+        sizes = [path.stat().st_size / 2**20 for path in Path(folder).glob("visit-*/*/words/*.gz")]
+        print(
+            json.dumps(
+                {
+                    "cell_ms": median(page, "#studio [role=gridcell]", "cell"),
+                    "frame_ms": median(page, "#studio .fm-transport button[aria-label^=Next]", "frame"),
+                    "word_ms": median(
+                        page, "#studio .fm-words:first-of-type button:not([aria-pressed=true])", "words", 3
+                    ),
+                    "word_mib": round(statistics.mean(sizes), 2),
+                }
+            )
+        )
+        demo.close()
+
+
+if __name__ == "__main__":
+    main()
