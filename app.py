@@ -34,11 +34,23 @@ LAUNCH: dict[str, Any] = {
     "ssr_mode": False,
     "footer_links": ["api"],
 }
-# A tab keeps a token, so that after a reload it finds its job and its results.
+# A tab keeps a token, so that after a reload it finds its job and its results; a video can be pasted.
 ARRIVE = """() => {
+    document.onpaste = (event) => {
+        const video = Array.from(event.clipboardData.files).find((file) => file.type.startsWith("video/"));
+        const field = document.querySelector("#clip input[type=file]");
+        if (!video || !field) return;
+        const alone = new DataTransfer();
+        alone.items.add(video);
+        field.files = alone.files;
+        field.dispatchEvent(new Event("change", { bubbles: true }));
+    };
     const made = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0"));
-    const token = sessionStorage.getItem("freemask") ?? made().join("");
-    sessionStorage.setItem("freemask", token);
+    let token = window.freemask;
+    try { token ??= sessionStorage.getItem("freemask"); } catch { /* a frame that may store nothing */ }
+    token ??= made().join("");
+    window.freemask = token;
+    try { sessionStorage.setItem("freemask", token); } catch { /* likewise */ }
     return token;
 }"""
 
@@ -79,13 +91,17 @@ def build(
             page.follow_trim,
             [inputs.clip, advanced.frames, advanced.start, advanced.fps],
             inputs.trim,
-            **live,
+            trigger_mode="always_last",
+            concurrency_limit=2,
+            **quiet,
         )
+        gr.on([inputs.clip.upload, inputs.clip.clear], lambda: (0, ""), None, [advanced.start, advanced.fps], **live)
         inputs.trim.trim(page.take_trim, advanced.frames, [advanced.start, advanced.fps], **live)
         filled = inputs.examples.click(
             lambda index: page.fill_example(shipped[index]), inputs.examples, inputs.all, **plain
         )
-        inputs.settings.upload(page.fill_settings, inputs.settings, inputs.all[1:], **plain)
+        offered = [name for _, name in advanced.backbone.choices]
+        inputs.settings.upload(lambda file: page.fill_settings(file, offered), inputs.settings, inputs.all[1:], **plain)
         advanced.backbone.change(page.toy_world, advanced.backbone, toy, **live)
         gr.on(
             [inputs.source.change, inputs.edit.change, inputs.task.change, inputs.word.change],
@@ -100,9 +116,8 @@ def build(
 
         # The edit. The worker is the queue that visitors see: as many edits as it holds may watch it, one computes.
         watching: dict[str, Any] = {"concurrency_limit": WAITING + 1, "concurrency_id": "edit"}
-        picked = [advanced.selection, advanced.site, advanced.timestep, advanced.masks, advanced.tau]
-        cell = results.studio.use(page.take_cell, None, picked, **plain)
-        painted = results.studio.paint(desk.take_painting, None, picked, **plain)
+        cell = results.studio.use(page.take_cell, results.run, inputs.all, **plain)
+        painted = results.studio.paint(desk.take_painting, results.run, inputs.all, **plain)
         edits = []
         for press, public in ((inputs.run.click, True), (cell.success, False), (painted.success, False)):
             named = {"api_name": "edit"} if public else {"api_visibility": "private"}
@@ -121,11 +136,14 @@ def build(
 
         # What came of it.
         arrived = demo.load(desk.arrive, token, results.outputs, js=ARRIVE, concurrency_limit=None, **plain)
-        demo.load(desk.recall, token, inputs.all, js=ARRIVE, **plain)
+        backbones = gr.State(offered)
+        recalled = f"() => [({ARRIVE})(), location.search, null]"
+        demo.load(desk.recall, [token, query, backbones], inputs.all, js=recalled, **plain)
         chosen = results.choice.input(desk.show_run, results.choice, results.outputs, **plain)
         example = filled.success(
             lambda index: desk.show_example(shipped[index]), inputs.examples, results.outputs, **plain
         )
+        filled.success(lambda: None, None, results.choice, **quiet)
         for finished in (*edits, arrived, chosen, example):
             opened = finished.success(page.open_studio, results.run, results.studio, **plain)
             opened.then(page.open_sheet, results.run, [results.word, results.frame, *results.masks], **quiet)
@@ -143,8 +161,7 @@ def build(
             trigger_mode="always_last",
             concurrency_limit=4,
         )
-        demo.load(desk.tell_first_cost, costly, inputs.estimate, **quiet)
-        demo.load(page.follow_link, query, inputs.all[1:], js="() => location.search", **plain)
+        demo.load(desk.tell_first_cost, costly, inputs.estimate, concurrency_limit=None, **quiet)
         demo.unload(desk.leave)
     demo.queue(max_size=20, default_concurrency_limit=4)
     return demo
@@ -159,7 +176,9 @@ def main() -> None:
         load_editor(backbone)  # into the process that every borrowed GPU's process is made from
         body = zero.borrowing(body, estimates)
     with Worker(limit=WAITING) as worker:
-        build(worker, body=body, backbone=backbone, estimates=estimates, warm=backbone == "mini").launch(**LAUNCH)
+        build(
+            worker, body=body, backbone=backbone, estimates=estimates, warm=backbone == "mini" and not zero.available()
+        ).launch(**LAUNCH)
 
 
 if __name__ == "__main__":

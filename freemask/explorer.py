@@ -3,7 +3,7 @@
 The page draws the layer × timestep matrix in the browser, so that a threshold or a frame answers at once and the
 server computes nothing. A word's file is gzip: uint8 values (t, f, h, w) of one site after another, then float32
 little-endian scales (site, t, f); probability = value / 255 · scale. All 16 sites of zeroscope, 50 timesteps and 8
-frames at 512² are 10 MiB before compression. Files are fetched when a word is looked at.
+frames at 512² are 10 MiB before compression. The edited word's file is fetched first, the others after it.
 """
 
 from __future__ import annotations

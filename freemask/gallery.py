@@ -7,6 +7,7 @@ dark page.
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ FONT = "sans"
 LEGEND = (
     "columns: timesteps, high noise to low   ·   each cell by its own maximum   ·   outlined: what the mask is made of"
 )
-MASK_BYTES = 64 << 20  # of one picture in a zip, unpacked
+MASK_SIDE = 2048  # pixels of a side of an uploaded mask
 SHEET_WIDTH = 1000  # pixels that the columns share
 
 
@@ -289,41 +290,46 @@ def save_mask_zip(path: Path, masks: NDArray[np.bool_]) -> None:
 
 
 def read_mask_zip(path: Path, *, frames: int) -> NDArray[np.bool_]:
-    """Masks (f, h, w) bool from a zip of PNGs in the order of their names: one for each frame, or one for all.
+    """Masks (f, h, w) bool from a zip of PNGs in the order of their names' numbers: one for each frame, or one for all.
 
     True is what is brighter than half of the brightest value. Raises SettingError naming what is wrong.
     """
     try:
         with zipfile.ZipFile(path) as packed:
-            entries = [
-                one
-                for one in packed.infolist()
-                if one.filename.lower().endswith(".png") and "__MACOSX" not in one.filename
-            ]
-            entries.sort(key=lambda one: one.filename)
-            if len(entries) not in (1, frames):
+            names = [name for name in packed.namelist() if name.lower().endswith(".png") and "__MACOSX" not in name]
+            names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+            if len(names) not in (1, frames):
                 raise SettingError(
-                    f"{path.name} holds {len(entries)} PNG masks, the edit has {frames} frames: give one for each "
+                    f"{path.name} holds {len(names)} PNG masks, the edit has {frames} frames: give one for each "
                     "frame, or a single one for all."
                 )
-            if max(one.file_size for one in entries) > MASK_BYTES:
-                raise SettingError(
-                    f"{path.name} holds a picture of over {MASK_BYTES >> 20} MiB: save the masks smaller."
-                )
-            pictures = [
-                cv2.imdecode(np.frombuffer(packed.read(one), np.uint8), cv2.IMREAD_GRAYSCALE) for one in entries
-            ]
-    except (OSError, zipfile.BadZipFile, cv2.error) as error:
-        raise SettingError(f"{path.name} cannot be read as a zip of PNG masks: make it anew.") from error
-    found: list[Any] = []
-    for entry, picture in zip(entries, pictures, strict=True):
-        if picture is None:
-            raise SettingError(f"{entry.filename} in {path.name} is no PNG picture: save it anew.")
-        if found and picture.shape != found[0].shape:
-            raise SettingError(f"The masks in {path.name} differ in size: save them all in one.")
-        found.append(picture)
-    masks = np.stack(found)
-    return np.broadcast_to(masks * 2.0 > masks.max(), (frames, *masks.shape[1:]))
+            pictures = [_read_mask(packed.getinfo(name), packed, path.name) for name in names]
+    except SettingError:
+        raise
+    except Exception as error:  # zipfile raises many kinds for a damaged or encrypted file
+        raise SettingError(
+            f"{path.name} cannot be read as a zip of PNG masks: make it anew, without a password."
+        ) from error
+    if len({picture.shape for picture in pictures}) > 1:
+        raise SettingError(f"The masks in {path.name} differ in size: save them all in one.")
+    masks = np.stack(pictures)
+    return np.broadcast_to(masks > masks.max() / 2, (frames, *masks.shape[1:]))
+
+
+def _read_mask(entry: zipfile.ZipInfo, packed: zipfile.ZipFile, where: str) -> NDArray[np.uint8]:
+    """One PNG (h, w) of a zip; its header says how large it is before anything is unpacked to that size."""
+    large = f"{entry.filename} in {where} is larger than {MASK_SIDE} x {MASK_SIDE}: save the masks smaller."
+    if entry.file_size > MASK_SIDE**2:
+        raise SettingError(large)
+    data = packed.read(entry)
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
+        raise SettingError(f"{entry.filename} in {where} is no PNG picture: save it anew.")
+    if max(int.from_bytes(data[16:20]), int.from_bytes(data[20:24])) > MASK_SIDE:
+        raise SettingError(large)
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if picture is None:
+        raise SettingError(f"{entry.filename} in {where} is no PNG picture: save it anew.")
+    return np.asarray(picture, np.uint8)
 
 
 def short_site(site: str) -> str:

@@ -106,6 +106,11 @@ class Job:
         """What the generator raised, None where it raised nothing."""
         return self._error
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was told to end."""
+        return self._cancel
+
     def cancel(self) -> None:
         """End the job: at once while it waits, within one step while it runs. Harmless on a job that has ended."""
         worker = self._worker

@@ -38,7 +38,6 @@ from .video import probe, read_clip, side_by_side, write_clip, write_gif
 __all__ = ["load_editor", "run_steps", "save_masks"]
 
 
-GLANCES = 8  # pictures of an edit on its way
 KEPT = 4  # inversions that a folder holds, the newest
 
 
@@ -91,12 +90,19 @@ def _read_masks(path: Path, frames: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def run_steps(
-    path: Path, settings: Settings, out: Path, *, editor: Editor | None = None, kept: Path | None = None
+    path: Path,
+    settings: Settings,
+    out: Path,
+    *,
+    editor: Editor | None = None,
+    kept: Path | None = None,
+    glances: int = 0,
 ) -> Generator[Step, None, dict[str, object]]:
     """Edits the clip at `path` into the folder `out` and returns the report.
 
     In the folder `kept`, finished inversions stay for later edits of the same clip and source prompt, which then begin
-    at denoising; they are what a cancelled or failed edit leaves behind. Edits that store features invert anew.
+    at denoising; they are what a cancelled or failed edit leaves behind. Edits that store features invert anew. About
+    `glances` of the edit's steps carry a picture of it.
 
     Raises InputError before any model runs, BackboneError where the model cannot be loaded, MaskError where
     the chosen attention map holds no mask.
@@ -105,7 +111,8 @@ def run_steps(
     clock = _Clock()
     start = time.perf_counter()
     yield Step("load", 0, 1)
-    editor = editor or load_editor(settings.backbone)
+    with clock.measure("load"):
+        editor = editor or load_editor(settings.backbone)
     yield Step("load", 1, 1)
     preset = settings.preset()
     info = probe(path)
@@ -148,7 +155,7 @@ def run_steps(
             site=settings.site,
             timestep=settings.timestep,
             usage=usage["edit"],
-            glances=GLANCES,
+            glances=glances,
         )
     yield Step("decode", 0, 1)
     with clock.measure("decode"):

@@ -13,6 +13,7 @@ const UNIT = Float32Array.from({ length: 256 }, (_, i) => i / 255);
 const GAP = 2, PAD = 2; // CSS pixels between the cells of the matrix, where outlines run, and around all of them
 const MARGIN = 14; // left and right of all cells, so that the outer timesteps are whole
 const SMALLEST = 14, LARGEST = 40, PHONE = 52; // a cell's width on a wide page, and on a phone
+const FETCHED = 12; // words whose maps are fetched before they are asked for
 const CHEAP = 30; // ms: a matrix slower than this waits for the pause
 const HINT = "Click a word to see its maps; Ctrl-click or the + key adds one. Outlined: the edited word.";
 
@@ -43,7 +44,7 @@ function session(element, root, value, trigger) {
   const { sites, timesteps } = value;
   const life = new AbortController();
   const state = {
-    frame: 0, playing: false, words: [], cell: firstCell(value), tau: value.tau,
+    frame: 0, playing: false, words: [], cell: [sites.findIndex(({ name }) => name === value.cell.site), timesteps.indexOf(value.cell.timestep)], tau: value.tau,
     colours: "viridis", smooth: true, shared: false, opacity: 0.65, fill: false, used: false,
   };
   const store = mapStore(value, state, life.signal);
@@ -86,7 +87,7 @@ function session(element, root, value, trigger) {
   }
 
   async function prefetch() {
-    for (const word of value.words.keys()) {
+    for (const word of value.words.slice(0, FETCHED).keys()) {
       await new Promise((go) => (window.requestIdleCallback ? requestIdleCallback(go) : setTimeout(go, 200)));
       if (life.signal.aborted || !(await store.load(word).then(() => true, () => false))) return;
     }
@@ -105,20 +106,6 @@ function session(element, root, value, trigger) {
     clips.close();
     root.replaceChildren();
   };
-}
-
-/** Where the inspector begins: the middle of the first run of chosen cells, else the codebook's best, else the last layer. */
-function firstCell({ sites, timesteps, chosen, best }) {
-  const last = timesteps.length - 1;
-  for (const s of sites.keys()) {
-    const end = chosen.findLastIndex((row) => row[s]);
-    if (end < 0) continue;
-    let begin = end;
-    while (begin > 0 && chosen[begin - 1][s]) begin--;
-    return [s, (begin + end + 1) >> 1];
-  }
-  const s = sites.findIndex(({ name }) => name === best?.site);
-  return s < 0 ? [sites.length - 1, last >> 1] : [s, Math.max(0, timesteps.indexOf(best.timestep))];
 }
 
 // ---- Maps -----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 // Python appends the call `trim(element, props, trigger, watch)` and hands this text to gr.HTML as its js_on_load.
 
 function trim(element, props, trigger, watch) {
-  const least = 0.1, step = 0.05; // seconds: between the handles, and of one move
+  const step = 0.05, rate = 60; // seconds of one move, and the most frames a second
   const make = (tag, attributes = {}, ...children) => {
     const node = Object.assign(document.createElement(tag), attributes);
     node.append(...children);
@@ -17,7 +17,7 @@ function trim(element, props, trigger, watch) {
   const line = make("p", { className: "fm-note" });
   const used = make("div", { className: "fm-used" });
   root.append(strip, line, used);
-  let duration = 0;
+  let duration = 0, least = 2 * step; // seconds: of the clip, and between the handles
 
   /** Start and end as the handles stand; the last step of the end may reach beyond the clip. */
   const part = () => ({ start: +start.value, end: Math.min(+end.value, duration) });
@@ -28,18 +28,20 @@ function trim(element, props, trigger, watch) {
     strip.style.setProperty("--end", `${(100 * to) / duration}%`);
     start.ariaValueText = seconds(from);
     end.ariaValueText = seconds(to);
-    line.textContent = `${props.value.frames} frames from ${seconds(from)} to ${seconds(to)}`;
+    const { frames, problem } = props.value;
+    line.textContent = problem || `${frames} frames from ${seconds(from)} to ${seconds(to)}`;
+    line.classList.toggle("bad", !!problem);
   }
 
   /** The handle that moves pushes the other one. */
   start.oninput = () => {
     start.value = Math.min(start.value, duration - least);
-    if (end.value - start.value < least) end.value = +start.value + 2 * step;
+    if (end.value - start.value < least) end.value = +start.value + least;
     show();
   };
   end.oninput = () => {
     end.value = Math.max(end.value, least);
-    if (end.value - start.value < least) start.value = end.value - 2 * step;
+    if (end.value - start.value < least) start.value = end.value - least;
     show();
   };
   start.onchange = end.onchange = () => trigger("trim", part());
@@ -49,6 +51,7 @@ function trim(element, props, trigger, watch) {
     root.hidden = !value;
     if (!value) return;
     duration = value.duration;
+    least = Math.min(duration, Math.max(2, Math.ceil(value.frames / rate / step)) * step);
     picture.src = value.strip;
     start.max = end.max = Math.ceil(duration / step) * step;
     start.value = value.start;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import json
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 import cv2
 import gradio as gr
+import numpy as np
 import pytest
 from conftest import write_disc
 from gradio_client import Client, handle_file
@@ -24,11 +26,13 @@ from gradio_client.exceptions import AppError
 
 import app
 from freemask import page
+from freemask.explorer import pack_bits
+from freemask.gallery import read_mask_zip
 from freemask.jobs import Step, Worker
 from freemask.page import status, zero
 from freemask.page.estimate import Estimates, rows
-from freemask.page.fields import link
-from freemask.presets import Example, Settings
+from freemask.page.fields import NAMES, link
+from freemask.presets import Example, Settings, examples
 
 PATIENCE = 20.0
 SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
@@ -180,7 +184,7 @@ def test_a_visitor_has_one_place_for_inversions(address: str, clip: Path, gate: 
         client.predict(**fields(clip, steps=2), api_name="/edit")
     first, second, third = gate.kept
     assert first == second != third and first.name == "inversions"
-    assert re.fullmatch(r"visit-[0-9a-f]{64}", first.parent.name)
+    assert re.fullmatch(r"visit-[\w-]{22}", first.parent.name)
 
 
 def test_what_is_a_visitors_goes_after_they_left(clip: Path, tmp_path: Path) -> None:
@@ -223,19 +227,97 @@ def test_a_reloaded_page_finds_its_job_and_its_result(clip: Path, gate: Gate, tm
         assert not isinstance(nothing[-1], page.Run)
 
 
+def test_a_visitors_runs_masks_and_fields(clip: Path, tmp_path: Path) -> None:
+    one, token = SimpleNamespace(session_hash="a"), "t" * 32
+    with Worker() as worker:
+        desk = page.Desk(worker, lambda *args: page.painted_circles(*args, pause=lambda: None), folder=tmp_path)
+        list(desk.arrive(token, one))
+        runs = []
+        for seed in range(7):
+            *_, done = desk.edit(one, **(fields(None, steps=2, seed=seed) | {"clip": str(clip)}))
+            runs.append(done[-1])
+        assert not runs[0].folder.exists() and all(run.folder.exists() for run in runs[1:])
+        choices, table = desk.history(one)
+        assert [name for _, name in choices.choices] == [run.folder.name for run in runs[1:]]
+        assert "seed" in table and "guidance" not in table
+        assert desk.show_run(runs[3].folder.name, one)[-1] is runs[3]
+        for gone in (runs[0].folder.name, "../..", None):
+            with pytest.raises(gr.Error, match="choose another"):
+                desk.show_run(gone, one)
+        painting = {"h": 64, "w": 64, "data": pack_bits(np.ones((8, 64, 64), bool))}
+        filled = desk.take_painting(runs[3], SimpleNamespace(_data=painting), one)
+        masks = Path(filled[NAMES.index("masks")]["path"])
+        assert read_mask_zip(masks, frames=8).all() and filled[NAMES.index("source")] == SOURCE
+        assert filled[NAMES.index("edit")] == gr.skip()
+        for bad in (
+            {"h": 1, "w": 1, "data": "A" * 10_000},
+            {"h": 64, "w": 64, "data": "A"},
+            {"h": 9999, "w": 1, "data": ""},
+        ):
+            with pytest.raises(gr.Error, match="too large|paint it again"):
+                desk.take_painting(runs[3], SimpleNamespace(_data=bad), one)
+        list(desk.edit(one, **(fields(None, steps=2) | {"clip": str(clip), "masks": masks})))
+        recalled = desk.recall(token, "", ["mini"], SimpleNamespace(session_hash="b"))
+        assert recalled[0]["path"] == str(clip) and recalled[NAMES.index("masks")]["path"] == str(masks)
+        linked = desk.recall(token, "?source=a+cat&edit=a+dog&task=shape", ["mini"], SimpleNamespace(session_hash="c"))
+        assert linked[0] == gr.skip() and linked[1:4] == ["a cat", "a dog", "shape"]
+
+
+def test_a_second_press_waits_for_the_first_edit(clip: Path, gate: Gate, tmp_path: Path) -> None:
+    one = SimpleNamespace(session_hash="a")
+    gate.began.clear(), gate.open.clear()
+    with Worker() as worker:
+        desk = page.Desk(worker, gate, folder=tmp_path)
+        list(desk.arrive("t" * 32, one))
+        first = desk.edit(one, **(fields(None, seed=1) | {"clip": str(clip)}))
+        next(first)
+        with pytest.raises(gr.Error, match="press Cancel first"):
+            list(desk.edit(one, **(fields(None) | {"clip": str(clip)})))
+        desk.cancel(one)
+        gate.open.set()
+        *_, done = desk.edit(one, **(fields(None, steps=2) | {"clip": str(clip)}))
+        assert isinstance(done[-1], page.Run)
+
+
+def test_the_trimmer_tells_what_is_wrong_and_stays(clip: Path, tmp_path: Path) -> None:
+    told = page.follow_trim(str(clip), 8, 0, "")
+    assert told and len(told["used"]) == 8 and told["problem"] == "" and told["end"] <= told["duration"] + 0.01
+    for start, fps, message in (
+        (90, "", "choose a start before its end"),
+        (0, "fast", "no number"),
+        (1.0, "60", "fewer"),
+    ):
+        wrong = page.follow_trim(str(clip), 60, start, fps)
+        assert wrong and message in wrong["problem"] and wrong["strip"] == told["strip"] and not wrong["used"]
+        assert 0 <= wrong["start"] < wrong["duration"]
+    start, fps = page.take_trim(8, SimpleNamespace(_data={"start": 0.25, "end": 0.75}))
+    assert (start, fps) == (0.25, "16")
+
+
+def test_the_shipped_examples_open_in_the_studio() -> None:
+    for example in examples():
+        run = page.Run(example.made, json.loads((example.made / "report.json").read_text()), example.clip)
+        told = page.open_studio(run)
+        assert told and [word["text"] for word in told["words"]] == example.settings.source.split()
+        assert told["cell"]["timestep"] in told["timesteps"] and told["lmmc"] and told["frames"] == 8
+        settings = Settings(**{name: value for name, value in run.report["settings"].items()})
+        assert replace(settings, word=example.settings.word) == example.settings
+
+
 def test_settings_and_links_fill_the_fields_again(address: str, clip: Path, tmp_path: Path) -> None:
     client = visitor(address, tmp_path)
     given = fields(clip, steps=4, tau="0.4", size="64x64", site="up 1.1", timestep="201", eta=0.5, seed=7)
     *_, report, files = client.predict(**given, api_name="/edit")
     written = next(file for file in files if Path(file).name == "report.json")
-    filled = page.fill_settings(written)
-    assert filled == page.follow_link(link(report["settings"]))
+    filled = page.fill_settings(written, ["mini"])
+    assert filled == page.follow_link(link(report["settings"]), ["mini"])
+    assert page.follow_link(link(report["settings"]), ["zeroscope"])[4] == gr.skip()
     *_, again, _ = client.predict(handle_file(str(clip)), *filled, api_name="/edit")
     assert again["settings"] == report["settings"] and again["mask"]["origin"] == "picked"
-    assert "clip" not in link(report["settings"]) and page.follow_link("?__theme=dark")[0] == gr.skip()
+    assert "clip" not in link(report["settings"]) and page.follow_link("?__theme=dark", []) is None
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(gr.Error, match="no settings"):
-        page.fill_settings(str(tmp_path / "bad.json"))
+        page.fill_settings(str(tmp_path / "bad.json"), [])
 
 
 def test_the_cost_is_told_once_it_was_measured() -> None:
@@ -293,14 +375,16 @@ def test_the_first_visitor_is_told_the_cost(clip: Path, tmp_path: Path) -> None:
     example = Example(name="one", clip=clip, settings=settings, made=tmp_path)
     with Worker() as worker:
         desk = page.Desk(worker, page.diffusion, folder=tmp_path, warm=example)
-        told = desk.tell_first_cost("attribute", "mini", 25, 4, "", "replay")
-    assert re.search(r"About <b>\d+ s</b> and \d\.\d GiB", told)
+        told = asyncio.run(desk.tell_first_cost("attribute", "mini", 25, 4, "", "replay"))
+    assert re.search(r"About <b>[\w ]+</b> and \d\.\d GiB", told)
     assert desk.tell_cost("attribute", "mini", 1, 4, "", "replay") == status.note("&nbsp;")
 
 
 def test_a_borrowed_gpu_is_asked_for_as_long_as_the_estimate(clip: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """A stand-in for the spaces library: its decorator asks the duration with the call's own arguments."""
     asked: list[int] = []
+    usage = {stage: {"forwards": 2, "rows": 2 * n} for stage, n in (("invert", 1), ("reconstruct", 1), ("edit", 3))}
+    measured = {"unet": usage, "clip": {"width": 64, "height": 64, "frames": 8}, "peak_memory_mib": 900.0}
 
     def gpu(*, duration: Any) -> Any:
         def decorate(work: Any) -> Any:
@@ -314,14 +398,17 @@ def test_a_borrowed_gpu_is_asked_for_as_long_as_the_estimate(clip: Path, tmp_pat
 
     monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
     estimates, settings = Estimates(), Settings(source=SOURCE, edit=EDIT, task="attribute", steps=2)
+    seconds = {"load": 30.0, "invert": 10.0, "reconstruct": 10.0, "edit": 30.0, "total": 82.0}
+    estimates.learn(settings, measured | {"seconds": seconds})
     body = zero.borrowing(lambda *args: page.painted_circles(*args, pause=lambda: None), estimates)
     with Worker() as worker:
         desk = page.Desk(worker, body, folder=tmp_path, estimates=estimates)
         *_, last = desk.edit(SimpleNamespace(session_hash="a"), **(fields(None, steps=2) | {"clip": str(clip)}))
     assert last[-1].report["words"]["word"] == "car"
-    assert asked == [zero.duration(settings, estimates)] and asked[0] >= 10
+    told = estimates.seconds(settings)
+    assert told and told == pytest.approx(2.0 + 50.0 * rows(settings) / 10) and told < asked[0] <= 2 * told + 10
     paper = replace(settings, steps=50, size=(512, 512))
-    assert 60 <= zero.duration(paper, estimates) <= 120
+    assert 60 <= zero.duration(paper, Estimates()) <= 120
 
 
 def test_a_step_runs_in_the_context_of_its_request() -> None:

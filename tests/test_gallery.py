@@ -187,6 +187,9 @@ def test_masks_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert np.array_equal(read_mask_zip(one, frames=2), np.stack([masks[0]] * 2))
     turned = packed(tmp_path / "turned.zip", *(m.astype(np.uint8) * 255 for m in masks[:2]), names=("b.png", "a.PNG"))
     assert np.array_equal(read_mask_zip(turned, frames=2), masks[1::-1])
+    pictures = [np.full((4, 4), i * 20, np.uint8) for i in range(12)]
+    unpadded = packed(tmp_path / "eleven.zip", *pictures, names=tuple(f"mask_{i}.png" for i in range(12)))
+    assert read_mask_zip(unpadded, frames=12)[:, 0, 0].tolist() == [i * 20 > 110 for i in range(12)]
 
 
 def test_masks_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
@@ -194,10 +197,21 @@ def test_masks_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     (tmp_path / "no.zip").write_text("no zip")
     with zipfile.ZipFile(tmp_path / "text.zip", "w") as file:
         file.writestr("0.png", "no picture")
+    with zipfile.ZipFile(tmp_path / "locked.zip", "w") as file:
+        file.writestr("0.png", grey.tobytes())
+    locked = bytearray((tmp_path / "locked.zip").read_bytes())
+    for at in (locked.index(b"PK\x03\x04") + 6, locked.index(b"PK\x01\x02") + 8):
+        locked[at] |= 1  # the flag of an encrypted entry
+    (tmp_path / "locked.zip").write_bytes(locked)
+    huge = cv2.imencode(".png", np.zeros((1, 4000), np.uint8))[1].tobytes()
+    with zipfile.ZipFile(tmp_path / "huge.zip", "w") as file:
+        file.writestr("0.png", huge)
     for path, message in (
         (tmp_path / "no.zip", "cannot be read"),
         (tmp_path / "missing.zip", "cannot be read"),
         (tmp_path / "text.zip", "no PNG picture"),
+        (tmp_path / "locked.zip", "without a password"),
+        (tmp_path / "huge.zip", "larger than 2048 x 2048"),
         (packed(tmp_path / "few.zip", grey, grey), "holds 2 PNG masks, the edit has 3 frames"),
         (packed(tmp_path / "sizes.zip", grey, grey, grey[:3]), "differ in size"),
     ):

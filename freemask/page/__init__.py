@@ -1,7 +1,7 @@
 """The page's parts and handlers: the only room that imports gradio. `app.py` wires them."""
 
 from .bodies import Body, diffusion, painted_circles
-from .desk import Desk, Run
+from .desk import Desk
 from .estimate import Estimates
 from .fields import (
     describe_clip,
@@ -15,6 +15,7 @@ from .fields import (
 )
 from .parts import Inputs, Results, cards, header, theme, toy_world
 from .studio import open_link, open_sheet, open_studio, show_masks, take_cell
+from .visits import Run
 
 __all__ = [
     "Body",

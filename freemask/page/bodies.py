@@ -25,12 +25,15 @@ Body = Callable[[Path, Settings, Path, Path], Generator[Step, None, dict[str, An
 returns the report."""
 
 
+GLANCES = 8  # pictures of an edit on its way
+
+
 def diffusion(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
     """The method itself. torch is imported here, in the worker's thread, so that the page paints before it."""
     yield Step("load", 0, 1)
     from ..run import run_steps
 
-    return (yield from run_steps(clip, settings, out, kept=kept))
+    return (yield from run_steps(clip, settings, out, kept=kept, glances=GLANCES))
 
 
 def painted_circles(

@@ -1,23 +1,18 @@
-"""The desk: takes visitors' requests to the worker, brings back what it made, and remembers what is whose.
-
-A visitor is a browser tab: it keeps a token, so that after a reload it finds the job that still runs, or the last
-result. Everything a visitor has lies in one folder with a name that cannot be guessed: uploads of masks, kept
-inversions, the folders of the last runs. It is deleted a while after the tab was left.
-"""
+"""The desk: takes visitors' requests to the worker and brings back what it made."""
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
-import hashlib
 import json
+import logging
 import secrets
 import shutil
 import tempfile
-import threading
 from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -25,49 +20,31 @@ import numpy as np
 from ..errors import SettingError
 from ..explorer import unpack_bits
 from ..gallery import save_mask_zip
-from ..jobs import Job, Step, Worker
+from ..jobs import Job, QueueFull, Step, Worker
 from ..presets import Example, Settings, make_settings
 from ..prompts import check
 from ..video import read_clip
 from . import status
 from .bodies import Body
 from .estimate import Estimates
-from .fields import FIELDS, field_values, optional, read_size
+from .fields import FIELDS, changed_fields, field_values, follow_link, optional, read_size, same_clip
+from .visits import Run, Visit, Visits
 from .wire import collecting, file_data, picture_uri, shown
 from .zero import in_context
 
-__all__ = ["Desk", "Run"]
+__all__ = ["VIDEOS", "Desk"]
 
-AWAY = 15 * 60.0  # seconds that a visitor's files and job outlive the tab
-WARM, PATIENCE = 4, 60.0  # steps of the warming up, and seconds that an estimate waits for it
-RUNS = 6  # of a visitor that are kept, the newest
+log = logging.getLogger(__name__)
+AWAY = 60 * 60.0  # seconds that a visitor's files and job outlive the last look at them
+WARM = 4  # steps of the warming up
+PAINTED = 64  # masks that a painting holds at most, as an edit has frames
 VIDEOS = ("source", "reconstruction", "edited")
 SKIPPED: tuple[Any, ...] = (gr.skip(),) * 6
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished edit: the folder with its files, which only this visitor is given, and the report."""
-
-    folder: Path
-    report: dict[str, Any]
-
-
-@dataclass
-class Visit:
-    """What one visitor has: a folder, jobs, the last runs, what was asked last, and how many pages look on."""
-
-    folder: Path
-    jobs: list[Job] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)
-    asked: tuple[Path, Settings] | None = None
-    pages: int = 0
-    left: threading.Timer | None = None
-
-
 class Desk:
-    """`folder` is where visitors' files are kept, `away` how long they stay when the tab was left, in seconds; `warm`
-    is an example to measure the server with."""
+    """`folder` is where visitors' files are kept, `away` how long they outlive the last look; `warm` is an example to
+    measure the server with."""
 
     def __init__(
         self,
@@ -79,10 +56,9 @@ class Desk:
         warm: Example | None = None,
         away: float = AWAY,
     ) -> None:
-        self._worker, self._body, self._folder, self._away = worker, body, folder, away
-        self._visits: dict[str, Visit] = {}
-        self._tokens: dict[str, str] = {}  # of the sessions that a page began
-        self._warm, self._warming, self._lock = warm, cast(Job | None, None), threading.Lock()
+        self._worker, self._body, self._warm = worker, body, warm
+        self._visits = Visits(folder, away=away)
+        self._warming: Job | None = None
         self.estimates = estimates or Estimates()
 
     def edit(
@@ -123,6 +99,7 @@ class Desk:
         word's own, `selection` is codebook, adaptive or consensus: empty means the task's own. Or a mask of your own:
         `site`, a layer such as "up 3.0", with `timestep` or each step's own; or `masks`, a zip of PNGs, one a frame.
         """
+        session = request.session_hash or ""
         with collecting() as errors:
             settings = make_settings(
                 source=source or "",
@@ -154,116 +131,120 @@ class Desk:
             path = Path(clip) if clip else None
             check(path, settings)
             assert path is not None  # or check has refused it
-            visit = self._visit(request)
+            visit = self._visits.of(session)
+            if self._visits.is_page(session) and visit.active:
+                raise SettingError("Your last edit is not done yet: wait for it, or press Cancel first.")
             context = contextvars.copy_context()
             job = self._worker.submit(lambda: in_context(context, self._work(path, settings, visit)))
         for error in errors:
             yield status.failed((told := shown(error)).message), *SKIPPED
             raise told
-        visit.jobs = [old for old in visit.jobs if not old.snapshot.ended] + [job]
+        visit.jobs = [*visit.active, job]
         visit.asked = path, settings
-        returns = request.session_hash in self._tokens
+        self._visits.look(visit, job.id)
         try:
             yield from self._follow(job)
         finally:
-            if not returns:  # a client of the API
+            if not self._visits.is_page(session):  # nobody can come back for it
                 job.cancel()
-                self.leave(request)
+            self._visits.leave(session, job.id)
 
     def arrive(self, token: str, request: gr.Request) -> Generator[tuple[Any, ...], None, None]:
         """A page was opened, maybe again: follow the visitor's job or show the last result."""
-        visit = self._greet(token, request)
-        visit.pages += 1
-        jobs = [job for job in visit.jobs if not job.snapshot.ended]
-        if jobs:
-            yield from self._follow(jobs[-1])
+        visit = self._visits.greet(token, request.session_hash or "")
+        if visit.active:
+            yield from self._follow(visit.active[-1])
         elif visit.runs:
             run = visit.runs[-1]
             yield _results(run, status.done(run.report, run.report["seconds"]["total"]))
         else:
             yield gr.skip(), *SKIPPED
 
-    def recall(self, token: str, request: gr.Request) -> list[Any]:
-        """The fields as the last edit of a visitor who comes back had them."""
-        asked = self._greet(token, request).asked
+    def recall(self, token: str, query: str, offered: list[str], request: gr.Request) -> list[Any]:
+        """The fields of a page that was opened: as its link says, or as the last edit of one who comes back had them.
+
+        `offered` are the backbones that the page has.
+        """
+        asked = self._visits.greet(token, request.session_hash or "").asked
+        linked = follow_link(query, offered)
+        if linked is not None:
+            return [gr.skip(), *linked]
         if asked is None or not asked[0].exists():
             return [gr.skip()] * FIELDS
-        return [file_data(asked[0]), *field_values(asked[1])]
+        clip, settings = asked
+        fields = [file_data(clip), *field_values(settings)]
+        kept = settings.masks if settings.masks and settings.masks.exists() else None
+        return changed_fields(fields, masks=file_data(kept)) if kept else fields
 
     def leave(self, request: gr.Request) -> None:
-        """A page was closed or is loaded again: what is its visitor's goes, unless they come back in time."""
-        key = self._key(request)
-        self._tokens.pop(request.session_hash or "", None)
-        visit = self._visits.get(key)
-        if visit is None:
-            return
-        visit.pages = max(0, visit.pages - 1)
-        if visit.left:
-            visit.left.cancel()
-        visit.left = threading.Timer(self._away, self._forget, [key])
-        visit.left.daemon = True
-        visit.left.start()
+        """A page was closed, is loaded again, or lost its connection."""
+        self._visits.leave(request.session_hash or "")
 
     def cancel(self, request: gr.Request) -> str:
         """Cancel what this visitor has queued or running."""
-        jobs = [job for job in self._visit(request).jobs if not job.snapshot.ended]
+        jobs = self._visits.of(request.session_hash or "").active
         for job in jobs:
             job.cancel()
         return status.cancelled() if jobs else status.idle()
 
     def history(self, request: gr.Request) -> tuple[Any, str]:
         """The choices among this visitor's last runs, and the table that compares them."""
-        runs = self._visit(request).runs
-        names = [(f"{i + 1}", i) for i in range(len(runs))]
-        choices = gr.Radio(choices=names, value=len(runs) - 1 if runs else None, visible=len(runs) > 1)
+        runs = self._visits.of(request.session_hash or "").runs
+        names = [(str(i + 1), run.folder.name) for i, run in enumerate(runs)]
+        choices = gr.Radio(choices=names, value=names[-1][1] if names else None, visible=bool(names))
         return choices, status.history([(one.report, _poster(one.folder)) for one in runs])
 
-    def show_run(self, index: int, request: gr.Request) -> tuple[Any, ...]:
+    def show_run(self, name: str, request: gr.Request) -> tuple[Any, ...]:
         """One of this visitor's last runs again."""
-        runs = self._visit(request).runs
-        run = runs[min(int(index), len(runs) - 1)]
-        return _results(run, status.done(run.report, run.report["seconds"]["total"]))
+        for run in self._visits.of(request.session_hash or "").runs:
+            if run.folder.name == name:
+                return _results(run, status.done(run.report, run.report["seconds"]["total"]))
+        raise shown(SettingError("That run is gone: choose another, or edit again."))
 
     def show_example(self, example: Example) -> tuple[Any, ...]:
         """The edit that ships with an example, where it does."""
         path = example.made / "report.json"
         if not path.exists():
             return gr.skip(), *SKIPPED
-        run = Run(example.made, json.loads(path.read_text(encoding="utf-8")))
+        run = Run(example.made, json.loads(path.read_text(encoding="utf-8")), example.clip)
         return _results(run, status.done(run.report, None))
 
-    def take_painting(self, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
-        """Masks painted in the studio, kept as a zip, as the next edit's selection, site, timestep, masks and τ."""
-        painted = event._data
+    def take_painting(self, run: Run, event: gr.EventData, request: gr.Request) -> list[Any]:
+        """Masks painted in the studio, kept as a zip, as fields of the next edit of the clip that is shown."""
         with collecting() as errors:
-            h, w = int(painted["h"]), int(painted["w"])
-            if not (0 < h <= 2048 and 0 < w <= 2048):
-                raise SettingError("The painted mask is too large: 2048 x 2048 at most.")
-            masks = unpack_bits(str(painted["data"]), (h, w))
+            h, w, data = int(event._data["h"]), int(event._data["w"]), str(event._data["data"])
+            if not (0 < h <= 2048 and 0 < w <= 2048 and len(data) <= 4 * (PAINTED * h * w // 24 + 2)):
+                raise SettingError(f"The painted mask is too large: {PAINTED} frames of 2048 x 2048 at most.")
+            masks = unpack_bits(data, (h, w))
         for error in errors:
             raise shown(error)
-        folder = self._visit(request).folder
+        folder = self._visits.of(request.session_hash or "").folder
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"painted-{secrets.token_urlsafe(8)}.zip"
         save_mask_zip(path, masks)
-        return "", "", "", file_data(path), gr.skip()
+        return same_clip(run, selection="", site="", timestep="", masks=file_data(path))
 
-    def tell_first_cost(self, *settings: Any) -> str:
+    async def tell_first_cost(self, *settings: Any) -> str:
         """`tell_cost` for a page that has just been painted. The server's first page sets off the warming up: an
         example in a few steps, which loads the model and measures what edits cost here."""
-        with self._lock:
-            if self._warm and not self._warming:
-                own, clip = replace(self._warm.settings, steps=WARM), self._warm.clip
+        if self._warm and not self._warming:
+            clip, own = self._warm.clip, replace(self._warm.settings, steps=WARM)
+            try:
                 self._warming = self._worker.submit(lambda: self._warm_up(clip, own))
-        if self._warming:
-            self._warming.wait(PATIENCE)
+            except QueueFull:  # visitors' own edits measure it
+                return self.tell_cost(*settings)
+        while self._warming and not self._warming.snapshot.ended:
+            await asyncio.sleep(0.2)
         return self.tell_cost(*settings)
 
     def _warm_up(self, clip: Path, settings: Settings) -> Generator[Step, None, None]:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out"
             out.mkdir()
-            self.estimates.learn(settings, (yield from self._body(clip, settings, out, Path(folder))))
+            try:
+                self.estimates.learn(settings, (yield from self._body(clip, settings, out, Path(folder))))
+            except Exception:
+                log.exception("the warming up failed, so the first edit will measure this server")
 
     def tell_cost(self, task: str, backbone: str, steps: float, frames: float, size: str, features: str) -> str:
         """What an edit with these settings will cost on this server."""
@@ -310,42 +291,9 @@ class Desk:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         self.estimates.learn(settings, report)
-        run = Run(folder, report)
-        visit.runs.append(run)
-        for old in visit.runs[:-RUNS]:
-            visit.runs.remove(old)
-            shutil.rmtree(old.folder, ignore_errors=True)
+        run = Run(folder, report, clip)
+        visit.keep(run)
         return run
-
-    def _greet(self, token: str, request: gr.Request) -> Visit:
-        """The visit of a tab that tells its token."""
-        if len(token) >= 16 and request.session_hash:
-            self._tokens[request.session_hash] = token
-        return self._visit(request)
-
-    def _key(self, request: gr.Request) -> str:
-        session = request.session_hash or ""
-        return self._tokens.get(session, session)
-
-    def _visit(self, request: gr.Request) -> Visit:
-        """What is this visitor's, who is here; the browser names the token, so it is not used as a path."""
-        key = self._key(request)
-        name = f"visit-{hashlib.sha256(key.encode()).hexdigest()}"
-        visit = self._visits.setdefault(key, Visit(self._folder / name))
-        if visit.left:
-            visit.left.cancel()
-        return visit
-
-    def _forget(self, key: str) -> None:
-        visit = self._visits.get(key)
-        if visit is None or visit.pages:
-            return
-        del self._visits[key]
-        for job in visit.jobs:
-            job.cancel()
-        for job in visit.jobs:
-            job.wait()
-        shutil.rmtree(visit.folder, ignore_errors=True)
 
 
 def _results(run: Run, line: str) -> tuple[Any, ...]:

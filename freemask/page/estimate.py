@@ -27,7 +27,7 @@ def rows(settings: Settings) -> float:
 
 @dataclass
 class _Cost:
-    """Seconds for a row, frame and pixel; the rest of the seconds; pixels of a frame; peak memory in MiB."""
+    """Seconds for a row, frame and pixel; the other seconds but those of loading; pixels of a frame; peak in MiB."""
 
     each: float
     rest: float
@@ -51,9 +51,9 @@ class Estimates:
         pixels, spent = clip["width"] * clip["height"], sum(s for _, s in used)
         each = spent / (sum(n for n, _ in used) * clip["frames"] * pixels)
         with self._lock:
-            old = self._costs.get(settings.backbone, _Cost(each, seconds["total"] - spent, pixels, 0.0))
-            memory = max(old.memory, report["peak_memory_mib"])
-            rest = (old.rest + seconds["total"] - spent) / 2
+            rest = seconds["total"] - spent - seconds.get("load", 0.0)
+            old = self._costs.get(settings.backbone, _Cost(each, rest, pixels, 0.0))
+            memory, rest = max(old.memory, report["peak_memory_mib"]), (old.rest + rest) / 2
             self._costs[settings.backbone] = _Cost((old.each + each) / 2, rest, pixels, memory)
 
     def seconds(self, settings: Settings) -> float | None:
@@ -66,7 +66,7 @@ class Estimates:
         return cost.rest + cost.each * rows(settings) * settings.frames * pixels
 
     def memory(self, settings: Settings) -> float | None:
-        """The highest peak so far in MiB, with this backbone; None before the first edit."""
+        """The process's highest peak so far in MiB; None before the first edit with this backbone."""
         with self._lock:
             cost = self._costs.get(settings.backbone)
         return cost.memory if cost else None

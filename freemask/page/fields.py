@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 from dataclasses import fields as dataclass_fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -18,10 +20,12 @@ from ..prompts import align, find_word, infer_word, word_spans, words
 from ..video import probe, read_clip
 from . import status
 from .parts import TASK_OWN
+from .visits import Run
 from .wire import file_data, picture_uri, shown
 
 __all__ = [
     "FIELDS",
+    "changed_fields",
     "describe_clip",
     "field_values",
     "fill_example",
@@ -33,6 +37,7 @@ __all__ = [
     "link",
     "optional",
     "read_size",
+    "same_clip",
     "take_trim",
 ]
 
@@ -56,25 +61,42 @@ def describe_clip(clip: str | None) -> str:
 STRIP, HIGH = 12, 48  # thumbnails of a whole clip, and the pixels of their height
 
 
+@lru_cache(maxsize=32)
+def _strip(clip: str, changed: float, duration: float, size: tuple[int, int]) -> str:
+    """A strip of the whole clip as a data URI; decoding it takes as long as the clip is."""
+    return picture_uri(np.hstack(list(read_clip(clip, frames=STRIP, fps=0.999 * STRIP / duration, size=size).frames)))
+
+
 def follow_trim(clip: str | None, frames: float, start: float | None, fps: str) -> dict[str, Any] | None:
-    """What the trimmer shows: a strip of the whole clip, and the frames that will really be used; None for no clip."""
+    """What the trimmer shows: a strip of the whole clip, and the frames that will really be used, or why they cannot
+    be; None for no clip, or one that is no video."""
     if not clip:
         return None
     try:
         info = probe(Path(clip))
         size = max(16, round(HIGH * info.width / info.height)), HIGH
-        rate = optional(fps)
-        used = read_clip(clip, frames=int(frames), start=start or 0.0, fps=float(rate) if rate else None, size=size)
-        whole = read_clip(clip, frames=STRIP, fps=0.999 * STRIP / info.duration, size=size)
-    except (FreeMaskError, ValueError):  # the line above tells what is wrong with the clip, the edit what with a number
+        strip = _strip(clip, Path(clip).stat().st_mtime, info.duration, size)
+    except (FreeMaskError, OSError):
         return None
+    begin, used, problem = start or 0.0, [], ""
+    length = info.duration
+    try:
+        rate = optional(fps)
+        found = read_clip(clip, frames=int(frames), start=begin, fps=float(rate) if rate else None, size=size)
+        used, length = [picture_uri(frame) for frame in found.frames], len(found.frames) / found.fps
+    except FreeMaskError as error:
+        problem = str(error)
+    except ValueError:
+        problem = f"{fps!r} is no number of frames a second: write one, such as 8, or leave it empty."
+    begin = min(begin, max(0.0, info.duration - 0.1))
     return {
         "duration": round(info.duration, 2),
-        "strip": picture_uri(np.hstack(list(whole.frames))),
-        "start": start or 0.0,
-        "end": round((start or 0.0) + len(used.frames) / used.fps, 2),
-        "frames": len(used.frames),
-        "used": [picture_uri(frame) for frame in used.frames],
+        "strip": strip,
+        "start": begin,
+        "end": round(begin + length, 2),
+        "frames": int(frames),
+        "used": used,
+        "problem": problem,
     }
 
 
@@ -110,31 +132,46 @@ def fill_example(example: Example) -> list[Any]:
     return [file_data(example.clip), *field_values(example.settings)]
 
 
-def fill_settings(file: str | None) -> list[Any]:
-    """The values of a settings.json or report.json for every field but the clip; masks are told of, not taken."""
+def fill_settings(file: str | None, offered: Sequence[str]) -> list[Any]:
+    """The values of a settings.json or report.json for every field but the clip.
+
+    What the page has no field for, a backbone that it does not offer and masks are told of, not taken.
+    """
     if not file:
         return [gr.skip()] * (FIELDS - 1)
     try:
         values = read_settings(Path(file))
-        painted = values.pop("masks", None)
-        filled = field_values(make_settings(**values))
+        if values.pop("masks", None):
+            gr.Info("These settings go with masks of their own: add the masks.zip of that edit too.")
+        return _filled(values, offered)
     except FreeMaskError as error:
         raise shown(error) from None
-    if painted:
-        gr.Info("These settings go with masks of their own: add the masks.zip of that edit too.")
-    return filled
 
 
-def follow_link(query: str) -> list[Any]:
-    """The values of a link's query for every field but the clip; what it does not name stays as it is."""
+def follow_link(query: str, offered: Sequence[str]) -> list[Any] | None:
+    """The values of a link's query for every field but the clip, those that it does not name by their defaults; None
+    for a query that names none."""
     values: dict[str, Any] = {name: value for name, value in parse_qsl(query.removeprefix("?")) if name in _LINKED}
     if not values:
-        return [gr.skip()] * (FIELDS - 1)
+        return None
     try:
         values["size"] = read_size(values.get("size", ""))
-        return field_values(make_settings(**{"source": "", "edit": ""} | values))
+        return _filled({"source": "", "edit": ""} | values, offered)
     except FreeMaskError as error:
         raise shown(error) from None
+
+
+def _filled(values: dict[str, Any], offered: Sequence[str]) -> list[Any]:
+    """The fields of settings from elsewhere."""
+    backbone = values.pop("backbone", None)
+    settings = make_settings(**values)
+    filled = field_values(settings)
+    filled[NAMES.index("backbone") - 1] = backbone if backbone in offered else gr.skip()
+    lost = [name for name in ("alpha_changed", "rescale") if getattr(settings, name) is not None]
+    lost += ["backbone"] if backbone not in (None, *offered) else []
+    if lost:
+        gr.Info(f"This page has no place for: {', '.join(lost)}. The edit goes without.")
+    return filled
 
 
 def link(settings: dict[str, Any]) -> str:
@@ -145,36 +182,44 @@ def link(settings: dict[str, Any]) -> str:
     return "?" + urlencode(named)
 
 
-_LINKED = [one.name for one in dataclass_fields(Settings) if one.name not in ("masks", "backbone")]
+_LINKED = [one.name for one in dataclass_fields(Settings) if one.name != "masks"]
+NAMES = [
+    *("clip", "source", "edit", "task", "word", "backbone", "steps", "guidance", "frames", "start", "fps", "size"),
+    *(*TASK_OWN, "union", "selection", "site", "timestep", "masks", "features", "eta", "seed"),
+]
+FIELDS = len(NAMES)
+SHARED = ("source", "word", "backbone", "steps", "frames", "start", "fps", "size")  # what a trace is made with
 
 
 def field_values(own: Settings) -> list[Any]:
-    """Settings as the fields show them, in the order of `Inputs.all` without the clip."""
-    return [
-        own.source,
-        own.edit,
-        own.task,
-        own.word or "",
-        own.backbone,
-        own.steps,
-        own.guidance,
-        own.frames,
-        own.start,
-        "" if own.fps is None else f"{own.fps:g}",
-        "x".join(map(str, own.size or ())),
-        *("" if getattr(own, name) is None else f"{getattr(own, name):g}" for name in TASK_OWN),
-        bool(own.union),
-        own.selection or "",
-        own.site or "",
-        "" if own.timestep is None else str(own.timestep),
-        None,
-        own.features,
-        own.eta,
-        own.seed,
-    ]
+    """Settings as the fields show them, in the order of `NAMES` without the clip; masks are left out."""
+    text = {
+        "word": own.word or "",
+        "fps": "" if own.fps is None else f"{own.fps:g}",
+        "size": "x".join(map(str, own.size or ())),
+        "union": bool(own.union),
+        "selection": own.selection or "",
+        "site": own.site or "",
+        "timestep": "" if own.timestep is None else str(own.timestep),
+        "masks": None,
+    }
+    text |= {name: "" if getattr(own, name) is None else f"{getattr(own, name):g}" for name in TASK_OWN}
+    return [text[name] if name in text else getattr(own, name) for name in NAMES[1:]]
 
 
-FIELDS = 1 + len(field_values(Settings(source="", edit="")))  # the clip and the settings
+def changed_fields(fields: Sequence[Any] = (), **changed: Any) -> list[Any]:
+    """All fields with some changed, the others as given, or as they are."""
+    values = list(fields) or [gr.skip()] * FIELDS
+    for name, value in changed.items():
+        values[NAMES.index(name)] = value
+    return values
+
+
+def same_clip(run: Run, **mask: Any) -> list[Any]:
+    """All fields for another edit of the clip that a run shows, from its inversion, with another mask."""
+    settings = make_settings(**run.report["settings"] | {"masks": None})
+    own = dict(zip(NAMES[1:], field_values(settings), strict=True))
+    return changed_fields(clip=file_data(run.clip), **{name: own[name] for name in SHARED}, **mask)
 
 
 def optional(text: str | None) -> str | None:

@@ -155,7 +155,7 @@ class Advanced:
             with gr.Row():
                 usual = 4 if backbone == "mini" else 7.5  # more saturates mini's colours
                 guidance = gr.Slider(1, 30, usual, step=0.5, label="Guidance", buttons=[])
-                frames = gr.Slider(1, 64, 8, step=1, label="Frames", buttons=[])
+                frames = gr.Slider(1, 64, 8, step=1, label="Frames, at most 64", buttons=[])
             with gr.Row():
                 start = gr.Number(0, label="Start (s)", step=0.1, min_width=90)
                 fps = gr.Textbox("", label="Frames a second", placeholder="auto", max_lines=1, min_width=90)

@@ -101,7 +101,8 @@ def history(runs: list[tuple[dict[str, Any], str]]) -> str:
     names = [name for name in settings[0] if len({json.dumps(one.get(name)) for one in settings}) > 1]
     figures = [key for key in FIGURES if any(report["metrics"].get(key) is not None for report, _ in runs)]
     head = "".join(
-        f"<th scope=col>{i + 1}<br><img src='{uri}' alt='First and last frame'></th>" for i, (_, uri) in enumerate(runs)
+        f"<th scope=col>{i + 1}<br><img src='{uri}' alt='Run {i + 1}: first and last frame'></th>"
+        for i, (_, uri) in enumerate(runs)
     )
     lines = [(html.escape(name.replace("_", " ")), [_told(one.get(name)) for one in settings]) for name in names] + [
         (FIGURES[key][0], [_figure(key, report["metrics"].get(key)) for report, _ in runs]) for key in figures
@@ -110,8 +111,8 @@ def history(runs: list[tuple[dict[str, Any], str]]) -> str:
         f"<tr><th scope=row>{title}</th>{''.join(f'<td>{value}</td>' for value in values)}</tr>"
         for title, values in lines
     )
-    table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="fm-history" tabindex=0>{table}</div>'
+    table = f"<table><thead><tr><th scope=col>Run</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="fm-history" role="region" aria-label="Runs of this visit" tabindex=0>{table}</div>'
 
 
 def _told(value: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 import numpy as np
@@ -16,11 +16,16 @@ import numpy as np
 from ..errors import FreeMaskError, SettingError
 from ..explorer import read_index, word_file
 from ..gallery import curves_figure, mask_sheet, short_site
+from ..presets import SELECTION_TAU
 from ..prompts import align, find_word, words
 from . import status
-from .desk import VIDEOS, Run
-from .fields import link
-from .wire import file_data, shown
+from .desk import VIDEOS
+from .fields import link, same_clip
+from .visits import Run
+from .wire import collecting, file_data, shown
+
+if TYPE_CHECKING:
+    from ..mmc import Codebook
 
 __all__ = ["open_link", "open_sheet", "open_studio", "show_masks", "take_cell"]
 
@@ -41,8 +46,11 @@ def open_studio(run: Run | None) -> dict[str, Any] | None:
     """Everything that `static/grid.js` draws from, or None before the first edit; files are fetched by the browser."""
     if run is None:
         return None
+    from ..mmc import read_codebook
+
     index, report = read_index(run.folder), run.report
     settings = report["settings"]
+    book = read_codebook(settings["backbone"])
     change = align(settings["source"], settings["edit"])
     edited = words(settings["edit"])
     index["words"] = [
@@ -58,9 +66,18 @@ def open_studio(run: Run | None) -> dict[str, Any] | None:
         ],
         "word": find_word(settings["source"], report["words"]["word"]),
         "reason": status.note(_reason(report)),
-        "tau": report["mask"]["tau"],
-        **_costs(report, index),
+        # a cell is not thresholded as a consensus is
+        "tau": SELECTION_TAU["codebook"] if report["mask"]["origin"] == "consensus" else report["mask"]["tau"],
+        "cell": _cell(report, index["timesteps"], book.timestep if book else None),
+        **_costs(book, index),
     }
+
+
+def _cell(report: dict[str, Any], timesteps: list[int], best: int | None) -> dict[str, Any]:
+    """The cell to look at first: the mask's own or the nearest to it; where each step has its own, t*'s."""
+    own = report["mask"]["timestep"]
+    wanted = own if own != "every" else timesteps[len(timesteps) // 2] if best is None else best
+    return {"site": report["mask"]["site"], "timestep": min(timesteps, key=lambda t: abs(t - wanted))}
 
 
 def _reason(report: dict[str, Any]) -> str:
@@ -71,19 +88,14 @@ def _reason(report: dict[str, Any]) -> str:
     return WHY[reason].format(f"{place}, {when}")
 
 
-def _costs(report: dict[str, Any], index: dict[str, Any]) -> dict[str, Any]:
+def _costs(book: Codebook | None, index: dict[str, Any]) -> dict[str, Any]:
     """The codebook's curves on this edit's sites and timesteps; null where no codebook was measured."""
-    from ..mmc import read_codebook
-
-    book = read_codebook(report["settings"]["backbone"])
     if book is None:
-        return {"lmmc": None, "tmmc": None, "best": None}
+        return {"lmmc": None, "tmmc": None}
     by_site = dict(zip(book.sites, book.lmmc, strict=True))
-    timesteps = index["timesteps"]
     return {
         "lmmc": [by_site.get(site["name"]) for site in index["sites"]],
-        "tmmc": np.interp(timesteps, book.timesteps, book.tmmc).round(3).tolist(),
-        "best": {"site": book.site, "timestep": min(timesteps, key=lambda t: abs(t - book.timestep))},
+        "tmmc": np.interp(index["timesteps"], book.timesteps, book.tmmc).round(3).tolist(),
     }
 
 
@@ -92,20 +104,19 @@ def open_link(run: Run | None) -> str:
     if run is None:
         return ""
     query = html.escape(link(run.report["settings"]))
-    return status.note(f'<a href="{query}">Link to these settings</a>, without the clip: copy its address to share it.')
-
-
-def take_cell(event: gr.EventData) -> tuple[Any, ...]:
-    """A layer, and a timestep or each step's own, as the next edit's selection, site, timestep, masks and τ."""
-    picked = event._data
-    timestep = picked.get("timestep")
-    return (
-        "",
-        short_site(str(picked["site"])),
-        "" if timestep is None else str(int(timestep)),
-        None,
-        f"{float(picked['tau']):.2f}",
+    return status.note(
+        f'<a href="{query}" target="_blank" rel="noopener">Link to these settings</a> (all but the clip)'
     )
+
+
+def take_cell(run: Run, event: gr.EventData) -> list[Any]:
+    """A picked layer, and a timestep or each step's own, as fields of the next edit of the clip that is shown."""
+    picked = event._data
+    with collecting() as errors:
+        timestep = picked.get("timestep")
+        cell = {"site": short_site(str(picked["site"])), "timestep": "" if timestep is None else str(int(timestep))}
+        return same_clip(run, selection="", masks=None, tau=f"{float(picked['tau']):.2f}", **cell)
+    raise shown(errors[0])
 
 
 def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
@@ -120,9 +131,9 @@ def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
 
 
 def open_sheet(run: Run | None) -> tuple[Any, ...]:
-    """The choices of word and frame for another edit, and its first sheet."""
+    """The choices of word and frame for another edit, and its first sheet; nothing where an edit ships without."""
     if run is None or not (run.folder / "words.npz").exists():
-        return (gr.skip(),) * 4
+        return gr.Dropdown(choices=[], value=None), gr.Slider(1, 64, value=1), None, None
     index = read_index(run.folder)
     edited = str(run.report["words"]["word"]).split()[-1]
     word = next(token for token in index["tokens"] if token.casefold() == edited.casefold())

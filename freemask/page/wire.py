@@ -38,8 +38,9 @@ def shown(error: Exception) -> gr.Error:
     """
     if isinstance(error, FreeMaskError):
         return gr.Error(html.escape(str(error)), print_exception=False)
-    log.error("an edit failed", exc_info=error)
-    return gr.Error("The edit failed unexpectedly. The server's log says why.", print_exception=False)
+    log.error("a request failed", exc_info=error)
+    told = "This failed unexpectedly: try again, with fewer frames or a smaller size. The server's log says why."
+    return gr.Error(told, print_exception=False)
 
 
 def file_data(path: Path) -> dict[str, Any]:
