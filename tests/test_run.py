@@ -64,7 +64,8 @@ def test_the_report_accounts_for_the_run(done):
     assert report["mask"]["timestep"] == "every" and report["mask"]["origin"] == "measured"
     assert 0 < report["mask"]["area"] < 1
     assert set(report["seconds"]) >= {"encode", "invert", "reconstruct", "edit", "decode", "total"}
-    assert report["metrics"].keys() == {"reconstruction_psnr", "background_psnr"}
+    judged = {"clip", "clip_temporal", "frame_accuracy"}
+    assert report["metrics"].keys() == {"reconstruction_psnr", "background_psnr"} | judged
 
 
 def test_its_settings_make_the_same_edit_again(done, tmp_path):
