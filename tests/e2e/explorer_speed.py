@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 from playwright.sync_api import Page, sync_playwright
-from test_page import CHROMIUM, EDIT, FLAGS, SOURCE
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from test_page import CHROMIUM, EDIT, FLAGS, SOURCE  # noqa: E402
+
 import app  # noqa: E402
 from freemask import page as parts  # noqa: E402
 from freemask.explorer import save_word_files  # noqa: E402
@@ -85,7 +86,7 @@ def main() -> None:
         page.locator("#facts", has_text="512×512").wait_for()
         page.get_by_role("button", name="Edit", exact=True).click()
         page.locator("#studio [data-ready='1']").wait_for(state="attached")
-        page.get_by_role("button", name="Pause").click()
+        page.get_by_role("button", name="Pause (Space)").click()
         sizes = [path.stat().st_size / 2**20 for path in Path(folder).glob("visit-*/*/words/*.gz")]
         print(
             json.dumps(
