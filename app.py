@@ -76,8 +76,14 @@ def build(
                 results = page.Results.build()
         token, query = gr.Textbox(visible=False), gr.Textbox(visible=False)
         advanced = inputs.advanced
+        offered = [name for _, name in advanced.backbone.choices]
         desk = page.Desk(
-            worker, body, folder=Path(inputs.clip.GRADIO_CACHE), estimates=estimates, warm=shipped[0] if warm else None
+            worker,
+            body,
+            folder=Path(inputs.clip.GRADIO_CACHE),
+            estimates=estimates,
+            backbones=offered,
+            warm=shipped[0] if warm else None,
         )
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -100,7 +106,6 @@ def build(
         filled = inputs.examples.click(
             lambda index: page.fill_example(shipped[index]), inputs.examples, inputs.all, **plain
         )
-        offered = [name for _, name in advanced.backbone.choices]
         inputs.settings.upload(lambda file: page.fill_settings(file, offered), inputs.settings, inputs.all[1:], **plain)
         advanced.backbone.change(page.toy_world, advanced.backbone, toy, **live)
         gr.on(
@@ -136,9 +141,8 @@ def build(
 
         # What came of it.
         arrived = demo.load(desk.arrive, token, results.outputs, js=ARRIVE, concurrency_limit=None, **plain)
-        backbones = gr.State(offered)
-        recalled = f"() => [({ARRIVE})(), location.search, null]"
-        demo.load(desk.recall, [token, query, backbones], inputs.all, js=recalled, **plain)
+        recalled = f"() => [({ARRIVE})(), location.search]"
+        demo.load(desk.recall, [token, query], inputs.all, js=recalled, **plain)
         chosen = results.choice.input(desk.show_run, results.choice, results.outputs, **plain)
         example = filled.success(
             lambda index: desk.show_example(shipped[index]), inputs.examples, results.outputs, **plain

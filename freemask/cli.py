@@ -458,7 +458,7 @@ def render(
 def showcase(
     static: Annotated[Path, typer.Option(help="The folder that the page serves.")] = Path("static"),
 ) -> None:
-    """Make the edits that ship with the page's examples, and the pictures of its task cards (a minute on a CPU)."""
+    """Make the edits that ship with the page's examples, and the pictures of its task cards (some minutes on a CPU)."""
     with _refusals():
         from .toyworld.showcase import showcase_steps
 

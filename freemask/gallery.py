@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .errors import MaskError, SettingError
 
 __all__ = [
+    "MASK_SIDE",
     "WordMaps",
     "curves_figure",
     "map_grids",
@@ -44,7 +45,7 @@ FONT = "sans"
 LEGEND = (
     "columns: timesteps, high noise to low   ·   each cell by its own maximum   ·   outlined: what the mask is made of"
 )
-MASK_SIDE = 2048  # pixels of a side of an uploaded mask
+MASK_SIDE = 2048  # pixels of a side of a mask from outside
 SHEET_WIDTH = 1000  # pixels that the columns share
 
 

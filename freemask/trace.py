@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .gallery import short_site
 from .video import Clip
 
 __all__ = ["CLEAN", "Features", "Kind", "Site", "SoftMap", "Trace", "load_trace", "save_trace"]
@@ -47,9 +48,7 @@ class Site(NamedTuple):
     @property
     def short(self) -> str:
         """A name for people, such as "up 2.1" or "mid"."""
-        parts = self.name.split(".")
-        at = parts[parts.index("attentions" if "attentions" in parts else "temp_attentions") + 1]
-        return "mid" if parts[0] == "mid_block" else f"{parts[0].split('_')[0]} {parts[1]}.{at}"
+        return short_site(self.name)
 
 
 class SoftMap(NamedTuple):

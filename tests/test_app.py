@@ -257,9 +257,9 @@ def test_a_visitors_runs_masks_and_fields(clip: Path, tmp_path: Path) -> None:
             with pytest.raises(gr.Error, match="too large|paint it again"):
                 desk.take_painting(runs[3], SimpleNamespace(_data=bad), one)
         list(desk.edit(one, **(fields(None, steps=2) | {"clip": str(clip), "masks": masks})))
-        recalled = desk.recall(token, "", ["mini"], SimpleNamespace(session_hash="b"))
+        recalled = desk.recall(token, "", SimpleNamespace(session_hash="b"))
         assert recalled[0]["path"] == str(clip) and recalled[NAMES.index("masks")]["path"] == str(masks)
-        linked = desk.recall(token, "?source=a+cat&edit=a+dog&task=shape", ["mini"], SimpleNamespace(session_hash="c"))
+        linked = desk.recall(token, "?source=a+cat&edit=a+dog&task=shape", SimpleNamespace(session_hash="c"))
         assert linked[0] == gr.skip() and linked[1:4] == ["a cat", "a dog", "shape"]
 
 

@@ -9,7 +9,7 @@ import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import SettingError
 from ..explorer import unpack_bits
-from ..gallery import save_mask_zip
+from ..gallery import MASK_SIDE, save_mask_zip
 from ..jobs import Job, QueueFull, Step, Worker
 from ..presets import Example, Settings, make_settings
 from ..prompts import check
@@ -43,8 +43,8 @@ SKIPPED: tuple[Any, ...] = (gr.skip(),) * 6
 
 
 class Desk:
-    """`folder` is where visitors' files are kept, `away` how long they outlive the last look; `warm` is an example to
-    measure the server with."""
+    """`folder` is where visitors' files are kept, `away` how long they outlive the last look; `backbones` are what the
+    page offers, `warm` is an example to measure the server with."""
 
     def __init__(
         self,
@@ -53,10 +53,11 @@ class Desk:
         *,
         folder: Path,
         estimates: Estimates | None = None,
+        backbones: Sequence[str] = ("mini",),
         warm: Example | None = None,
         away: float = AWAY,
     ) -> None:
-        self._worker, self._body, self._warm = worker, body, warm
+        self._worker, self._body, self._backbones, self._warm = worker, body, backbones, warm
         self._visits = Visits(folder, away=away)
         self._warming: Job | None = None
         self.estimates = estimates or Estimates()
@@ -160,13 +161,10 @@ class Desk:
         else:
             yield gr.skip(), *SKIPPED
 
-    def recall(self, token: str, query: str, offered: list[str], request: gr.Request) -> list[Any]:
-        """The fields of a page that was opened: as its link says, or as the last edit of one who comes back had them.
-
-        `offered` are the backbones that the page has.
-        """
+    def recall(self, token: str, query: str, request: gr.Request) -> list[Any]:
+        """The fields of a page that was opened: as its link says, or as the last edit of who comes back had them."""
         asked = self._visits.greet(token, request.session_hash or "").asked
-        linked = follow_link(query, offered)
+        linked = follow_link(query, self._backbones)
         if linked is not None:
             return [gr.skip(), *linked]
         if asked is None or not asked[0].exists():
@@ -213,8 +211,9 @@ class Desk:
         """Masks painted in the studio, kept as a zip, as fields of the next edit of the clip that is shown."""
         with collecting() as errors:
             h, w, data = int(event._data["h"]), int(event._data["w"]), str(event._data["data"])
-            if not (0 < h <= 2048 and 0 < w <= 2048 and len(data) <= 4 * (PAINTED * h * w // 24 + 2)):
-                raise SettingError(f"The painted mask is too large: {PAINTED} frames of 2048 x 2048 at most.")
+            if not (0 < h <= MASK_SIDE and 0 < w <= MASK_SIDE and len(data) <= 4 * (PAINTED * h * w // 24 + 2)):
+                largest = f"{PAINTED} frames of {MASK_SIDE} x {MASK_SIDE}"
+                raise SettingError(f"The painted mask is too large: {largest} at most.")
             masks = unpack_bits(data, (h, w))
         for error in errors:
             raise shown(error)
