@@ -12,7 +12,7 @@ Both are generators of `Step` that return their result, so bars, previews and ca
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -64,10 +64,16 @@ class Usage:
 
 @dataclass(frozen=True)
 class Denoised:
-    """The latents (1, c, f, h, w) of an edited clip and the masks that made it."""
+    """The latents (1, c, f, h, w) of an edited clip and the masks that made it.
+
+    `watched` are the edit prompt's words that the source lacks, by position, where they were watched; `maps` their
+    maps in that order, by (t, site name), before any fusion.
+    """
 
     latents: Tensor
     plan: MaskPlan
+    watched: tuple[int, ...] = ()
+    maps: dict[tuple[int, str], SoftMap] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -236,11 +242,13 @@ class Editor:
         timestep: int | None = None,
         usage: Usage | None = None,
         glances: int = 0,
+        watch: bool = False,
     ) -> Steps[Denoised]:
         """Denoises with the edit prompt under classifier-free guidance and masked fusion.
 
         The source's features are read from the trace where the inversion stored them, else replayed. About `glances`
         of the steps carry a picture (h, w, 3) uint8: the middle frame of the clean clip as it is predicted then.
+        `watch` keeps the maps of the words that the source prompt lacks.
         """
         backbone, usage = self.backbone, usage or Usage()
         plan = self.plan_masks(trace, word=word, task=task, mask=mask, site=site, timestep=timestep)
@@ -254,7 +262,8 @@ class Editor:
         alpha_changed = task.alpha_cross if task.alpha_changed is None else task.alpha_changed
         changed_window = _window(alpha_changed, len(order))
         columns = self._edit_columns(trace, word, alignment.source_of, edit_tokens)
-        fusion = _Fusion(trace, plan, task, tokens, columns)
+        watched = alignment.changed if watch else ()
+        fusion = _Fusion(trace, plan, task, tokens, columns, [list(edit_tokens[j]) for j in watched])
         every = -(-len(order) // glances) if glances else len(order) + 1
         picture: np.ndarray | None = None
 
@@ -284,7 +293,7 @@ class Editor:
         x = trace.latents[trace.timesteps[-1]]
         for i, (t, x) in enumerate(denoise(predict, x, alpha, eta=eta, seed=seed, adjust=adjust)):  # noqa: B007, B020
             yield Step("edit", i + 1, len(trace.timesteps), t, picture)
-        return Denoised(x, plan)
+        return Denoised(x, plan, watched, fusion.maps)
 
     def _glance(self, x: Tensor, eps: Tensor, level: float) -> np.ndarray:
         """The middle frame (h, w, 3) uint8 of the clean clip that latents (1, c, f, h, w) and their noise predict."""
@@ -304,12 +313,21 @@ class _Fusion:
     """The masked fusion of one edit: which sites are hooked at a step, and what happens there.
 
     Batch rows are (unconditional, edit, source) in replay and (unconditional, edit) with a store; only the
-    edit's row is ever changed.
+    edit's row is ever changed. `watched` lists the tokens of each word whose maps are kept.
     """
 
-    def __init__(self, trace: Trace, plan: MaskPlan, task: Preset, tokens: TokenMap, edit_columns: list[int]) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        plan: MaskPlan,
+        task: Preset,
+        tokens: TokenMap,
+        edit_columns: list[int],
+        watched: list[list[int]],
+    ) -> None:
         self.trace, self.plan, self.task = trace, plan, task
-        self.tokens, self.edit_columns = tokens, edit_columns
+        self.tokens, self.edit_columns, self.watched = tokens, edit_columns, watched
+        self.maps: dict[tuple[int, str], SoftMap] = {}
         self.edit_map: np.ndarray | None = None  # the edit word's own mask, known from the step before
         self.t = CLEAN
         self.keep_changed = False
@@ -327,7 +345,12 @@ class _Fusion:
 
         found = [site for site in self.trace.sites if site.kind in kinds and small(site)]
         self.replay = any((t, site.name) not in self.trace.features for site in found)
-        return dict.fromkeys(found, self.fuse)
+        seen = [site for site in self.trace.sites if site.kind == "cross"] if self.watched else []
+        return {**dict.fromkeys(seen, self.watch), **dict.fromkeys(found, self.fuse)}
+
+    @property
+    def rows(self) -> int:
+        return 3 if self.replay else 2
 
     def object(self, t: int) -> np.ndarray:
         """M at the latents' grid, (f, h, w) bool, joined with the edit word's own mask where asked."""
@@ -354,7 +377,7 @@ class _Fusion:
 
     def fuse(self, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of all rows, the edit's fused with the source's."""
-        rows = 3 if self.replay else 2
+        rows = self.rows
         qs, ks, vs = q.chunk(rows), k.chunk(rows), v.chunk(rows)
         q0, k0 = (qs[2], ks[2]) if self.replay else self.trace.features[self.t, site.name]
         q1, k1, v1 = qs[1], ks[1], vs[1]
@@ -382,8 +405,23 @@ class _Fusion:
         others = [attend(qs[i], ks[i], vs[i]) for i in range(0, rows, 2)]
         return torch.cat([others[0], a.to(v1.dtype) @ v1, *others[1:]])
 
+    def watch(self, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Plain attention of all rows, the edit's watched."""
+        last = max(token for columns in self.watched for token in columns) + 1
+        self._keep(site, word_probabilities(q.chunk(self.rows)[1], k.chunk(self.rows)[1], slice(0, last)))
+        return attend(q, k, v)
+
+    def _keep(self, site: Site, soft: Tensor) -> None:
+        """Keeps the watched words' maps of head-mean probabilities (f, p, k)."""
+        h, w = site.grid(self.trace.grid)
+        each = torch.stack([soft[..., columns].sum(-1) for columns in self.watched])
+        self.maps[self.t, site.name] = SoftMap.pack(rearrange(each, "n f (h w) -> n f h w", h=h, w=w).cpu().numpy())
+
     def _look(self, site: Site, a1: Tensor) -> None:
-        """Keeps the edit word's mask at l* for the next step, where the mask is to be joined with it."""
+        """What is kept of the edit's own cross-attention (f, heads, p, k): the watched words' maps, and the edit
+        word's mask at l* for the next step, where the mask is to be joined with it."""
+        if self.watched:
+            self._keep(site, a1.mean(1))
         if self.task.union and site == self.plan.choice.site and self.edit_columns:
             h, w = site.grid(self.trace.grid)
             soft = rearrange(a1[..., self.edit_columns].sum(-1).mean(1), "f (h w) -> f h w", h=h, w=w)

@@ -24,7 +24,7 @@ __all__ = ["pack_bits", "read_index", "save_word_files", "unpack_bits", "word_fi
 
 
 def word_file(folder: Path, index: int) -> Path:
-    """Where the maps of the source prompt's word `index` are kept."""
+    """Where the maps of word `index` of `words.npz` are kept."""
     return folder / "words" / f"{index:02d}.gz"
 
 
@@ -48,6 +48,7 @@ def save_word_files(folder: Path) -> None:
     about = {
         "frames": index.frames,
         "tokens": index.tokens,
+        "edit_words": index.edit_words,
         "sites": [
             {"name": site, "short": short_site(site), "h": values[site].shape[-2], "w": values[site].shape[-1]}
             for site in index.sites

@@ -53,13 +53,15 @@ SHEET_WIDTH = 1000  # pixels that the columns share
 class WordMaps:
     """What `words.npz` tells without its maps: enough to offer a choice of word and frame.
 
-    tokens: the source prompt's words, in order. sites: the cross-attention sites, from the input to the output.
+    tokens: the source prompt's words, in order, then those of the edit prompt that it lacks, whose positions there are
+    edit_words. sites: the cross-attention sites, from the input to the output.
     timesteps: ascending, from low to high noise. frames: how many. chosen (timestep, site) bool: the maps that the
     mask in use was made from; one row where each timestep uses its own. mask (f, h, w) bool: the mask in use, at the
     latents' grid.
     """
 
     tokens: tuple[str, ...]
+    edit_words: tuple[int, ...]
     sites: tuple[str, ...]
     timesteps: tuple[int, ...]
     frames: int
@@ -75,6 +77,7 @@ def read_words(path: Path) -> WordMaps:
             raise MaskError(f"{path.name} holds no attention maps: run the edit again.")
         return WordMaps(
             tokens=tuple(map(str, stored["tokens"])),
+            edit_words=tuple(map(int, stored["edit_words"])),
             sites=tuple(map(str, stored["sites"])),
             timesteps=tuple(map(int, stored["timesteps"])),
             frames=int(stored[f"scales_{grids[0]}"].shape[3]),

@@ -156,6 +156,7 @@ def run_steps(
             timestep=settings.timestep,
             usage=usage["edit"],
             glances=glances,
+            watch=True,
         )
     yield Step("decode", 0, 1)
     with clock.measure("decode"):
@@ -213,7 +214,7 @@ def run_steps(
     ):
         write_clip(out / f"{name}.mp4", video, audio_from=path, start=settings.start, note=note)
     write_gif(out / "edited.gif", result, note=made)
-    save_masks(out, trace, edited, word)
+    save_masks(out, trace, edited, word, settings.edit)
     save_word_files(out)
     sheet = gallery.mask_sheet(out / "words.npz", word, frame=0)
     gallery.save_png(out / "masks.png", sheet)
@@ -230,13 +231,14 @@ def _finite(value: float) -> float | None:
     return round(value, 3) if math.isfinite(value) else None
 
 
-def save_masks(out: Path, trace: Trace, edited: Denoised, word: str) -> None:
+def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, prompt: str) -> None:
     """Writes `masks.npz` (the edited word's maps) and `words.npz` (every word's), both per grid.
 
     `maps_{h}x{w}` uint8 (t, site, f, h, w) in masks.npz and (t, site, token, f, h, w) in words.npz, with
     `scales_{h}x{w}` float32 over (t, site, [token,] f): probability = maps / 255 · scale. Timesteps rise.
-    In words.npz, `chosen` bool (t, site) marks the maps that the mask was made from, and `mask` bool (f, h, w) is
-    that mask at the latents' grid.
+    The words of words.npz are the source prompt's, whose maps are the inversion's, then those of the edit prompt that
+    the source lacks, as the edit saw them; `edit_words` are their positions there. `chosen` bool (t, site) marks the
+    maps that the mask was made from, and `mask` bool (f, h, w) is that mask at the latents' grid.
     """
     at = find_word(trace.prompt, word)
     found = words(trace.prompt)
@@ -251,6 +253,7 @@ def save_masks(out: Path, trace: Trace, edited: Denoised, word: str) -> None:
             for site in sites:
                 one.append(SoftMap.pack(trace.word_map(t, site, at)[None]))
                 rows = [trace.word_map(t, site, [i]) for i in range(len(found))]
+                rows += [edited.maps[t, site.name].of([n]) for n in range(len(edited.watched))]
                 each.append(SoftMap.pack(np.stack(rows)))
         lead = (len(trace.timesteps), len(sites))
         for target, packed, words_axis in ((masks, one, False), (every, each, True)):
@@ -261,7 +264,8 @@ def save_masks(out: Path, trace: Trace, edited: Denoised, word: str) -> None:
             target[f"sites_{size}"] = np.array([s.name for s in sites])
     masks["tokens"] = np.array([found[i] for i in at])
     masks["mask"] = edited.plan.shown
-    every["tokens"] = np.array(found)
+    every["tokens"] = np.array([*found, *(words(prompt)[j] for j in edited.watched)])
+    every["edit_words"] = np.array(edited.watched, np.int64)
     cells = set(edited.plan.cells)
     every["chosen"] = np.array([[(t, site.name) in cells for site in cross] for t in trace.timesteps])
     every["mask"] = edited.plan.object_at[edited.plan.choice.timestep]

@@ -474,19 +474,18 @@ function players(value, state, act, signal) {
   };
 }
 
-/** Both prompts as chips. A chip of the edit prompt stands for its source word. */
+/** Both prompts as chips. A word that the edit prompt shares with the source stands for the source's. */
 function wordRows(value, state, act) {
   const chips = [], line = el("p", { className: "fm-note", role: "status" });
-  const chip = ({ text, source, changed }) => {
-    const node = button(text, "", (event) => pick(source, event.ctrlKey || event.metaKey || event.shiftKey), "fm-chip");
+  const chip = ({ text, at }) => {
+    const own = at >= value.source_words, title = own ? "New in the edit prompt: its maps are the edit's own" : "";
+    const node = button(text, title, (event) => pick(at, event.ctrlKey || event.metaKey || event.shiftKey), "fm-chip");
     node.onkeydown = (event) => {
-      if (event.key === "+") pick(source, true);
+      if (event.key === "+") pick(at, true);
     };
-    node.classList.toggle("word", value.word.includes(source));
-    node.classList.toggle("new", Boolean(changed));
-    node.disabled = source === null;
-    if (node.disabled) node.title = `The inversion has no map of “${text}”: the word is new in the edit prompt`;
-    else chips.push([node, source]);
+    node.classList.toggle("word", value.word.includes(at));
+    node.classList.toggle("new", own);
+    chips.push([node, at]);
     return node;
   };
   const pick = (word, add) => {
@@ -498,10 +497,10 @@ function wordRows(value, state, act) {
     el("div", { className: "fm-words", role: "group", ariaLabel: `${title} prompt` }, el("span", {}, title), ...words.map(chip));
   return {
     node: el("section", { className: "fm-panel", ariaLabel: "Words" },
-      row("Source", value.words.map(({ text }, source) => ({ text, source }))), row("Edit", value.edit_words), line),
+      row("Source", value.words.slice(0, value.source_words).map(({ text }, at) => ({ text, at }))), row("Edit", value.edit_words), line),
     say: (text) => (line.textContent = text),
     update(what) {
-      if (what === "words") for (const [node, source] of chips) node.ariaPressed = state.words.includes(source);
+      if (what === "words") for (const [node, at] of chips) node.ariaPressed = state.words.includes(at);
     },
   };
 }
@@ -777,8 +776,10 @@ function inspector(value, state, store, act, clips) {
     const by = state.shared ? "the largest value on any cell" : "this frame's own maximum";
     scaleText.textContent = several ? `each word ÷ its maximum on this cell, the larger counts; then ÷ ${by}` : `probability ÷ ${by}`;
     const edited = !value.word.length || state.words.join() === value.word.join();
-    note.textContent = !found ? "This map is flat or zero on some frame: no mask can be cut from it."
-      : edited ? "" : `A mask is always made of the maps of ${quoted(value.word, value)}, the edited word.`;
+    const own = state.words.some((at) => at >= value.source_words);
+    const whose = own ? "Maps of new words are what the edit itself attended to, before any fusion. " : "";
+    note.textContent = whose + (!found ? "This map is flat or zero on some frame: no mask can be cut from it."
+      : edited ? "" : `A mask is always made of the maps of ${quoted(value.word, value)}, the edited word.`);
   }
 
   for (const event of ["seeked", "loadeddata"]) clips.source.addEventListener(event, () => maps && draw());

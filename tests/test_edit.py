@@ -268,3 +268,33 @@ def test_glances_show_the_clip_on_its_way(editor, trace):
     seen = [i for i, step in enumerate(steps) if step.picture is not None]
     assert seen == [1, 3]
     assert steps[1].picture.shape == trace.clip.frames.shape[1:] and steps[1].picture.dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", ["attribute", "shape"])
+def test_watching_new_words_changes_nothing_and_sees_every_cell(editor, trace, name):
+    steps = editor.edit_steps(trace, prompt="a blue car flying", task=task(name), word="car", watch=True)
+    watched = finish(steps)
+    assert torch.equal(watched.latents, run(editor, trace, task(name), prompt="a blue car flying"))
+    assert watched.watched == (1, 3)
+    cross = [site for site in trace.sites if site.kind == "cross"]
+    assert watched.maps.keys() == {(t, site.name) for t in trace.timesteps for site in cross}
+    for site in cross:
+        maps = watched.maps[trace.timesteps[0], site.name]
+        assert maps.values.shape == (2, len(trace.clip.frames), *site.grid(trace.grid))
+
+
+def test_an_edit_that_is_the_inversion_watches_the_inversions_maps(editor, trace):
+    """The first step's own maps, of a word that the source calls otherwise, where the rest of the row is the same."""
+    top = trace.timesteps[-1]
+    again = replace(trace, latents=trace.latents | {top: trace.latents[trace.below(top)]})
+    other = replace(again, prompt="a red truck driving on the grass")
+    steps = editor.edit_steps(other, prompt=SOURCE, task=task(**CLOSED), word="truck", watch=True)
+    seen = finish(steps)
+    assert seen.watched == (2,)
+    for site in trace.sites:
+        if site.kind == "cross":
+            assert close(
+                torch.from_numpy(seen.maps[top, site.name].of([0])),
+                torch.from_numpy(trace.word_map(top, site, [2])),
+                relative=0.02,
+            )

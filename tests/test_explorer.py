@@ -17,7 +17,8 @@ def test_a_words_file_holds_its_maps_site_after_site(tmp_path: Path) -> None:
     stored(tmp_path / "words.npz")
     save_word_files(tmp_path)
     index, arrays = read_index(tmp_path), np.load(tmp_path / "words.npz")
-    assert index["tokens"] == ["red", "Car"] and index["timesteps"] == [1, 201, 401]
+    assert (index["tokens"], index["edit_words"]) == (["red", "Car"], [1])
+    assert index["timesteps"] == [1, 201, 401]
     assert [site["name"] for site in index["sites"]] == SITES
     for k in range(2):
         data = gzip.decompress(word_file(tmp_path, k).read_bytes())

@@ -41,6 +41,7 @@ def stored(path: Path, *, site: str = SITES[1], timestep: int = 201, grid: tuple
         **{f"sites_{h}x{w}": np.array(SITES[:1]), f"sites_{(h + 1) // 2}x{(w + 1) // 2}": np.array(SITES[1:])},
         timesteps=np.array([1, 201, 401]),
         tokens=np.array(["red", "Car"]),
+        edit_words=np.array([1]),
         sites=np.array(SITES),
         mask=np.arange(2 * h * w).reshape(2, h, w) % 3 == 0,
         chosen=np.array([[name == site and timestep in (-1, t) for name in SITES] for t in (1, 201, 401)]),

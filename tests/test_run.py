@@ -119,7 +119,10 @@ def test_the_masks_can_be_read_back(done):
     assert masks["maps_16x16"].dtype == np.uint8 and masks["mask"].dtype == bool
     assert masks["mask"].shape == (8, 64, 64) and masks["tokens"].tolist() == ["car"]
     words = every["tokens"].tolist()
-    assert words == SHAPE.settings.source.split()
+    fresh = np.load(out / "words.npz")["edit_words"].tolist()
+    told = SHAPE.settings.edit.split()
+    assert fresh and words == [*SHAPE.settings.source.split(), *(told[j] for j in fresh)]
+    assert every["scales_16x16"].min() > 0
     assert sorted(path.name for path in (out / "words").glob("*.gz")) == [f"{i:02d}.gz" for i in range(len(words))]
     assert np.array_equal(every["maps_16x16"][:, :, words.index("car")], masks["maps_16x16"])
     grids = [k.removeprefix("sites_") for k in masks.files if k.startswith("sites_")]

@@ -15,7 +15,7 @@ from ..explorer import save_word_files
 from ..gallery import mask_sheet, save_png
 from ..jobs import Step
 from ..presets import Settings
-from ..prompts import check, warnings, words
+from ..prompts import align, check, warnings, words
 from ..video import Clip, read_clip, side_by_side, write_clip
 
 __all__ = ["Body", "diffusion", "painted_circles"]
@@ -60,8 +60,10 @@ def painted_circles(
     delta = settings.preset().delta
     timesteps = np.linspace(1, 961, settings.steps).astype(int)
     chosen = int(timesteps[np.abs(timesteps - 200).argmin()])
-    _maps(out / "words.npz", words(settings.source), timesteps, settings.frames, chosen if delta else -1)
-    _maps(out / "masks.npz", [word], timesteps, settings.frames, chosen if delta else -1)
+    fresh, told = align(settings.source, settings.edit).changed, words(settings.edit)
+    tokens = [*words(settings.source), *(told[j] for j in fresh)]
+    _maps(out / "words.npz", tokens, fresh, timesteps, settings.frames, chosen if delta else -1)
+    _maps(out / "masks.npz", [word], (), timesteps, settings.frames, chosen if delta else -1)
     save_word_files(out)
     save_png(out / "masks.png", mask_sheet(out / "words.npz", word, frame=0))
     report: dict[str, Any] = {
@@ -101,9 +103,12 @@ def _circle(frame: np.ndarray, at: int) -> np.ndarray:
     return np.asarray(cv2.circle(frame.copy(), centre, min(h, w) // 4, (64, 160, 255), -1, cv2.LINE_AA))
 
 
-def _maps(path: Path, tokens: list[str], timesteps: np.ndarray, frames: int, chosen: int) -> None:
-    """Blobs that sharpen toward low noise, in two grids."""
+def _maps(
+    path: Path, tokens: list[str], fresh: tuple[int, ...], timesteps: np.ndarray, frames: int, chosen: int
+) -> None:
+    """Blobs that sharpen toward low noise, in two grids; the last tokens are the edit prompt's words at `fresh`."""
     stored: dict[str, Any] = {"timesteps": timesteps, "tokens": np.array(tokens), "sites": np.array(SITES)}
+    stored["edit_words"] = np.array(fresh, np.int64)
     stored["chosen"] = np.array([[site == SITES[3] and chosen in (-1, t) for site in SITES] for t in timesteps])
     for side, sites in ((16, [SITES[0], *SITES[4:]]), (8, SITES[1:4])):
         t, s, k, f, y, x = np.ogrid[

@@ -52,7 +52,8 @@ def open_studio(run: Run | None) -> dict[str, Any] | None:
     settings = report["settings"]
     book = read_codebook(settings["backbone"])
     change = align(settings["source"], settings["edit"])
-    edited = words(settings["edit"])
+    known = len(index["tokens"]) - len(index["edit_words"])
+    own = {j: known + n for n, j in enumerate(index["edit_words"])}
     index["words"] = [
         {"text": token, "maps": file_data(word_file(run.folder, k))} for k, token in enumerate(index.pop("tokens"))
     ]
@@ -61,9 +62,9 @@ def open_studio(run: Run | None) -> dict[str, Any] | None:
         "fps": report["clip"]["fps"],
         "size": [report["clip"]["width"], report["clip"]["height"]],
         "edit_words": [
-            {"text": text, "source": change.source_of[j], "changed": j in change.changed}
-            for j, text in enumerate(edited)
+            {"text": text, "at": own.get(j, change.source_of[j])} for j, text in enumerate(words(settings["edit"]))
         ],
+        "source_words": known,
         "word": find_word(settings["source"], report["words"]["word"]),
         "reason": status.note(_reason(report)),
         # a cell is not thresholded as a consensus is

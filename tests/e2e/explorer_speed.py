@@ -45,6 +45,7 @@ def full_size(clip: Path, settings: Settings, out: Path, kept: Path) -> Generato
     rng, tokens = np.random.default_rng(0), words(settings.source)
     names = [f"up_blocks.{i // 3}.attentions.{i % 3}.transformer_blocks.0.attn2" for i in range(16)]
     stored: dict[str, Any] = {"timesteps": np.arange(1, 1000, 20), "tokens": np.array(tokens), "sites": np.array(names)}
+    stored["edit_words"] = np.zeros(0, np.int64)
     stored["chosen"] = np.zeros((STEPS, len(names)), bool)
     stored["chosen"][10, 9], stored["mask"] = True, rng.random((FRAMES, 64, 64)) > 0.8
     first = 0
