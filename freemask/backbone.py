@@ -79,6 +79,7 @@ class Backbone:
     tokenizer: CLIPTokenizer
     scheduler: DDIMScheduler
     device: torch.device
+    native_frames: int = 24  # that the temporal layers were trained on
 
     @classmethod
     def load(cls, name: str, device: str | None = None, dtype: torch.dtype | None = None) -> Backbone:

@@ -11,7 +11,7 @@ Both are generators of `Step` that return their result, so bars, previews and ca
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from .attention import Hook, attend, find_sites, installed, probabilities, word_
 from .backbone import Backbone
 from .ddim import denoise, guide, invert, levels, timesteps
 from .errors import SettingError
+from .features import Features
 from .fusion import TokenMap, fuse_cross, fuse_latent, fuse_self, fuse_temporal, token_map
 from .jobs import Step
 from .masks import extract, resize
@@ -31,13 +32,15 @@ from .mmc import choose
 from .plan import MaskPlan, plan_masks
 from .presets import Preset
 from .prompts import align, find_word, infer_word
-from .trace import CLEAN, Site, SoftMap, Trace
+from .spans import Span, spans
+from .trace import CLEAN, MapSum, Site, SoftMap, Trace
 from .video import Clip
 
 __all__ = ["Denoised", "Edited", "Editor", "Usage", "finish", "windows"]
 
 T = TypeVar("T")
 Steps = Generator[Step, None, T]
+ROWS = ("plain", "edit", "source")  # batch rows of an edit: unconditional, under the edit prompt, the source's own
 _FUSED = ("self", "cross", "temporal")
 
 
@@ -116,15 +119,40 @@ class Editor:
         scale = min(self.backbone.native_size) / min(width, height)
         return self.fit((round(width * scale), round(height * scale)))
 
+    def spans(self, frames: int) -> tuple[Span, ...]:
+        """The spans of frames in which the UNet sees a clip of that length."""
+        return spans(frames, self.backbone.native_frames)
+
+    def _over(self, frames: int, predict: Callable[[Span], Tensor]) -> Tensor:
+        """What is predicted for a whole clip, (b, c, f, h, w), put together from its spans."""
+        parts = self.spans(frames)
+        if len(parts) == 1:
+            return predict(parts[0])
+        total: Tensor | None = None
+        for span in parts:
+            eps = predict(span)
+            if total is None:
+                total = eps.new_zeros((*eps.shape[:2], frames, *eps.shape[3:]))
+            total[:, :, span.frames] += eps * torch.from_numpy(span.share).to(eps.device)[:, None, None]
+        assert total is not None
+        return total
+
+    def _forward(
+        self, x: Tensor, t: int, text: Tensor, level: float, usage: Usage, hooks: Mapping[Site, Hook] | None = None
+    ) -> Tensor:
+        usage.add(len(x))
+        with installed(self.backbone.unet, hooks or {}):
+            return self.backbone.eps(x, t, text, level)
+
     def decode(self, latents: Tensor, like: Clip) -> Clip:
         """Latents (1, c, f, h, w) to a clip at the frame rate of another."""
         return Clip(self.backbone.decode(latents), like.fps)
 
     # ------------------------------------------------------------------ inversion
 
-    def invert(self, clip: Clip, *, prompt: str, steps: int = 25, store: Preset | None = None) -> Trace:
+    def invert(self, clip: Clip, *, prompt: str, **options: Any) -> Trace:
         """`invert_steps` run to its end."""
-        return finish(self.invert_steps(clip, prompt=prompt, steps=steps, store=store))
+        return finish(self.invert_steps(clip, prompt=prompt, **options))
 
     @torch.inference_mode()
     def invert_steps(
@@ -134,13 +162,14 @@ class Editor:
         prompt: str,
         steps: int = 25,
         store: Preset | None = None,
+        host: bool = False,
         latents: Tensor | None = None,
         usage: Usage | None = None,
     ) -> Steps[Trace]:
         """DDIM inversion with the source prompt, without guidance; sides must be multiples of the VAE's factor.
 
-        With `store`, Q and K of the sites that this preset fuses are kept in its windows. `latents` are the
-        clip's where the caller has encoded it already.
+        With `store`, Q and K of the sites that this preset fuses are kept in its windows, with `host` in host RAM.
+        `latents` are the clip's where the caller has encoded it already.
         """
         backbone, usage = self.backbone, usage or Usage()
         h, w = clip.frames.shape[1:3]
@@ -151,20 +180,20 @@ class Editor:
         latents = backbone.encode(clip.frames) if latents is None else latents
         tokens = backbone.word_tokens(prompt)
         sites = find_sites(backbone.unet)
-        trace = Trace(clip, prompt, ts, sites, tokens, {CLEAN: latents})
+        trace = Trace(clip, prompt, ts, sites, tokens, {CLEAN: latents}, features=Features(host=host))
         last = tokens[-1][-1] + 1
         text = backbone.text([prompt])
-        label = CLEAN
-        storing: set[str] = set()
+        maps = MapSum(len(clip.frames))
+        label, storing = CLEAN, set[str]()
+        part = self.spans(len(clip.frames))[0]
 
         def look(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if site.kind == "cross":
                 gh, gw = site.grid(trace.grid)
                 soft = word_probabilities(q, k, slice(0, last))
-                maps = rearrange(soft, "f (h w) k -> k f h w", h=gh, w=gw)
-                trace.maps[label, site.name] = SoftMap.pack(maps.cpu().numpy())
+                maps.add(site.name, rearrange(soft, "f (h w) k -> k f h w", h=gh, w=gw).cpu().numpy(), part)
             if site.kind in storing:
-                trace.features[label, site.name] = (q, k)
+                trace.features.keep((label, site.name, part.start), q, k)
             return attend(q, k, v)
 
         fused = windows(store, len(ts)) if store else {}
@@ -175,9 +204,15 @@ class Editor:
             label = t
             from_top = len(ts) - 1 - ts.index(t)
             storing = {kind for kind, n in fused.items() if from_top < n}
-            usage.add(1)
-            with installed(backbone.unet, dict.fromkeys(watched, look)):
-                return backbone.eps(x, t, text, level)
+
+            def one(span: Span) -> Tensor:
+                nonlocal part
+                part = span
+                return self._forward(x[:, :, span.frames], t, text, level, usage, dict.fromkeys(watched, look))
+
+            eps = self._over(x.shape[2], one)
+            trace.maps.update(maps.pack(t))
+            return eps
 
         for i, (t, x) in enumerate(invert(predict, latents, alpha)):
             trace.latents[t] = x = x.contiguous()  # so that a trace read from a file gives the same to the last bit
@@ -191,8 +226,7 @@ class Editor:
         text = backbone.text([trace.prompt])
 
         def predict(x: Tensor, t: int, level: float) -> Tensor:
-            usage.add(1)
-            return backbone.eps(x, t, text, level)
+            return self._over(x.shape[2], lambda span: self._forward(x[:, :, span.frames], t, text, level, usage))
 
         x = trace.latents[trace.timesteps[-1]]
         alpha = levels(backbone.scheduler, trace.timesteps)
@@ -243,12 +277,14 @@ class Editor:
         usage: Usage | None = None,
         glances: int = 0,
         watch: bool = False,
+        one_row: bool = False,
     ) -> Steps[Denoised]:
         """Denoises with the edit prompt under classifier-free guidance and masked fusion.
 
         The source's features are read from the trace where the inversion stored them, else replayed. About `glances`
         of the steps carry a picture (h, w, 3) uint8: the middle frame of the clean clip as it is predicted then.
-        `watch` keeps the maps of the words that the source prompt lacks.
+        `watch` keeps the maps of the words that the source prompt lacks. With `one_row` batch rows run one at a
+        time, in a third of the memory; the source's features of the step wait in host RAM meanwhile.
         """
         backbone, usage = self.backbone, usage or Usage()
         plan = self.plan_masks(trace, word=word, task=task, mask=mask, site=site, timestep=timestep)
@@ -270,15 +306,25 @@ class Editor:
         def predict(x: Tensor, t: int, level: float) -> Tensor:
             nonlocal picture
             kinds = {kind for kind, n in fused.items() if order[t] < n}
-            hooks = fusion.hooks(t, kinds, order[t] >= changed_window)
-            x = x.expand(2, -1, -1, -1, -1)
-            if fusion.replay:
-                x = torch.cat([x, trace.latents[trace.below(t)]])
-            usage.add(len(x))
-            with installed(backbone.unet, hooks):
-                both = backbone.eps(x, t, text[: len(x)], level)
+            fusion.begin(t, kinds, order[t] >= changed_window)
+            latents = {"plain": x, "edit": x, "source": trace.latents[trace.below(t)]}
+            groups: list[tuple[str, ...]] = [fusion.rows]
+            if one_row:
+                groups = [(row,) for row in reversed(fusion.rows)]
+
+            def one(span: Span) -> Tensor:
+                seen: dict[str, Tensor] = {}
+                for rows in groups:
+                    z = torch.cat([latents[row][:, :, span.frames] for row in rows])
+                    told = text[[ROWS.index(row) for row in rows]]
+                    eps = self._forward(z, t, told, level, usage, fusion.hooks(span, rows))
+                    seen |= dict(zip(rows, eps.chunk(len(rows)), strict=True))
+                return torch.cat([seen["plain"], seen["edit"]])
+
+            both = self._over(x.shape[2], one)
+            fusion.end()
             eps = guide(both[:1], both[1:2], guidance, task.rescale)
-            picture = self._glance(x[:1], eps, level) if (order[t] + 1) % every == 0 else None
+            picture = self._glance(x, eps, level) if (order[t] + 1) % every == 0 else None
             return eps
 
         blended = _window(task.alpha_latent, len(order))
@@ -312,8 +358,8 @@ class Editor:
 class _Fusion:
     """The masked fusion of one edit: which sites are hooked at a step, and what happens there.
 
-    Batch rows are (unconditional, edit, source) in replay and (unconditional, edit) with a store; only the
-    edit's row is ever changed. `watched` lists the tokens of each word whose maps are kept.
+    Only the edit's row is ever changed. The source's row stands beside it, or its Q and K are read from where it ran
+    before: in the inversion, or alone in this step. `watched` lists the tokens of each word whose maps are kept.
     """
 
     def __init__(
@@ -327,15 +373,20 @@ class _Fusion:
     ) -> None:
         self.trace, self.plan, self.task = trace, plan, task
         self.tokens, self.edit_columns, self.watched = tokens, edit_columns, watched
+        frames = len(trace.clip.frames)
+        self.seen, self.edit_seen = MapSum(frames), MapSum(frames)
         self.maps: dict[tuple[int, str], SoftMap] = {}
         self.edit_map: np.ndarray | None = None  # the edit word's own mask, known from the step before
-        self.t = CLEAN
+        self.t, self.span = CLEAN, spans(frames, frames)[0]
+        self.rows: tuple[str, ...] = ROWS
+        self.now: tuple[str, ...] = ROWS
         self.keep_changed = False
-        self.replay = False
+        self.sites: dict[Site, Hook] = {}
+        self.features = trace.features
         self.cached: dict[tuple[str, int], Tensor] = {}
 
-    def hooks(self, t: int, kinds: set[str], keep_changed: bool) -> dict[Site, Hook]:
-        """The hooks of the step with label `t`, at the sites whose kind's window is open."""
+    def begin(self, t: int, kinds: set[str], keep_changed: bool) -> None:
+        """A step with label `t` begins, in which sites are fused whose kind's window is open."""
         self.t, self.keep_changed, self.cached = t, keep_changed, {}
         limit = self.task.max_positions
 
@@ -343,14 +394,29 @@ class _Fusion:
             h, w = site.grid(self.trace.grid)
             return limit is None or site.kind == "temporal" or h * w <= limit
 
-        found = [site for site in self.trace.sites if site.kind in kinds and small(site)]
-        self.replay = any((t, site.name) not in self.trace.features for site in found)
+        fused = [site for site in self.trace.sites if site.kind in kinds and small(site)]
         seen = [site for site in self.trace.sites if site.kind == "cross"] if self.watched else []
-        return {**dict.fromkeys(seen, self.watch), **dict.fromkeys(found, self.fuse)}
+        self.sites = {**dict.fromkeys(seen, self.watch), **dict.fromkeys(fused, self.fuse)}
+        replay = any((t, site.name, 0) not in self.trace.features for site in fused)
+        self.rows = ROWS if replay else ROWS[:2]
+        self.features = Features(host=True) if replay else self.trace.features
 
-    @property
-    def rows(self) -> int:
-        return 3 if self.replay else 2
+    def hooks(self, span: Span, rows: tuple[str, ...]) -> dict[Site, Hook]:
+        """The hooks of a forward with these batch rows over a span."""
+        self.span, self.now = span, rows
+        if "edit" in rows:
+            return self.sites
+        fused = [site for site, hook in self.sites.items() if hook == self.fuse] if "source" in rows else []
+        return dict.fromkeys(fused, self.keep)
+
+    def end(self) -> None:
+        """The step's forwards are over."""
+        self.maps |= self.seen.pack(self.t)
+        for soft in self.edit_seen.sums.values():
+            self.edit_map = resize(extract(soft[0], self.task.tau), self.trace.grid)
+        self.edit_seen.sums = {}
+        if self.features is not self.trace.features:
+            self.features = Features(host=True)
 
     def object(self, t: int) -> np.ndarray:
         """M at the latents' grid, (f, h, w) bool, joined with the edit word's own mask where asked."""
@@ -362,7 +428,7 @@ class _Fusion:
         return self.object(t) if self.task.region == "object" else ~self.object(t)
 
     def _mask(self, what: str, site: Site, device: torch.device) -> Tensor:
-        """E, m or the temporal m of this step at a site's grid: (f, p) bool, True = may change."""
+        """E, m or the temporal m of this step on the span's frames at a site's grid: (f, p) bool, True = may change."""
         key = what, site.level
         if key not in self.cached:
             grid = site.grid(self.trace.grid)
@@ -373,14 +439,22 @@ class _Fusion:
             else:
                 mask = resize(self.object(self.t), grid) & (self.task.delta == 0)
             self.cached[key] = torch.from_numpy(rearrange(mask, "f h w -> f (h w)")).to(device)
-        return self.cached[key]
+        return self.cached[key][self.span.frames]
+
+    def keep(self, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of the source's row alone, its Q and K kept for the edit's."""
+        self.features.keep((self.t, site.name, self.span.start), q, k)
+        return attend(q, k, v)
 
     def fuse(self, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of all rows, the edit's fused with the source's."""
-        rows = self.rows
-        qs, ks, vs = q.chunk(rows), k.chunk(rows), v.chunk(rows)
-        q0, k0 = (qs[2], ks[2]) if self.replay else self.trace.features[self.t, site.name]
-        q1, k1, v1 = qs[1], ks[1], vs[1]
+        count, at = len(self.now), self.now.index("edit")
+        qs, ks, vs = q.chunk(count), k.chunk(count), v.chunk(count)
+        if "source" in self.now:
+            q0, k0 = qs[2], ks[2]
+        else:
+            q0, k0 = self.features.read((self.t, site.name, self.span.start))
+        q1, k1, v1 = qs[at], ks[at], vs[at]
         if site.kind == "temporal":
             m = rearrange(self._mask("temporal", site, q.device), "f p -> p f")
             q1.copy_(fuse_temporal(q0, q1, m))
@@ -388,7 +462,7 @@ class _Fusion:
             return attend(q, k, v)
         if site.kind == "self":
             out = attend(q, k, v)
-            edit = out.chunk(rows)[1]
+            edit = out.chunk(count)[at]
             edit.copy_(fuse_self(q0, k0, v1, edit, self._mask("E", site, q.device)))
             return out
         a1 = probabilities(q1, k1)
@@ -402,27 +476,28 @@ class _Fusion:
             keep_changed=self.keep_changed,
             blend_first=self.task.cross_order == "blend_first",
         )
-        others = [attend(qs[i], ks[i], vs[i]) for i in range(0, rows, 2)]
-        return torch.cat([others[0], a.to(v1.dtype) @ v1, *others[1:]])
+        outs = [a.to(v1.dtype) @ v1 if i == at else attend(qs[i], ks[i], vs[i]) for i in range(count)]
+        return torch.cat(outs)
 
     def watch(self, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Plain attention of all rows, the edit's watched."""
+        count, at = len(self.now), self.now.index("edit")
         last = max(token for columns in self.watched for token in columns) + 1
-        self._keep(site, word_probabilities(q.chunk(self.rows)[1], k.chunk(self.rows)[1], slice(0, last)))
+        self._see(
+            self.seen, site, word_probabilities(q.chunk(count)[at], k.chunk(count)[at], slice(0, last)), self.watched
+        )
         return attend(q, k, v)
-
-    def _keep(self, site: Site, soft: Tensor) -> None:
-        """Keeps the watched words' maps of head-mean probabilities (f, p, k)."""
-        h, w = site.grid(self.trace.grid)
-        each = torch.stack([soft[..., columns].sum(-1) for columns in self.watched])
-        self.maps[self.t, site.name] = SoftMap.pack(rearrange(each, "n f (h w) -> n f h w", h=h, w=w).cpu().numpy())
 
     def _look(self, site: Site, a1: Tensor) -> None:
         """What is kept of the edit's own cross-attention (f, heads, p, k): the watched words' maps, and the edit
-        word's mask at l* for the next step, where the mask is to be joined with it."""
+        word's at l* for the next step, where its mask is to be joined with the source's."""
         if self.watched:
-            self._keep(site, a1.mean(1))
+            self._see(self.seen, site, a1.mean(1), self.watched)
         if self.task.union and site == self.plan.choice.site and self.edit_columns:
-            h, w = site.grid(self.trace.grid)
-            soft = rearrange(a1[..., self.edit_columns].sum(-1).mean(1), "f (h w) -> f h w", h=h, w=w)
-            self.edit_map = resize(extract(soft.cpu().numpy(), self.task.tau), self.trace.grid)
+            self._see(self.edit_seen, site, a1.mean(1), [self.edit_columns])
+
+    def _see(self, into: MapSum, site: Site, soft: Tensor, each: list[list[int]]) -> None:
+        """Adds the maps of some words, each a list of columns of head-mean probabilities (f, p, k)."""
+        h, w = site.grid(self.trace.grid)
+        maps = torch.stack([soft[..., columns].sum(-1) for columns in each])
+        into.add(site.name, rearrange(maps, "n f (h w) -> n f h w", h=h, w=w).cpu().numpy(), self.span)

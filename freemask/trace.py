@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .features import Features
 from .gallery import short_site
+from .spans import Span
 from .video import Clip
 
-__all__ = ["CLEAN", "Features", "Kind", "Site", "SoftMap", "Trace", "load_trace", "save_trace"]
+__all__ = ["CLEAN", "Kind", "MapSum", "Site", "SoftMap", "Trace", "load_trace", "save_trace"]
 
 CLEAN = -1  # the level below the lowest timestep, where the latent is the clip's own
 
@@ -70,7 +72,24 @@ class SoftMap(NamedTuple):
         return maps.sum(0)
 
 
-Features = dict[tuple[int, str], tuple[Tensor, Tensor]]  # (t, site name) -> Q, K of the source
+class MapSum:
+    """The soft maps of one forward pass, put together from spans of frames by their shares."""
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+        self.sums: dict[str, np.ndarray] = {}
+
+    def add(self, site: str, maps: np.ndarray, span: Span) -> None:
+        """Adds a span's probabilities (k, its frames, h, w) float32."""
+        if site not in self.sums:
+            self.sums[site] = np.zeros((len(maps), self.frames, *maps.shape[2:]), np.float32)
+        self.sums[site][:, span.frames] += maps * span.share[:, None, None]
+
+    def pack(self, t: int) -> dict[tuple[int, str], SoftMap]:
+        """The maps of every site under label `t`; what was added is forgotten."""
+        packed = {(t, site): SoftMap.pack(maps) for site, maps in self.sums.items()}
+        self.sums = {}
+        return packed
 
 
 @dataclass(frozen=True)
@@ -90,7 +109,7 @@ class Trace:
     tokens: tuple[tuple[int, ...], ...]
     latents: dict[int, Tensor] = field(default_factory=dict)
     maps: dict[tuple[int, str], SoftMap] = field(default_factory=dict)
-    features: Features = field(default_factory=dict)
+    features: Features = field(default_factory=Features)
     restored: Tensor | None = None
 
     def below(self, t: int) -> int:

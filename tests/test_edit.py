@@ -1,5 +1,6 @@
 """The invariants of masked fusion, on a tiny random UNet."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from freemask.attention import find_sites, installed
 from freemask.ddim import denoise, levels
 from freemask.edit import Editor, Usage, finish
 from freemask.errors import MaskError, PromptError, SettingError
+from freemask.features import Features
 from freemask.masks import candidate, resize
 from freemask.presets import load_preset
 from freemask.trace import CLEAN, load_trace, save_trace
@@ -118,11 +120,11 @@ def test_own_features_change_nothing(editor, trace, clip):
     """A store filled from a denoise with the same prompt and guidance 1 gives the same output."""
     backbone = editor.backbone
     text = backbone.text([SOURCE])
-    features = {}
+    features = Features()
     at = CLEAN
 
     def keep(site, q, k, v):
-        features[at, site.name] = (q.clone(), k.clone())
+        features.keep((at, site.name, 0), q.clone(), k.clone())
         return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
     sites = [s for s in find_sites(backbone.unet) if s.kind != "input"]
@@ -298,3 +300,73 @@ def test_an_edit_that_is_the_inversion_watches_the_inversions_maps(editor, trace
                 torch.from_numpy(trace.word_map(top, site, [2])),
                 relative=0.02,
             )
+
+
+@pytest.fixture(scope="module")
+def still(editor):
+    """The editor with layers over time that pass frames on as they are."""
+    unet = copy.deepcopy(editor.backbone.unet)
+    for name, module in unet.named_modules():
+        if name.startswith("transformer_in") or "temp_" in name:
+            if name.endswith(("proj_out", "conv4.3")):
+                torch.nn.init.zeros_(module.weight)
+                torch.nn.init.zeros_(module.bias)
+    return Editor(replace(editor.backbone, unet=unet))
+
+
+@pytest.fixture(scope="module")
+def long_clip():
+    frames = np.full((20, 32, 32, 3), 60, np.uint8)
+    for i in range(20):
+        frames[i, 8:24, i : 12 + i] = (220, 80, 40)
+    return Clip(frames, 8.0)
+
+
+def spanning(editor, native):
+    return Editor(replace(editor.backbone, native_frames=native))
+
+
+@pytest.mark.parametrize("name", ["style", "shape"])
+def test_spans_change_nothing_where_no_layer_looks_over_time(still, long_clip, name):
+    made = []
+    for native in (20, 8):
+        own = spanning(still, native)
+        trace = own.invert(long_clip, prompt=SOURCE, steps=2)
+        made.append((trace, run(own, trace, task(name, union=True))))
+    (whole, one), (parts, many) = made
+    assert close(parts.latents[parts.timesteps[-1]], whole.latents[whole.timesteps[-1]])
+    for cell, soft in whole.maps.items():
+        assert np.abs(soft.of([3]) - parts.maps[cell].of([3])).max() < 0.01 * soft.of([3]).max()
+    assert close(many, one, relative=1e-4)
+
+
+def test_a_long_clip_is_seen_in_spans_of_the_native_length(editor, long_clip):
+    own, seen = spanning(editor, 8), []
+    eps = own.backbone.eps
+    own = Editor(replace(own.backbone))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(own.backbone), "eps", lambda self, x, *rest: seen.append(x.shape[2]) or eps(x, *rest))
+        trace = own.invert(long_clip, prompt=SOURCE, steps=2)
+        run(own, trace, task())
+    assert set(seen) == {8}
+    assert trace.latents[CLEAN].shape[2] == 20
+
+
+@pytest.mark.parametrize("native", [8, 4])
+def test_where_the_sources_features_come_from_makes_no_difference(editor, clip, native):
+    """Replayed beside the edit or alone before it, stored on the device or in host RAM."""
+    long = Clip(np.concatenate([clip.frames, clip.frames[::-1]]), clip.fps)
+    own = spanning(editor, native)
+    trace = own.invert(long, prompt=SOURCE, steps=STEPS)
+    wanted = run(own, trace, task("shape"))
+    assert close(run(own, trace, task("shape"), one_row=True), wanted)
+    for host in (False, True):
+        stored = own.invert(long, prompt=SOURCE, steps=STEPS, store=task("shape"), host=host)
+        assert len(stored.features) and close(run(own, stored, task("shape")), wanted)
+        assert close(run(own, stored, task("shape"), one_row=True), wanted)
+
+
+def test_one_row_at_a_time_is_one_row_at_a_time(editor, trace):
+    usage = Usage()
+    run(editor, trace, task(), one_row=True, usage=usage)
+    assert usage.forwards == usage.rows > 2 * STEPS
