@@ -1,6 +1,6 @@
 """FreeMask's page: `python app.py` serves it on 127.0.0.1:7860.
 
-FREEMASK_BACKBONE       the backbone chosen at first: mini (the default), a hub id or a folder
+FREEMASK_BACKBONE       the backbone chosen at first: mini (the default), zeroscope, modelscope, a hub id or a folder
 FREEMASK_FAKE=1         paint circles instead of running a model, to try the page itself
 GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_ROOT_PATH   as Gradio reads them
 """
@@ -20,7 +20,7 @@ import gradio as gr
 from freemask import page
 from freemask.jobs import Worker
 from freemask.page import zero
-from freemask.presets import examples
+from freemask.presets import backbone_name, examples
 
 HERE = Path(__file__).resolve().parent
 WAITING = 8  # jobs that may wait behind the running one
@@ -172,7 +172,7 @@ def build(
 
 
 def main() -> None:
-    backbone, estimates = os.environ.get("FREEMASK_BACKBONE") or "mini", page.Estimates()
+    backbone, estimates = backbone_name(os.environ.get("FREEMASK_BACKBONE") or "mini"), page.Estimates()
     body: page.Body = page.painted_circles if os.environ.get("FREEMASK_FAKE") == "1" else page.diffusion
     if zero.available():
         from freemask.run import load_editor

@@ -3,11 +3,16 @@
 The folder layout is that of a diffusers pipeline (`unet/ vae/ text_encoder/ tokenizer/ scheduler/`), so the
 shipped mini backbone and zeroscope go the same way. The autoencoder may be `AutoencoderKL` (the posterior's
 mode is taken, so encoding is deterministic) or `AutoencoderTiny`.
+
+Weights that come as a `.bin`, zeroscope's for one, are pickles. diffusers passes `weights_only=True` to `torch.load`
+wherever it reads one, shards too, and transformers does by default, which is stated here all the same: a file that
+holds anything but tensors is refused before any of it runs.
 """
 
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +26,15 @@ from einops import rearrange
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from .errors import BackboneError
-from .presets import backbone_folder
+from .errors import BackboneError, SettingError
+from .presets import backbone_name, known_backbone
 from .prompts import word_spans
+from .weights import PARTS, choose_weights, fetch
 
-__all__ = ["Backbone", "default_device", "signed_pixels"]
+__all__ = ["Backbone", "default_device", "named_dtype", "signed_pixels"]
 
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_LAYOUT = f"A backbone folder holds {', '.join(p + '/' for p in _PARTS)} as diffusers saves a text-to-video pipeline"
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_LAYOUT = f"A backbone folder holds {', '.join(p + '/' for p in PARTS)} as diffusers saves a text-to-video pipeline"
 
 
 def default_device() -> str:
@@ -43,24 +49,51 @@ def _dtype_for(device: str) -> torch.dtype:
     return torch.float16 if device.startswith("cuda") else torch.float32
 
 
+def named_dtype(name: str, device: str | None = None) -> torch.dtype | None:
+    """The precision that a person asked for: "fp16", "bf16" or "fp32"; None, the device's own, for "".
+
+    Raises SettingError for another name, and for fp32 on CUDA, where the UNet's weights would take twice the memory
+    for nothing that can be seen. `Backbone.load` itself takes any `torch.dtype`, so that precisions can be compared.
+    """
+    if not name:
+        return None
+    if name not in _DTYPES:
+        raise SettingError(f"There is no precision {name!r}: choose fp16, bf16 or fp32.")
+    if name == "fp32" and (device or default_device()).startswith("cuda"):
+        raise SettingError("fp32 is for machines without a GPU: choose fp16 (the default on CUDA) or bf16.")
+    return _DTYPES[name]
+
+
 def _folder(name: str) -> Path:
     """The pipeline's folder, downloaded where the name is a hub id; BackboneError says what to do."""
-    folder = backbone_folder(name)
-    if folder is None:
-        from huggingface_hub import snapshot_download
-
-        patterns = [f"{part}/*" for part in _PARTS] + ["model_index.json"]
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*.fp16.*", "*.onnx"]))
-        except Exception as error:  # the hub's client raises many kinds: no network, no such model, no access
-            raise BackboneError(
-                f"The backbone {name!r} could not be fetched ({type(error).__name__}). Check the name and the "
-                "network, or give the path of a folder that holds it."
-            ) from error
-    missing = [part for part in _PARTS if not (folder / part).is_dir()]
+    folder = fetch(name)
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
         raise BackboneError(f"{folder} lacks {', '.join(p + '/' for p in missing)}. {_LAYOUT}.")
     return folder
+
+
+def _weights(folder: Path, part: str) -> dict[str, Any]:
+    """The arguments by which `from_pretrained` reads the chosen weights of a part, and no others."""
+    weights = choose_weights(part, (path.name for path in (folder / part).iterdir()))
+    if weights is None:
+        raise BackboneError(f"{folder / part} holds no complete weights, neither .safetensors nor .bin. {_LAYOUT}.")
+    return {"use_safetensors": weights.safe, "variant": weights.variant}
+
+
+def _unpickling(error: BaseException | None) -> pickle.UnpicklingError | None:
+    """The refusal of torch's weights-only loader behind an error; diffusers wraps it twice."""
+    while error:
+        if isinstance(error, pickle.UnpicklingError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _reason(error: pickle.UnpicklingError) -> str:
+    """What torch's loader did not take, without its advice to load the file unsafely."""
+    lines = str(error).splitlines()
+    return next((line.strip(" .") for line in lines if "unsupported" in line.lower()), type(error).__name__)
 
 
 def signed_pixels(frames: np.ndarray) -> Tensor:
@@ -83,7 +116,11 @@ class Backbone:
 
     @classmethod
     def load(cls, name: str, device: str | None = None, dtype: torch.dtype | None = None) -> Backbone:
-        """From "mini", a hub id or a folder; raises BackboneError saying what is missing and what to do."""
+        """From a short name, a hub id or a folder, in `dtype` (float16 on CUDA and float32 elsewhere where left out).
+
+        What is not here yet is downloaded. Raises SettingError for an unknown name, BackboneError saying what is
+        missing or refused and what to do.
+        """
         device = device or default_device()
         dtype = dtype or _dtype_for(device)
         folder = _folder(name)
@@ -102,22 +139,29 @@ class Backbone:
             diffusers.logging.set_verbosity_error()
             transformers.utils.logging.disable_progress_bar()
             try:
-                unet = load(UNet3DConditionModel, "unet", torch_dtype=dtype)
-                vae = load(getattr(diffusers, kind), "vae", torch_dtype=dtype)
+                unet = load(UNet3DConditionModel, "unet", torch_dtype=dtype, **_weights(folder, "unet"))
+                vae = load(getattr(diffusers, kind), "vae", torch_dtype=dtype, **_weights(folder, "vae"))
             finally:
                 diffusers.logging.set_verbosity(quiet)
-            text_encoder = load(CLIPTextModel, "text_encoder", dtype=dtype)
+            text = {"dtype": dtype, "weights_only": True} | _weights(folder, "text_encoder")
+            text_encoder = load(CLIPTextModel, "text_encoder", **text)
             tokenizer = load(CLIPTokenizer, "tokenizer")
             scheduler = load(DDIMScheduler, "scheduler")
         except BackboneError:
             raise
         except Exception as error:  # the libraries raise many kinds for a bad file
+            refused = _unpickling(error)
+            if refused:
+                raise BackboneError(
+                    f"The .bin in {folder}/{part} was refused, and nothing in it was run: it is damaged or holds more "
+                    f"than tensors ({_reason(refused)}). Get the weights as .safetensors, from a source you trust."
+                ) from error
             raise BackboneError(
                 f"{folder}/{part} could not be loaded: {str(error).splitlines()[0]} {_LAYOUT}; save it again."
             ) from error
         for model in (unet, vae, text_encoder):
             model.eval().requires_grad_(False).to(device)
-        return cls(name, unet, vae, text_encoder, tokenizer, scheduler, torch.device(device))
+        return cls(backbone_name(name), unet, vae, text_encoder, tokenizer, scheduler, torch.device(device))
 
     @property
     def vae_factor(self) -> int:
@@ -134,7 +178,10 @@ class Backbone:
     @property
     def native_size(self) -> tuple[int, int]:
         """(width, height) in pixels that the model was made for."""
-        sample: Any = self.unet.config["sample_size"]
+        spec = known_backbone(self.name)
+        if spec:  # a tuned model's config may still hold the size of the one that it was made from, as zeroscope's does
+            return spec.size
+        sample: Any = self.unet.config["sample_size"] or 32
         h, w = (sample, sample) if isinstance(sample, int) else sample
         return int(w) * self.vae_factor, int(h) * self.vae_factor
 

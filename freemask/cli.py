@@ -30,6 +30,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 toyworld = typer.Typer(no_args_is_help=True, help="The rendered world that the mini backbone was trained on.")
 app.add_typer(toyworld, name="toyworld")
 _errors = Console(stderr=True, highlight=False)
+_BACKBONE = "mini, zeroscope, modelscope, a hub id or a folder."
+_DTYPE = "fp16, bf16 or fp32 (not on CUDA); left out: fp16 on CUDA, else fp32."
 
 
 @app.callback()
@@ -76,6 +78,14 @@ def _processes(given: int | None, editor: Editor) -> int:
     return (os.cpu_count() or 1) if editor.backbone.device.type == "cpu" else 0
 
 
+def _load(backbone: str, dtype: str) -> Editor:
+    """The editor in the precision asked for; one that cannot be is refused before anything is loaded."""
+    from .backbone import named_dtype
+    from .edit import Editor
+
+    return Editor.load(backbone, dtype=named_dtype(dtype))
+
+
 def _size(text: str) -> tuple[int, int] | None:
     """ "576x320" -> (576, 320); "" -> None."""
     if not text:
@@ -108,7 +118,7 @@ def edit(
     ] = None,
     task: Annotated[str, typer.Option(help="style, attribute, shape, place, official or official-style.")] = "style",
     word: Annotated[str, typer.Option(help="The edited word of the source prompt; inferred when left out.")] = "",
-    backbone: Annotated[str, typer.Option(help="mini, a hub id or a folder.")] = "mini",
+    backbone: Annotated[str, typer.Option(help=_BACKBONE)] = "mini",
     steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 25,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 7.5,
     frames: Annotated[int, typer.Option(help="How many frames.")] = 8,
@@ -135,6 +145,7 @@ def edit(
         int | None, typer.Option(help="With --site: the map of this timestep at every step, else each step's own.")
     ] = None,
     masks: Annotated[Path | None, typer.Option(help="A zip of PNG masks, one a frame or one for all.")] = None,
+    dtype: Annotated[str, typer.Option(help=_DTYPE)] = "",
 ) -> None:
     """Edit a clip by text; writes the videos, the masks and report.json into --out."""
     with _refusals():
@@ -179,10 +190,57 @@ def edit(
         _errors.print(f"Edited word: {chosen}{inferred}", markup=False)
         from .run import run_steps  # torch is imported only once the input is known to be good
 
-        report = _watch(run_steps(clip, settings, out))
+        editor = _load(settings.backbone, dtype) if dtype else None
+        report = _watch(run_steps(clip, settings, out, editor=editor))
     for warning in report["words"]["warnings"]:
         _errors.print(f"Note: {warning}", markup=False, soft_wrap=True)
     print(json.dumps(report))
+
+
+@app.command()
+def download(
+    backbone: Annotated[str, typer.Argument(help="zeroscope, modelscope or a hub id.")],
+) -> None:
+    """Download a backbone's weights, after showing their licence and size; an interrupted download goes on.
+
+    Only what is needed is fetched, and of each part the smallest file that is safe. `edit` and the page do the same
+    when they first need a backbone.
+    """
+    with _refusals():
+        from .presets import backbone_folder
+        from .weights import plan_download
+
+        folder = backbone_folder(backbone)
+        if folder is not None:
+            raise SettingError(f"{backbone} is no download: it is the folder {folder}.")
+        plan = plan_download(backbone)
+        _errors.print(str(plan), markup=False, soft_wrap=True)
+        figures = {"hub_id": plan.hub_id, "licence": plan.licence, "bytes": plan.bytes, "folder": str(plan.run())}
+    _errors.print(f"Try it: python -m freemask selftest --backbone {backbone}", markup=False, soft_wrap=True)
+    print(json.dumps(figures))
+
+
+@app.command()
+def selftest(
+    backbone: Annotated[str, typer.Option(help=_BACKBONE)] = "mini",
+    out: Annotated[Path, typer.Option(help="The folder for masks.png, the sheet of word maps.")] = Path("out/selftest"),
+    steps: Annotated[int, typer.Option(help="Inversion steps.", min=2, max=200)] = 10,
+    dtype: Annotated[str, typer.Option(help=_DTYPE)] = "",
+) -> None:
+    """Test a backbone on a shipped clip: does it draw, invert, and look at the right words? The first thing to run.
+
+    Says what each figure should be and what to do where it is not; ends with exit code 1 where it does not look right.
+    """
+    with _refusals():
+        from .backbone import named_dtype
+        from .bench import selftest_steps
+
+        figures = _watch(selftest_steps(backbone, out, dtype=named_dtype(dtype), steps=steps))
+    for line in figures.pop("words"):
+        _errors.print(line, markup=False, soft_wrap=True)
+    print(json.dumps(figures))
+    if not figures["passed"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -216,17 +274,17 @@ def score(
 
 @app.command()
 def profile(
-    backbone: Annotated[str, typer.Option(help="mini, a hub id or a folder.")] = "mini",
+    backbone: Annotated[str, typer.Option(help=_BACKBONE)] = "mini",
     steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 10,
     frames: Annotated[int, typer.Option(help="How many frames.")] = 8,
     repeats: Annotated[int, typer.Option(help="Interleaved repetitions; medians are reported.", min=5)] = 5,
+    dtype: Annotated[str, typer.Option(help=_DTYPE)] = "",
 ) -> None:
     """Time inversion and edit against the plain UNet forwards that they cannot avoid."""
     with _refusals():
         from .bench import profile_steps
-        from .edit import Editor
 
-        figures = _watch(profile_steps(Editor.load(backbone), steps=steps, frames=frames, repeats=repeats))
+        figures = _watch(profile_steps(_load(backbone, dtype), steps=steps, frames=frames, repeats=repeats))
     print(json.dumps(figures))
 
 
@@ -237,11 +295,12 @@ def calibrate(
     ] = None,
     suite: Annotated[str, typer.Option(help="toyworld: rendered scenes in the place of a folder.")] = "",
     out: Annotated[Path, typer.Option(help="The codebook (JSON); the figure goes beside it.")] = Path("codebook.json"),
-    backbone: Annotated[str, typer.Option(help="mini, a hub id or a folder.")] = "mini",
+    backbone: Annotated[str, typer.Option(help=_BACKBONE)] = "mini",
     clips: Annotated[int, typer.Option(help="How many scenes of the suite.", min=1)] = 60,
     steps: Annotated[int, typer.Option(help="Inversion steps.", min=2, max=200)] = 25,
     frames: Annotated[int, typer.Option(help="How many frames of each clip.", min=1, max=64)] = 8,
     tau: Annotated[float, typer.Option(help="Mask threshold, between 0 and 1.")] = 0.3,
+    dtype: Annotated[str, typer.Option(help=_DTYPE)] = "",
 ) -> None:
     """Measure a backbone's codebook on clips with known masks: its best site and timestep.
 
@@ -258,10 +317,9 @@ def calibrate(
         from .bench import calibrate_steps, davis_samples, example_maps, toyworld_samples
         from .gallery import save_codebook_figure
         from .mmc import write_codebook
-        from .run import load_editor
 
         samples = davis_samples(dataset) if dataset else toyworld_samples(clips)
-        editor = load_editor(backbone)
+        editor = _load(backbone, dtype)
         part = out.with_suffix(".part")
         out.parent.mkdir(parents=True, exist_ok=True)
         name = dataset.resolve().name if dataset else suite

@@ -106,7 +106,7 @@ class Editor:
 
     @classmethod
     def load(cls, name: str = "mini", device: str | None = None, dtype: torch.dtype | None = None) -> Editor:
-        """From "mini", a hub id or a folder; see `Backbone.load`."""
+        """From a short name ("mini", "zeroscope", "modelscope"), a hub id or a folder; see `Backbone.load`."""
         return cls(Backbone.load(name, device, dtype))
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from .errors import SettingError
-from .presets import PRESETS
+from .presets import PRESETS, known_backbone
 from .trace import Site
 
 __all__ = [
@@ -145,8 +145,10 @@ def summarise(d: dict[str, np.ndarray], **about: object) -> Codebook:
 
 
 def codebook_path(backbone: str) -> Path:
-    """Where a backbone's measured codebook is kept."""
-    return PRESETS / "codebooks" / f"{backbone.replace('/', '--')}.json"
+    """Where the measured codebook of a backbone, by its short name, hub id or folder, is kept."""
+    spec = known_backbone(backbone)
+    file = spec.codebook if spec else None
+    return PRESETS / "codebooks" / (file or f"{backbone.replace('/', '--')}.json")
 
 
 def write_codebook(path: Path, book: Codebook) -> None:

@@ -1,7 +1,8 @@
-"""Tasks, settings and examples: data, validated before anything runs.
+"""Tasks, settings, examples and backbones: data, validated before anything runs.
 
-A `Preset` is a task read from `presets/*.yaml`; `Settings` is everything one job is asked to do.
-Both are frozen, and an unknown key is an error that names its nearest neighbour.
+A `Preset` is a task read from `presets/*.yaml`, a `BackboneSpec` a model read from `presets/backbones/*.yaml`;
+`Settings` is everything one job is asked to do. All are frozen, and an unknown key is an error that names its nearest
+neighbour.
 """
 
 from __future__ import annotations
@@ -17,15 +18,20 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .errors import SettingError
+from .errors import BackboneError, SettingError
 
 __all__ = [
     "MASKS",
+    "BackboneSpec",
     "Example",
     "Preset",
     "Settings",
     "backbone_folder",
+    "backbone_name",
+    "backbone_spec",
+    "backbones",
     "examples",
+    "known_backbone",
     "known_words",
     "load_preset",
     "make_settings",
@@ -35,8 +41,7 @@ __all__ = [
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "presets"
-MINI = Path(__file__).resolve().parent / "toyworld" / "mini"
-TOY_CLIP = MINI.parent / "clip"  # the CLIP of mini's world
+TOY_CLIP = ROOT / "freemask" / "toyworld" / "clip"  # the CLIP of mini's world
 TASKS = ("style", "attribute", "shape", "place", "official", "official-style")
 
 MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
@@ -159,10 +164,41 @@ class Example:
     made: Path
 
 
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class BackboneSpec:
+    """What is known of a text-to-video model before it is loaded.
+
+    `name` is the short one that every part of FreeMask takes; `title` is its line in a list. The weights are in
+    `folder`, or on the hub as `hub_id` (`aliases`: other ids of the same weights). `size` is (width, height) in pixels
+    and `frames` the clip length that it was trained on; one latent cell stands for `vae_factor` pixels along a side.
+    `guidance` is what suits it, `parameters` counts each part's, None where they have not been counted; `codebook` is
+    the file under presets/codebooks/ that holds its measured masks, once they are.
+    """
+
+    name: str
+    title: str
+    licence: str
+    size: tuple[Annotated[int, Field(ge=16, le=2048)], Annotated[int, Field(ge=16, le=2048)]]
+    frames: Annotated[int, Field(ge=1, le=64)]
+    vae_factor: Annotated[int, Field(ge=1, le=64)]
+    prediction: Literal["epsilon", "v_prediction"]
+    guidance: Annotated[float, Field(ge=1, le=30)] = 7.5
+    hub_id: str | None = None
+    aliases: tuple[str, ...] = ()
+    folder: Path | None = None
+    parameters: dict[Literal["unet", "vae", "text_encoder"], Annotated[int, Field(ge=1)]] | None = None
+    codebook: str | None = None
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """What the weights take in memory as fp16 or bf16, two bytes a parameter."""
+        return 2 * sum(self.parameters.values()) if self.parameters else None
+
+
 def _unknown(kind: str, given: str, known: list[str] | tuple[str, ...]) -> str:
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"There is no {kind} {given!r}{hint} Known: {', '.join(known)}.".replace("? Known", "? Known")
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"There is no {kind} {given!r}{hint} Known: {', '.join(known)}."
 
 
 def _validated(cls: type, values: dict[str, Any], where: str) -> Any:
@@ -210,7 +246,7 @@ def make_settings(**values: Any) -> Settings:
     if settings.timestep is not None and settings.site is None:
         raise SettingError("timestep is given without a site: name the layer too, or leave it out.")
     backbone_folder(settings.backbone)
-    return settings
+    return replace(settings, backbone=backbone_name(settings.backbone))
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -253,21 +289,89 @@ def examples() -> list[Example]:
     return found
 
 
+@lru_cache(maxsize=1)
+def backbones() -> tuple[BackboneSpec, ...]:
+    """The backbones of `presets/backbones/*.yaml`, those that ship with the code first."""
+    found = []
+    for path in sorted((PRESETS / "backbones").glob("*.yaml")):
+        values = yaml.safe_load(path.read_text()) | {"name": path.stem}
+        spec: BackboneSpec = _validated(BackboneSpec, values, f"presets/backbones/{path.name}: ")
+        if (spec.folder is None) == (spec.hub_id is None):
+            raise SettingError(f"presets/backbones/{path.name}: give a folder or a hub_id, one of them.")
+        found.append(replace(spec, folder=ROOT / spec.folder) if spec.folder else spec)
+    return tuple(sorted(found, key=lambda spec: spec.folder is None))
+
+
+def known_backbone(name: str) -> BackboneSpec | None:
+    """The spec of a short name or a hub id, None where there is none."""
+    return next((spec for spec in backbones() if name in (spec.name, spec.hub_id, *spec.aliases)), None)
+
+
+def backbone_name(name: str) -> str:
+    """The short name of a backbone where it has one, so that settings, codebooks and lists agree; else `name`."""
+    spec = known_backbone(name)
+    return spec.name if spec else name
+
+
+def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
+    """The spec of a short name, a hub id or a folder; one without a file is read from the configs in its folder.
+
+    `folder` is where an unlisted hub id lies. Raises SettingError for an unknown name, BackboneError where the configs
+    are missing or say too little.
+    """
+    spec = known_backbone(name)
+    if spec:
+        return spec
+    folder = folder or backbone_folder(name)
+    if folder is None:
+        raise BackboneError(f"Nothing is known of {name!r} before it is here: `python -m freemask download {name}`.")
+    path = folder
+    try:
+        configs = []
+        for part, file in (("unet", "config"), ("vae", "config"), ("scheduler", "scheduler_config")):
+            path = folder / part / f"{file}.json"
+            configs.append(json.loads(path.read_text(encoding="utf-8")))
+        unet, vae, scheduler = configs
+        factor = 2 ** (len(vae.get("encoder_block_out_channels") or vae["block_out_channels"]) - 1)
+        side = unet.get("sample_size") or 32  # what all text-to-video models of this class were trained at
+        h, w = (side, side) if isinstance(side, int) else side
+        prediction = scheduler.get("prediction_type", "epsilon")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackboneError(f"{path} does not describe a part of a text-to-video pipeline ({error!r}).") from None
+    values = {
+        "name": name,
+        "title": name,
+        "licence": "unknown: see where you got it",
+        "size": (w * factor, h * factor),
+        "frames": 8,
+        "vae_factor": factor,
+        "prediction": prediction,
+        "folder": folder,
+    }
+    try:
+        derived: BackboneSpec = _validated(BackboneSpec, values, f"{folder}: ")
+    except SettingError as error:
+        raise BackboneError(str(error)) from None
+    return derived
+
+
 def backbone_folder(name: str) -> Path | None:
-    """The local folder of a backbone, or None where the name is a hub id such as "owner/model".
+    """The local folder of a backbone, or None where the name stands for a hub id such as "owner/model".
 
     Raises SettingError where the name is neither.
     """
-    if name == "mini":
-        return MINI
+    spec = known_backbone(name)
+    if spec:
+        return spec.folder
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return None
+    short = [spec.name for spec in backbones()]
     raise SettingError(
-        f"There is no backbone {name!r}. Use 'mini', a hub id such as 'cerspense/zeroscope_v2_576w', "
-        "or a folder that holds a diffusers text-to-video pipeline."
+        f"{_unknown('backbone', name, short)} Or give a hub id such as 'cerspense/zeroscope_v2_576w', or a folder that "
+        "holds a diffusers text-to-video pipeline."
     )
 
 

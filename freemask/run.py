@@ -35,7 +35,7 @@ from .prompts import align, check, find_word, warnings, words
 from .trace import SoftMap, Trace, load_trace, save_trace
 from .video import probe, read_clip, side_by_side, write_clip, write_gif
 
-__all__ = ["load_editor", "run_steps", "save_masks"]
+__all__ = ["load_editor", "peak_mib", "run_steps", "save_masks"]
 
 
 KEPT = 4  # inversions that a folder holds, the newest
@@ -56,7 +56,7 @@ class _Clock:
             self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 4)
 
 
-def _peak_mib(device: torch.device) -> float:
+def peak_mib(device: torch.device) -> float:
     """Peak memory in MiB: the device's on CUDA, else the process's resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -200,7 +200,7 @@ def run_steps(
         "inversion": "kept from an earlier edit" if again else "made",
         "unet": {stage: asdict(used) for stage, used in usage.items()},
         "seconds": clock.seconds,
-        "peak_memory_mib": round(_peak_mib(editor.backbone.device), 1),
+        "peak_memory_mib": round(peak_mib(editor.backbone.device), 1),
         "metrics": metrics,
         "clip": {"width": size[0], "height": size[1], "frames": len(clip.frames), "fps": clip.fps},
     }

@@ -4,6 +4,7 @@ from .benchmark import Options, benchmark_steps
 from .calibrate import Sample, calibrate_steps, davis_samples, example_maps, toyworld_samples
 from .methods import METHODS
 from .profile import profile_steps
+from .selftest import selftest_steps
 from .table import markdown, save_figure
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "markdown",
     "profile_steps",
     "save_figure",
+    "selftest_steps",
     "toyworld_samples",
 ]

@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 
 from ..errors import FreeMaskError, InputError, SettingError
-from ..presets import Example, Settings, load_preset, make_settings, read_settings
+from ..presets import Example, Settings, backbone_name, load_preset, make_settings, read_settings
 from ..prompts import align, find_word, infer_word, word_spans, words
 from ..video import probe, read_clip
 from . import status
@@ -164,6 +164,7 @@ def follow_link(query: str, offered: Sequence[str]) -> list[Any] | None:
 def _filled(values: dict[str, Any], offered: Sequence[str]) -> list[Any]:
     """The fields of settings from elsewhere."""
     backbone = values.pop("backbone", None)
+    backbone = backbone_name(backbone) if backbone else None
     settings = make_settings(**values)
     filled = field_values(settings)
     filled[NAMES.index("backbone") - 1] = backbone if backbone in offered else gr.skip()

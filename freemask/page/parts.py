@@ -10,13 +10,12 @@ from typing import Any
 
 import gradio as gr
 
-from ..presets import Example, known_words, load_preset, task_names
+from ..presets import Example, backbones, known_backbone, known_words, load_preset, task_names
 from . import status
 
 __all__ = ["TASK_OWN", "Advanced", "Inputs", "Results", "cards", "header", "theme", "toy_world"]
 
 STATIC = Path(__file__).resolve().parents[2] / "static"
-ZEROSCOPE = "cerspense/zeroscope_v2_576w"
 TASK_OWN = {
     "tau": "τ",
     "alpha_self": "α self",
@@ -145,15 +144,16 @@ class Advanced:
 
     @classmethod
     def build(cls, *, backbone: str) -> Advanced:
-        backbones = [("mini: toy world, runs anywhere", "mini"), ("zeroscope v2 576w: real clips, GPU", ZEROSCOPE)]
-        if backbone not in ("mini", ZEROSCOPE):
-            backbones.append((backbone, backbone))
+        spec = known_backbone(backbone)
+        listed = [(one.title, one.name) for one in backbones()]
+        if spec is None:
+            listed.append((backbone, backbone))
         preset = load_preset(task_names()[0])
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-            chosen = gr.Dropdown(backbones, value=backbone, label="Backbone", filterable=False)
+            chosen = gr.Dropdown(listed, value=spec.name if spec else backbone, label="Backbone", filterable=False)
             steps = gr.Slider(2, 200, 25, step=1, label="Steps", buttons=[])
             with gr.Row():
-                usual = 4 if backbone == "mini" else 7.5  # more saturates mini's colours
+                usual = spec.guidance if spec else 7.5
                 guidance = gr.Slider(1, 30, usual, step=0.5, label="Guidance", buttons=[])
                 frames = gr.Slider(1, 64, 8, step=1, label="Frames, at most 64", buttons=[])
             with gr.Row():

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from ..metrics import clip_pixels
-from ..presets import MINI, TOY_CLIP
+from ..presets import TOY_CLIP
 from .classify import descend, disturbed, training_frames, training_scenes
 from .models import load_tokenizer, token_ids
 from .scenes import caption
@@ -56,7 +56,7 @@ def train_clip(
     """
     drawn = training_scenes(first, scenes)
     pixels, _ = training_frames(drawn, size)
-    shutil.copytree(MINI / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+    shutil.copytree(TOY_CLIP.parent / "mini" / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     tokenizer = load_tokenizer(out)
     ids = token_ids(tokenizer, [caption(scene) for scene in drawn])
     model = new_clip(tokenizer, size=size).train()
