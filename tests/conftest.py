@@ -1,12 +1,15 @@
 """Tiny random models and moving clips, made once."""
 
+import json
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, UNet3DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet3DConditionModel
+from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from freemask.backbone import Backbone
@@ -101,3 +104,43 @@ def clip() -> Clip:
     for i in range(4):
         frames[i, 8:24, 4 + 3 * i : 16 + 3 * i] = (220, 80, 40)
     return Clip(frames, 8.0)
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory, editor):
+    """A tiny random pipeline with an AutoencoderKL, saved in zeroscope's layout."""
+    path = tmp_path_factory.mktemp("backbone")
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+    vae.save_pretrained(path / "vae")
+    tiny_unet().save_pretrained(path / "unet")
+    editor.backbone.text_encoder.save_pretrained(path / "text_encoder")
+    editor.backbone.tokenizer.save_pretrained(path / "tokenizer")
+    tiny_scheduler().save_pretrained(path / "scheduler")
+    return path
+
+
+def to_bins(pipeline: Path, copy: Path, *, sharded: bool = False) -> Path:
+    """A copy of a pipeline whose weights are .bin files, whole or in two shards, as older repositories hold them."""
+    shutil.copytree(pipeline, copy)
+    for part in ("unet", "vae", "text_encoder"):
+        stem = "pytorch_model" if part == "text_encoder" else "diffusion_pytorch_model"
+        file = next((copy / part).glob("*.safetensors"))
+        state = load_file(file)
+        file.unlink()
+        if not sharded:
+            torch.save(state, copy / part / f"{stem}.bin")
+            continue
+        names = sorted(state)
+        where = {name: f"{stem}-0000{1 + (i >= len(names) // 2)}-of-00002.bin" for i, name in enumerate(names)}
+        for shard in set(where.values()):
+            torch.save({name: state[name] for name in names if where[name] == shard}, copy / part / shard)
+        index = {"metadata": {"total_size": sum(t.nbytes for t in state.values())}, "weight_map": where}
+        (copy / part / f"{stem}.bin.index.json").write_text(json.dumps(index))
+    return copy

@@ -1,39 +1,30 @@
 import json
+import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_scheduler, tiny_unet
-from diffusers import AutoencoderKL
+from conftest import tiny_scheduler, to_bins
 
 from freemask.attention import find_sites
-from freemask.backbone import Backbone
+from freemask.backbone import Backbone, named_dtype
 from freemask.errors import BackboneError, SettingError
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, editor):
-    """A tiny random pipeline with an AutoencoderKL, saved in zeroscope's layout."""
-    path = tmp_path_factory.mktemp("backbone")
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4,
-        norm_num_groups=4,
-    )
-    vae.save_pretrained(path / "vae")
-    tiny_unet().save_pretrained(path / "unet")
-    editor.backbone.text_encoder.save_pretrained(path / "text_encoder")
-    editor.backbone.tokenizer.save_pretrained(path / "tokenizer")
-    tiny_scheduler().save_pretrained(path / "scheduler")
-    return path
+class Bomb:
+    """Creates a file where it is unpickled without care."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
-def test_a_saved_pipeline_loads(folder):
-    backbone = Backbone.load(str(folder), "cpu")
+def test_a_saved_pipeline_loads(pipeline):
+    backbone = Backbone.load(str(pipeline), "cpu")
     assert (backbone.vae_factor, backbone.multiple, backbone.native_size) == (4, 16, (32, 32))
     frames = np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8)
     latents = backbone.encode(frames)
@@ -42,42 +33,111 @@ def test_a_saved_pipeline_loads(folder):
     assert backbone.decode(latents).shape == frames.shape
 
 
-def test_a_missing_part_is_named(folder, tmp_path):
+def test_a_missing_part_is_named(pipeline, tmp_path):
     broken = tmp_path / "broken"
-    shutil.copytree(folder, broken)
+    shutil.copytree(pipeline, broken)
     shutil.rmtree(broken / "tokenizer")
     with pytest.raises(BackboneError, match="lacks tokenizer/"):
         Backbone.load(str(broken), "cpu")
 
 
-def test_a_damaged_part_is_named(folder, tmp_path):
+def test_a_damaged_part_is_named(pipeline, tmp_path):
     broken = tmp_path / "broken"
-    shutil.copytree(folder, broken)
+    shutil.copytree(pipeline, broken)
     next((broken / "unet").glob("*.safetensors")).write_bytes(b"no weights")
     with pytest.raises(BackboneError, match="broken/unet could not be loaded"):
         Backbone.load(str(broken), "cpu")
 
 
-def test_an_unknown_autoencoder_is_named(folder, tmp_path):
+def test_an_unknown_autoencoder_is_named(pipeline, tmp_path):
     broken = tmp_path / "broken"
-    shutil.copytree(folder, broken)
+    shutil.copytree(pipeline, broken)
     (broken / "vae" / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
     with pytest.raises(BackboneError, match="VQModel"):
         Backbone.load(str(broken), "cpu")
 
 
-def test_neither_a_folder_nor_a_hub_id():
+def test_neither_a_pipeline_nor_a_hub_id():
     with pytest.raises(SettingError, match="hub id such as"):
         Backbone.load("no-such-thing", "cpu")
 
 
-def test_without_the_hub_the_error_says_what_to_do(monkeypatch):
-    def refuse(*_, **__):
-        raise OSError("no route")
+def weights(backbone):
+    parts = backbone.unet, backbone.vae, backbone.text_encoder
+    return [tensor for part in parts for tensor in part.state_dict().values()]
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(BackboneError, match="network, or give the path of a folder"):
-        Backbone.load("owner/model", "cpu")
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_bins_load_where_there_is_nothing_else(pipeline, tmp_path, sharded):
+    copy = to_bins(pipeline, tmp_path / "bins", sharded=sharded)
+    assert not list(copy.rglob("*.safetensors"))
+    pairs = zip(weights(Backbone.load(str(copy), "cpu")), weights(Backbone.load(str(pipeline), "cpu")), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_safetensors_come_first(pipeline, tmp_path):
+    """A pickle beside them is not even opened."""
+    both = tmp_path / "both"
+    shutil.copytree(pipeline, both)
+    for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "pytorch_model")):
+        (both / part / f"{name}.bin").write_bytes(b"nothing that could be loaded")
+    Backbone.load(str(both), "cpu")
+
+
+def test_halves_serve_where_there_is_nothing_else(pipeline, tmp_path):
+    halves = tmp_path / "halves"
+    shutil.copytree(pipeline, halves)
+    for file in halves.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    Backbone.load(str(halves), "cpu")
+    for file in halves.glob("unet/*.safetensors"):
+        file.unlink()
+    with pytest.raises(BackboneError, match="unet holds no complete weights"):
+        Backbone.load(str(halves), "cpu")
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_bin_that_holds_more_than_tensors_is_refused_unrun(pipeline, tmp_path, monkeypatch, part, sharded):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # nor may a setting of the machine let it through
+    trace = tmp_path / "was-run"
+    copy = to_bins(pipeline, tmp_path / "bins", sharded=sharded)
+    file = sorted((copy / part).glob("*.bin"))[0]
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"extra": Bomb(trace)}, file)
+    with pytest.raises(BackboneError, match=rf"{part} was refused, and nothing in it was run.*safetensors") as caught:
+        Backbone.load(str(copy), "cpu")
+    assert not trace.exists()
+    assert "weights_only" not in str(caught.value), "the libraries' advice to load it all the same"
+    file.write_bytes(pickle.dumps(state | {"extra": Bomb(trace)}))
+    with pytest.raises(BackboneError, match=f"{part} was refused"):
+        Backbone.load(str(copy), "cpu")
+    assert not trace.exists()
+    pickle.loads(file.read_bytes())
+    assert trace.exists(), "the bomb is real"
+
+
+def test_precisions_have_names():
+    assert named_dtype("") is None and named_dtype("bf16", "cuda") is torch.bfloat16
+    assert named_dtype("fp32", "cpu") is torch.float32
+    with pytest.raises(SettingError, match="choose fp16"):
+        named_dtype("fp32", "cuda:0")
+    with pytest.raises(SettingError, match="fp16, bf16 or fp32"):
+        named_dtype("fp8")
+
+
+def test_a_half_precision_is_that_of_every_part(pipeline):
+    backbone = Backbone.load(str(pipeline), "cpu", torch.bfloat16)
+    assert {tensor.dtype for tensor in weights(backbone) if tensor.is_floating_point()} == {torch.bfloat16}
+    latents = backbone.encode(np.zeros((2, 32, 32, 3), np.uint8))
+    eps = backbone.eps(latents, 501, backbone.text(["a car"]))
+    assert eps.dtype == torch.float32 and eps.isfinite().all()
+
+
+def test_a_known_backbone_has_its_own_size_whatever_its_config_says(editor):
+    """zeroscope's config names ModelScope's."""
+    b = editor.backbone
+    assert Backbone("zeroscope", b.unet, *_rest(editor, b.scheduler)).native_size == (576, 320)
 
 
 def test_tokens_of_words(editor):

@@ -1,0 +1,184 @@
+"""Which files are chosen, and downloads against a stand-in for the hub: nothing here touches a network."""
+
+import errno
+import json
+import logging
+import re
+import shutil
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+from typer.testing import CliRunner
+
+from freemask.backbone import Backbone
+from freemask.cli import app
+from freemask.errors import BackboneError
+from freemask.weights import choose_weights, fetch, needed_files, plan_download
+
+UNET, CLIP = "diffusion_pytorch_model", "pytorch_model"
+SMALL = ["tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"]
+SMALL += ["scheduler/scheduler_config.json", *(f"{part}/config.json" for part in ("unet", "vae", "text_encoder"))]
+OTHER = ["README.md", ".gitattributes", "model_index.json", "zs2_576w/text2video_pytorch_model.pth", "unet/old/x.bin"]
+ZEROSCOPE = [*SMALL, *OTHER, f"unet/{UNET}.bin", f"vae/{UNET}.bin", f"text_encoder/{CLIP}.bin"]
+MODELSCOPE = [*SMALL, *OTHER, *(f"text_encoder/{name}" for name in ("model.safetensors", "model.fp16.safetensors"))]
+MODELSCOPE += [
+    f"{p}/{UNET}{half}.{end}" for p in ("unet", "vae") for half in ("", ".fp16") for end in ("bin", "safetensors")
+]
+MODELSCOPE += [f"text_encoder/{CLIP}.bin", f"text_encoder/{CLIP}.fp16.bin"]
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        ([f"{UNET}.bin", f"{UNET}.fp16.safetensors", f"{UNET}.safetensors"], f"{UNET}.safetensors"),
+        ([f"{UNET}.bin", f"{UNET}.fp16.bin", f"{UNET}.fp16.safetensors"], f"{UNET}.fp16.safetensors"),
+        ([f"{UNET}.fp16.bin", f"{UNET}.bin"], f"{UNET}.bin"),
+        ([f"{UNET}.non_ema.safetensors", f"{UNET}.onnx", "model.safetensors"], None),
+    ],
+)
+def test_safetensors_before_bins_and_singles_before_halves(names, chosen):
+    weights = choose_weights("unet", names)
+    assert (weights and weights.files) == (chosen and (chosen,))
+
+
+def test_shards_count_only_when_all_are_there():
+    shards = [f"{UNET}.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = f"{UNET}.safetensors.index.fp16.json"
+    whole = choose_weights("unet", [*shards, index, f"{UNET}.bin"])
+    assert whole and (whole.files, whole.safe, whole.variant) == ((index, *shards), True, "fp16")
+    part = choose_weights("unet", [shards[0], index, f"{UNET}.bin"])
+    assert part and part.files == (f"{UNET}.bin",)
+
+
+def test_a_bin_is_downloaded_only_where_a_part_has_no_safetensors():
+    assert set(needed_files(ZEROSCOPE)) == {name for name in ZEROSCOPE if name not in OTHER}
+    halves = {f"{part}/{UNET}.fp16.safetensors" for part in ("unet", "vae")} | {"text_encoder/model.fp16.safetensors"}
+    assert set(needed_files(MODELSCOPE)) == {*SMALL, *halves}
+    mixed = [name for name in MODELSCOPE if not (name.startswith("vae/") and name.endswith("safetensors"))]
+    assert [name for name in needed_files(mixed) if name.endswith(".bin")] == [f"vae/{UNET}.fp16.bin"]
+
+
+def test_a_repository_without_a_part_is_named():
+    with pytest.raises(BackboneError, match="complete vae/, scheduler/"):
+        needed_files(name for name in ZEROSCOPE if not name.startswith(("vae/", "scheduler/")))
+
+
+class Hub:
+    """A stand-in for the hub and its cache: one model, `files` with what each holds."""
+
+    def __init__(self, tmp_path, monkeypatch, names):
+        self.names, self.folder, self.asked, self.refusal = names, tmp_path / "cache", [], None
+        monkeypatch.setattr("huggingface_hub.HfApi", lambda: SimpleNamespace(model_info=self.model_info))
+        monkeypatch.setattr("huggingface_hub.snapshot_download", self.snapshot_download)
+        monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", self.cached)
+
+    def model_info(self, hub_id, *, files_metadata):
+        assert files_metadata
+        if self.refusal:
+            raise self.refusal
+        files = [SimpleNamespace(rfilename=name, size=10**9 if name.endswith(".bin") else 1000) for name in self.names]
+        return SimpleNamespace(siblings=files, card_data={"license": "mit"})
+
+    def cached(self, hub_id, name):
+        return str(self.folder / name) if (self.folder / name).exists() else None
+
+    def snapshot_download(self, hub_id, *, allow_patterns=None, local_files_only=False):
+        self.asked.append((hub_id, allow_patterns, local_files_only))
+        if local_files_only and not self.folder.exists():
+            raise FileNotFoundError("not in the cache")
+        if self.refusal and not local_files_only:
+            raise self.refusal
+        for name in allow_patterns or ():
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).touch()
+        return str(self.folder)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    return Hub(tmp_path, monkeypatch, ZEROSCOPE)
+
+
+def test_the_licence_and_the_price_come_before_the_first_byte(hub):
+    done = CliRunner().invoke(app, ["download", "zeroscope"])
+    assert done.exit_code == 0, done.output
+    assert re.search(
+        r"CC-BY-NC-4.0, non-commercial.*\n.*To download: 10 files, 3\.0 GB\. 3 of the files are \.bin", done.stderr
+    )
+    assert hub.asked == [("cerspense/zeroscope_v2_576w", needed_files(ZEROSCOPE), False)]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["bytes"] == 3 * 10**9 + 7 * 1000 and told["folder"] == str(hub.folder)
+    again = CliRunner().invoke(app, ["download", "cerspense/zeroscope_v2_576w"])
+    assert "is here already" in again.stderr and "CC-BY-NC-4.0" in again.stderr
+
+
+def test_an_interrupted_download_names_only_what_is_left(hub):
+    for name in needed_files(ZEROSCOPE)[2:]:
+        (hub.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (hub.folder / name).touch()
+    assert plan_download("zeroscope").missing == tuple(needed_files(ZEROSCOPE)[:2])
+
+
+def test_the_first_use_downloads_and_logs_the_licence_once(hub, caplog):
+    with caplog.at_level(logging.WARNING, "freemask"):
+        assert fetch("owner/unlisted") == hub.folder
+        assert "licence" in caplog.text.lower() and "mit" in caplog.text and "3.0 GB" in caplog.text
+        caplog.clear()
+        assert fetch("owner/unlisted") == hub.folder
+        assert not caplog.text
+
+
+def test_without_a_network_an_earlier_download_serves_if_it_is_whole(hub):
+    fetch("zeroscope")
+    hub.refusal = OfflineModeIsEnabled("offline")
+    assert fetch("zeroscope") == hub.folder
+    (hub.folder / f"unet/{UNET}.bin").unlink()
+    with pytest.raises(BackboneError, match="network"):
+        fetch("zeroscope")
+
+
+def response(status):
+    return httpx.Response(status, request=httpx.Request("GET", "http://hub.test"))
+
+
+@pytest.mark.parametrize(
+    ("refusal", "message"),
+    [
+        (lambda: OSError("no route"), "check the network and try again, or give the path of a folder"),
+        (lambda: OfflineModeIsEnabled("offline"), "check the network"),
+        (
+            lambda: RepositoryNotFoundError("404", response=response(404)),
+            "not on the hub.*short names: mini, modelscope",
+        ),
+        (lambda: GatedRepoError("403", response=response(403)), "gated: accept its terms"),
+        (lambda: OSError(errno.ENOSPC, "full"), "does not fit on the disk"),
+    ],
+)
+def test_a_refusal_says_what_to_do(hub, refusal, message):
+    hub.refusal = refusal()
+    with pytest.raises(BackboneError, match=message):
+        Backbone.load("owner/model", "cpu")
+    failed = CliRunner().invoke(app, ["download", "owner/model"])
+    assert failed.exit_code == 1 and len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_a_repository_of_another_kind_is_refused_before_it_is_downloaded(hub):
+    hub.names = ["config.json", "model.safetensors"]
+    with pytest.raises(BackboneError, match="owner/model is no backbone"):
+        plan_download("owner/model")
+    assert not hub.asked
+
+
+def test_what_lies_here_is_no_download(hub):
+    shipped = CliRunner().invoke(app, ["download", "mini"])
+    assert shipped.exit_code == 2 and "mini is no download" in shipped.stderr and not hub.asked
+    assert "did you mean 'zeroscope'" in CliRunner().invoke(app, ["download", "zeroscop"]).stderr
+
+
+def test_what_was_downloaded_loads_under_its_short_name(hub, pipeline):
+    shutil.copytree(pipeline, hub.folder)
+    hub.names = [path.relative_to(pipeline).as_posix() for path in pipeline.rglob("*") if path.is_file()]
+    backbone = Backbone.load("cerspense/zeroscope_v2_576w", "cpu")
+    assert (backbone.name, backbone.native_size) == ("zeroscope", (576, 320))
