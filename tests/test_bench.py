@@ -1,11 +1,13 @@
 """Calibration and benchmark: measured on clips with known masks and known edits, resumed where they stopped."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from freemask.bench import (
@@ -18,18 +20,22 @@ from freemask.bench import (
     example_maps,
     markdown,
     save_figure,
+    selftest_steps,
     toyworld_samples,
 )
 from freemask.bench.benchmark import warped_psnr
 from freemask.bench.methods import presets
+from freemask.bench.selftest import CLIP, FRAMES, SCENE, Check
 from freemask.bench.table import tabulate
 from freemask.cli import app
 from freemask.edit import finish
 from freemask.errors import ClipError
-from freemask.presets import load_preset
+from freemask.metrics import psnr
+from freemask.presets import ROOT, load_preset
 from freemask.prompts import align, words
 from freemask.toyworld.cases import CASE_TASKS, sample_case
 from freemask.toyworld.scenes import DEVELOP, render
+from freemask.video import read_clip
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "clips"
 OPTIONS = {"steps": 2, "frames": 2}
@@ -257,3 +263,49 @@ def test_calibrate_writes_a_codebook_and_its_figure(tmp_path):
     book = json.loads(out.read_text())
     assert (told["site"], told["clips"], told["skipped"]) == (book["site"], 1, 0)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png", ".pdf"}
+
+
+def test_a_selftest_passes_on_what_ships(tmp_path):
+    done = CliRunner().invoke(app, ["selftest", "--steps", "4", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["passed"] and figures["codebook"] == "mini.json" and figures["size"] == [64, 64]
+    assert cv2.imread(str(tmp_path / "masks.png")) is not None
+    for said in ("It looks right", "Apache-2.0", "mini.json, measured", "Seconds", "GiB of memory", "IoU of the mask"):
+        assert said in done.stderr
+    assert 0 < figures["weights_gib"] < figures["peak_gib"]
+
+
+def test_a_selftest_fails_on_noise_and_says_why(pipeline, tmp_path):
+    done = CliRunner().invoke(app, ["selftest", "--backbone", str(pipeline), "--steps", "3", "--out", str(tmp_path)])
+    assert done.exit_code == 1
+    figures = json.loads(done.stdout.splitlines()[-1])
+    bad = {check["name"] for check in figures["checks"] if not check["passed"]}
+    assert {"noise explained", "autoencoder PSNR in dB", "IoU of the mask"} <= bad and not figures["passed"]
+    for said in ("It does not look right", "BAD noise explained", "download them again", "licence", "none is measured"):
+        assert said.casefold() in done.stderr.casefold()
+
+
+def test_a_selftest_survives_numbers_that_are_none(pipeline, tmp_path):
+    """What an overflow of half precision leaves behind."""
+    broken = tmp_path / "broken"
+    shutil.copytree(pipeline, broken)
+    file = next((broken / "unet").glob("*.safetensors"))
+    state = load_file(file)
+    save_file(state | {"conv_in.bias": state["conv_in.bias"] * float("nan")}, file, {"format": "pt"})
+    with np.errstate(invalid="ignore"):
+        figures = finish(selftest_steps(str(broken), tmp_path / "out", steps=2))
+    assert not figures["passed"] and figures["sheet"] is None
+    assert next(check for check in figures["checks"] if check["name"] == "noise explained")["value"] is None
+    json.dumps(figures, allow_nan=False)
+
+
+def test_the_selftests_clip_is_the_scene_whose_masks_are_known():
+    clip = read_clip(ROOT / "static" / "clips" / CLIP, frames=FRAMES)
+    assert psnr(render(SCENE, clip.frames.shape[1], frames=FRAMES).frames, clip.frames) > 35
+
+
+@pytest.mark.parametrize(("value", "passed"), [(0.5, True), (2.0, True), (2.1, False), (float("nan"), False)])
+def test_a_check_keeps_its_bounds(value, passed):
+    check = Check("name", value, 0.5, 2, "what", "the cure")
+    assert check.passed is passed and ("the cure" in str(check)) is not passed

@@ -84,3 +84,11 @@ def test_a_measured_codebook_serves_at_the_nearest_timestep(tmp_path, monkeypatc
     codebook_path("some/model").write_text('{"sites": 3}')
     with pytest.raises(SettingError, match="is no codebook"):
         choose("some/model", sites(), (1, 41), (16, 16))
+
+
+def test_a_codebook_is_found_by_short_name_and_by_hub_id(tmp_path, monkeypatch):
+    monkeypatch.setattr(mmc, "PRESETS", tmp_path)
+    assert read_codebook("zeroscope") is None
+    write_codebook(codebook_path("cerspense/zeroscope_v2_576w"), book(backbone="zeroscope"))
+    assert read_codebook("zeroscope") == read_codebook("cerspense/zeroscope_v2_576w") == book(backbone="zeroscope")
+    assert codebook_path("zeroscope").name == "zeroscope.json"

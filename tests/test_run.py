@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import to_bins, write_disc
 from typer.testing import CliRunner
 
 from freemask import Clip, write_clip
@@ -213,3 +214,25 @@ def test_the_readmes_commands_are_real():
     help_text = CliRunner().invoke(app, ["edit", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
     assert all(word in help_text for word in words if word.startswith("--"))
     assert len(text.splitlines()) <= 150
+
+
+def test_a_folder_of_bins_edits_like_one_of_safetensors(pipeline, tmp_path):
+    """zeroscope's layout and its kind of files, in the smallest."""
+    clip = write_disc(tmp_path / "disc.mp4")
+    about = {"source": "a red car on the grass", "edit": "a blue car on the grass", "task": "attribute", "steps": 2}
+    reports = []
+    for name in (pipeline, to_bins(pipeline, tmp_path / "bins")):
+        settings = make_settings(**about, backbone=str(name), frames=2)
+        reports.append(finish(run_steps(clip, settings, tmp_path / "out")))
+    assert reports[0]["clip"] == {"width": 32, "height": 32, "frames": 2, "fps": 8.0}
+    assert reports[0]["metrics"] == reports[1]["metrics"] and reports[0]["mask"] == reports[1]["mask"]
+    assert reports[0]["mask"]["origin"] == "consensus"
+
+
+def test_a_precision_is_chosen_by_its_name(pipeline, tmp_path):
+    command = ["edit", str(write_disc(tmp_path / "disc.mp4")), "--source", "a red car", "--edit", "a blue car"]
+    command += ["--backbone", str(pipeline), "--steps", "2", "--frames", "1", "--task", "attribute"]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out"), "--dtype", "bf16"])
+    assert done.exit_code == 0, done.output
+    wrong = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "no"), "--dtype", "fp8"])
+    assert wrong.exit_code == 2 and "fp16, bf16 or fp32" in wrong.stderr
