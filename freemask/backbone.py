@@ -11,8 +11,10 @@ holds anything but tensors is refused before any of it runs.
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
+from accelerate import cpu_offload_with_hook
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet3DConditionModel
 from einops import rearrange
 from torch import Tensor
@@ -31,7 +34,9 @@ from .presets import backbone_name, known_backbone
 from .prompts import word_spans
 from .weights import PARTS, choose_weights, fetch
 
-__all__ = ["Backbone", "default_device", "named_dtype", "signed_pixels"]
+__all__ = ["Backbone", "default_device", "free_memory", "is_out_of_memory", "named_dtype", "signed_pixels"]
+
+CHUNK = 4  # frames that the autoencoder takes at once: at 512² it then needs less than the UNet with three rows
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _LAYOUT = f"A backbone folder holds {', '.join(p + '/' for p in PARTS)} as diffusers saves a text-to-video pipeline"
@@ -96,6 +101,31 @@ def _reason(error: pickle.UnpicklingError) -> str:
     return next((line.strip(" .") for line in lines if "unsupported" in line.lower()), type(error).__name__)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def free_memory() -> None:
+    """Gives back what nothing uses any more, after an allocation has failed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _take_turns(device: torch.device, vae: Any, text_encoder: Any, unet: Any) -> None:
+    """Each model comes to the device when it is called, and the one that computed before it leaves."""
+    if isinstance(vae, AutoencoderKL):
+        vae.enable_tiling()
+    if device.type == "cpu":
+        return
+    hooks = [cpu_offload_with_hook(model, device)[1] for model in (vae, text_encoder, unet)]
+    for hook, before in zip(hooks, hooks[-1:] + hooks[:-1], strict=True):
+        hook.hook.prev_module_hook = before
+
+
 def signed_pixels(frames: np.ndarray) -> Tensor:
     """(f, h, w, 3) uint8 -> (f, 3, h, w) float32 in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -103,7 +133,11 @@ def signed_pixels(frames: np.ndarray) -> Tensor:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded model. Latents are (b, c, f, h, w), scaled; text is (b, k, d)."""
+    """A loaded model. Latents are (b, c, f, h, w), scaled; text is (b, k, d).
+
+    With `low_vram` a model is on the device only while it computes, and the autoencoder takes a frame at a time, in
+    tiles where it is large.
+    """
 
     name: str
     unet: UNet3DConditionModel
@@ -113,9 +147,12 @@ class Backbone:
     scheduler: DDIMScheduler
     device: torch.device
     native_frames: int = 24  # that the temporal layers were trained on
+    low_vram: bool = False
 
     @classmethod
-    def load(cls, name: str, device: str | None = None, dtype: torch.dtype | None = None) -> Backbone:
+    def load(
+        cls, name: str, device: str | None = None, dtype: torch.dtype | None = None, *, low_vram: bool = False
+    ) -> Backbone:
         """From a short name, a hub id or a folder, in `dtype` (float16 on CUDA and float32 elsewhere where left out).
 
         What is not here yet is downloaded. Raises SettingError for an unknown name, BackboneError saying what is
@@ -159,9 +196,21 @@ class Backbone:
             raise BackboneError(
                 f"{folder}/{part} could not be loaded: {str(error).splitlines()[0]} {_LAYOUT}; save it again."
             ) from error
+        at = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
         for model in (unet, vae, text_encoder):
-            model.eval().requires_grad_(False).to(device)
-        return cls(backbone_name(name), unet, vae, text_encoder, tokenizer, scheduler, torch.device(device))
+            model.eval().requires_grad_(False)
+            if not low_vram or at.type == "cpu":
+                model.to(at)
+        if low_vram:
+            _take_turns(at, vae, text_encoder, unet)
+        spec = known_backbone(name)
+        frames = spec.frames if spec else cls.native_frames
+        return cls(backbone_name(name), unet, vae, text_encoder, tokenizer, scheduler, at, frames, low_vram)
+
+    @property
+    def chunk(self) -> int:
+        """How many frames the autoencoder takes at once."""
+        return 1 if self.low_vram else CHUNK
 
     @property
     def vae_factor(self) -> int:
@@ -186,32 +235,49 @@ class Backbone:
         return int(w) * self.vae_factor, int(h) * self.vae_factor
 
     @torch.inference_mode()
-    def encode(self, frames: np.ndarray, chunk: int = 8) -> Tensor:
+    def encode(self, frames: np.ndarray) -> Tensor:
         """(f, h, w, 3) uint8 -> (1, c, f, h', w') float32 scaled latents; deterministic."""
-        x = signed_pixels(frames)
-        parts = []
-        for piece in torch.split(x, chunk):
+
+        def run(piece: Tensor) -> Tensor:
             out = self.vae.encode(piece.to(self.device, self.vae.dtype))
-            parts.append((out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents).float())
-        return rearrange(torch.cat(parts), "f c h w -> 1 c f h w") * float(self.vae.config["scaling_factor"])
+            return (out.latent_dist.mode() if hasattr(out, "latent_dist") else out.latents).float()
+
+        latents = self._in_chunks(signed_pixels(frames), run)
+        return rearrange(latents, "f c h w -> 1 c f h w") * float(self.vae.config["scaling_factor"])
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor, chunk: int = 4) -> np.ndarray:
+    def decode(self, latents: Tensor) -> np.ndarray:
         """(1, c, f, h', w') scaled latents -> (f, h, w, 3) uint8."""
+
+        def run(piece: Tensor) -> Tensor:
+            drawn = self.vae.decode(piece.to(self.vae.dtype)).sample.float()
+            return drawn.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu()
+
         z = rearrange(latents, "1 c f h w -> f c h w") / float(self.vae.config["scaling_factor"])
-        parts = [self.vae.decode(piece.to(self.vae.dtype)).sample.float().cpu() for piece in torch.split(z, chunk)]
-        pixels = torch.cat(parts).clamp(-1, 1).add(1).mul(127.5).round().byte()
-        return pixels.permute(0, 2, 3, 1).numpy()
+        return self._in_chunks(z, run).permute(0, 2, 3, 1).numpy()
+
+    def _in_chunks(self, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+        """The autoencoder over all frames (f, …), fewer at a time where memory runs out."""
+        size = self.chunk
+        while True:
+            try:
+                return torch.cat([run(piece) for piece in torch.split(x, size)])
+            except Exception as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+            size //= 2
+            free_memory()
 
     @property
-    def _text_length(self) -> int:
+    def text_length(self) -> int:
+        """How many tokens the text encoder reads, those that begin and end a prompt counted."""
         return int(min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings))
 
     @torch.inference_mode()
     def text(self, prompts: list[str]) -> Tensor:
         """(n, k, d): the text encoder's states, padded to its length."""
         batch = self.tokenizer(
-            prompts, padding="max_length", max_length=self._text_length, truncation=True, return_tensors="pt"
+            prompts, padding="max_length", max_length=self.text_length, truncation=True, return_tensors="pt"
         )
         mask = batch.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
         return self.text_encoder(batch.input_ids.to(self.device), attention_mask=mask).last_hidden_state
@@ -224,9 +290,9 @@ class Backbone:
         for start, end in word_spans(prompt):
             spans = enumerate(pieces["offset_mapping"])
             rows.append(tuple(i for i, (a, b) in spans if a < end and b > start and a < b))
-        if rows and (not all(rows) or rows[-1][-1] >= self._text_length - 1):
+        if rows and (not all(rows) or rows[-1][-1] >= self.text_length - 1):
             raise BackboneError(
-                f"The prompt is longer than the {self._text_length - 2} tokens that {self.name} reads; shorten it."
+                f"The prompt is longer than the {self.text_length - 2} tokens that {self.name} reads; shorten it."
             )
         return tuple(rows)
 

@@ -127,7 +127,10 @@ def edit(
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; the backbone's own where left out.")] = "",
     eta: Annotated[float, typer.Option(help="Noise added by DDIM, 0 to 1.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Acts only where eta is above 0.")] = 0,
-    features: Annotated[str, typer.Option(help="replay or store.")] = "replay",
+    features: Annotated[
+        str, typer.Option(help="Where the source's features come from: replay, store, host or auto.")
+    ] = "replay",
+    low_vram: Annotated[bool, typer.Option("--low-vram", help="The least memory, for the most time.")] = False,
     tau: Annotated[float | None, typer.Option(help="Mask threshold, between 0 and 1.")] = None,
     alpha_self: Annotated[float | None, typer.Option(help="Share of steps with self fusion.")] = None,
     alpha_cross: Annotated[float | None, typer.Option(help="Share of steps with cross fusion.")] = None,
@@ -164,6 +167,7 @@ def edit(
             eta=eta,
             seed=seed,
             features=features,
+            low_vram=low_vram,
             tau=tau,
             alpha_self=alpha_self,
             alpha_cross=alpha_cross,

@@ -105,9 +105,11 @@ class Editor:
     backbone: Backbone
 
     @classmethod
-    def load(cls, name: str = "mini", device: str | None = None, dtype: torch.dtype | None = None) -> Editor:
+    def load(
+        cls, name: str = "mini", device: str | None = None, dtype: torch.dtype | None = None, *, low_vram: bool = False
+    ) -> Editor:
         """From a short name ("mini", "zeroscope", "modelscope"), a hub id or a folder; see `Backbone.load`."""
-        return cls(Backbone.load(name, device, dtype))
+        return cls(Backbone.load(name, device, dtype, low_vram=low_vram))
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) rounded down to the multiple that the networks need, at least one multiple."""

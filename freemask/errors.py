@@ -6,6 +6,7 @@ FreeMaskError
 │   ├── PromptError   the prompts: empty, identical, a word that is not there
 │   └── SettingError  a number out of its range, an unknown task or backbone
 ├── BackboneError     the model: a missing file, a wrong layout, no network
+├── MemoryShortage  the edit does not fit this machine, even in its most frugal way
 ├── MaskError         an attention map that holds no mask
 └── MetricError       a figure whose model is not to be had
 """
@@ -16,6 +17,7 @@ __all__ = [
     "FreeMaskError",
     "InputError",
     "MaskError",
+    "MemoryShortage",
     "MetricError",
     "PromptError",
     "SettingError",
@@ -44,6 +46,10 @@ class SettingError(InputError):
 
 class BackboneError(FreeMaskError):
     """The model cannot be loaded: a missing file, a wrong layout, no network."""
+
+
+class MemoryShortage(FreeMaskError):
+    """The edit does not fit this machine's memory, even in its most frugal way."""
 
 
 class MaskError(FreeMaskError):

@@ -24,6 +24,7 @@ __all__ = [
     "MASKS",
     "BackboneSpec",
     "Example",
+    "FeatureSource",
     "Preset",
     "Settings",
     "backbone_folder",
@@ -47,6 +48,9 @@ TASKS = ("style", "attribute", "shape", "place", "official", "official-style")
 MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
 
 Selection = Literal["codebook", "adaptive", "consensus"]
+FeatureSource = Literal[
+    "store", "host", "replay"
+]  # where the source's features come from: the device, host RAM, a new run
 SELECTION_TAU = {"codebook": 0.3, "adaptive": 0.3, "consensus": 0.2}  # a pooled map, or a mean of many that is not
 Share = Annotated[float, Field(ge=0, le=1)]
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -104,7 +108,9 @@ class Settings:
     """One job: the two prompts, the task and the numbers. None means the task's or the clip's own value.
 
     `size` is (width, height) in pixels, `start` in seconds, `fps` in frames a second, `eta` the share of
-    noise that DDIM adds (0: deterministic; the seed acts only above 0).
+    noise that DDIM adds (0: deterministic; the seed acts only above 0). `features` says where the source's come from,
+    auto by the memory that is free (`memory`), which rounds otherwise from one machine to another; `low_vram` takes the
+    least memory, for the most time.
 
     Instead of a `selection`, a mask of the person's own: `site` is a cross-attention layer, whose map at `timestep`
     is the mask of every step, or where that is None each step's own; `masks` is a zip of PNGs, one a frame.
@@ -123,7 +129,8 @@ class Settings:
     size: tuple[Annotated[int, Field(ge=16, le=2048)], Annotated[int, Field(ge=16, le=2048)]] | None = None
     eta: Share = 0.0
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
-    features: Literal["replay", "store"] = "replay"
+    features: Literal[FeatureSource, "auto"] = "replay"
+    low_vram: bool = False
     tau: Annotated[float, Field(gt=0, lt=1)] | None = None
     alpha_self: Share | None = None
     alpha_cross: Share | None = None

@@ -8,36 +8,38 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import resource
-import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-import torch
 
 from . import gallery
 from .attention import find_sites
-from .edit import Denoised, Editor, Usage
-from .errors import SettingError
+from .backbone import free_memory, is_out_of_memory
+from .edit import Denoised, Editor, Steps, Usage, windows
+from .errors import MemoryShortage, SettingError
 from .explorer import save_word_files
+from .features import Features
 from .jobs import Step
 from .masks import resize
+from .memory import Peak, choose_features, free_bytes, need
 from .metrics import clip_metrics, load_clip, psnr
 from .mmc import find_site
 from .plan import is_time_aware
-from .presets import MASKS, Settings, known_words
+from .presets import MASKS, FeatureSource, Settings, known_words
 from .prompts import align, check, find_word, warnings, words
 from .trace import SoftMap, Trace, load_trace, save_trace
 from .video import probe, read_clip, side_by_side, write_clip, write_gif
 
-__all__ = ["load_editor", "peak_mib", "run_steps", "save_masks"]
+__all__ = ["load_editor", "run_steps", "save_masks"]
 
 
+T = TypeVar("T")
 KEPT = 4  # inversions that a folder holds, the newest
 
 
@@ -56,18 +58,40 @@ class _Clock:
             self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 4)
 
 
-def peak_mib(device: torch.device) -> float:
-    """Peak memory in MiB: the device's on CUDA, else the process's resident size."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 @lru_cache(maxsize=1)
-def load_editor(backbone: str) -> Editor:
+def load_editor(backbone: str, low_vram: bool = False) -> Editor:
     """The editor of a backbone; the last one stays loaded, so that one job after another does not load it again."""
-    return Editor.load(backbone)
+    return Editor.load(backbone, low_vram=low_vram)
+
+
+Way = tuple[FeatureSource, bool]  # where the source's features come from, and whether batch rows run one at a time
+
+
+def _fit(ways: Sequence[Way], attempt: Callable[[Way], Steps[T]], notes: list[str]) -> Steps[T]:
+    """The first attempt for which memory suffices; `notes` are told of those for which it did not.
+
+    Raises MemoryShortage where it suffices for none.
+    """
+    for i, (source, one_row) in enumerate(ways):
+        try:
+            return (yield from attempt((source, one_row)))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        free_memory()
+        if i + 1 < len(ways):
+            notes.append(f"Memory ran out, so the edit went on {WAYS[ways[i + 1]]}.")
+    raise MemoryShortage(
+        "Memory ran out even in the most frugal way. Take a smaller size, or end what else uses this device's memory; "
+        "fewer frames help up to the number that the backbone sees at once. The inversion, where it was done, is kept."
+    )
+
+
+WAYS: dict[Way, str] = {
+    ("host", False): "with the source's features in host RAM",
+    ("replay", False): "replaying the source instead of storing its features",
+    ("replay", True): "one batch row at a time, which is slower",
+}
 
 
 def _inversion_name(path: Path, settings: Settings, size: tuple[int, int]) -> str:
@@ -101,49 +125,74 @@ def run_steps(
     """Edits the clip at `path` into the folder `out` and returns the report.
 
     In the folder `kept`, finished inversions stay for later edits of the same clip and source prompt, which then begin
-    at denoising; they are what a cancelled or failed edit leaves behind. Edits that store features invert anew. About
-    `glances` of the edit's steps carry a picture of it.
+    at denoising; they are what a cancelled or failed edit leaves behind. Edits that are asked to store features invert
+    anew. Where memory runs out, the edit goes on in a more frugal way and says so. About `glances` of the edit's
+    steps carry a picture of it.
 
     Raises InputError before any model runs, BackboneError where the model cannot be loaded, MaskError where
-    the chosen attention map holds no mask.
+    the chosen attention map holds no mask, MemoryShortage where nothing fits.
     """
     word = check(path, settings)
     clock = _Clock()
     start = time.perf_counter()
     yield Step("load", 0, 1)
     with clock.measure("load"):
-        editor = editor or load_editor(settings.backbone)
+        editor = editor or load_editor(settings.backbone, settings.low_vram)
     yield Step("load", 1, 1)
+    backbone = editor.backbone
+    memory = Peak(backbone.device)
     preset = settings.preset()
     info = probe(path)
     size = editor.fit(settings.size) if settings.size else editor.frame_size(info.width, info.height)
     mask = _read_masks(settings.masks, settings.frames, size) if settings.masks else None
     if settings.site:
-        find_site(settings.site, find_sites(editor.backbone.unet))
+        find_site(settings.site, find_sites(backbone.unet))
     usage = {stage: Usage() for stage in ("invert", "reconstruct", "edit")}
-    store = preset if settings.features == "store" else None
-    file = kept / _inversion_name(path, settings, size) if kept and store is None else None
+    notes: list[str] = []
+    storing = settings.features in ("store", "host")
+    file = kept / _inversion_name(path, settings, size) if kept and not storing else None
     again = file is not None and file.exists()
     if file is not None and again:
-        trace = load_trace(file, editor.backbone.device)
+        trace = load_trace(file, backbone.device)
         clip = trace.clip
     else:
         clip = read_clip(path, frames=settings.frames, start=settings.start, fps=settings.fps, size=size)
         with clock.measure("encode"):
-            latents = editor.backbone.encode(clip.frames)
-        with clock.measure("invert"):
-            trace = yield from editor.invert_steps(
-                clip, prompt=settings.source, steps=settings.steps, store=store, latents=latents, usage=usage["invert"]
-            )
-        with clock.measure("reconstruct"):
-            trace = replace(trace, restored=(yield from editor.reconstruct_steps(trace, usage=usage["reconstruct"])))
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            for old in sorted(file.parent.glob("inversion-*.npz"), key=lambda one: one.stat().st_mtime)[: 1 - KEPT]:
-                old.unlink()
-            save_trace(file, trace)
-    with clock.measure("edit"):
-        edited = yield from editor.edit_steps(
+            latents = backbone.encode(clip.frames)
+    shape = (
+        1,
+        int(backbone.unet.config["in_channels"]),
+        len(clip.frames),
+        *(side // backbone.vae_factor for side in size[::-1]),
+    )
+    fused = windows(preset, settings.steps)
+    needed = need(backbone, fused, steps=settings.steps, shape=shape, rows=1 if settings.low_vram else 3)
+    source: FeatureSource = "replay"
+    if settings.features != "auto":
+        source = settings.features
+    elif not again:
+        source = choose_features(needed, backbone.device, free_bytes(backbone.device))
+    way: Way = source, settings.low_vram
+
+    def invert(tried: Way) -> Steps[Trace]:
+        nonlocal way
+        way = tried
+        return editor.invert_steps(
+            clip,
+            prompt=settings.source,
+            steps=settings.steps,
+            store=preset if tried[0] != "replay" else None,
+            host=tried[0] == "host",
+            latents=latents,
+            usage=usage["invert"],
+        )
+
+    def edit(tried: Way) -> Steps[Denoised]:
+        nonlocal way, trace
+        way = tried
+        if tried[0] == "replay":
+            trace = replace(trace, features=Features())
+        return editor.edit_steps(
             trace,
             prompt=settings.edit,
             task=preset,
@@ -155,9 +204,24 @@ def run_steps(
             site=settings.site,
             timestep=settings.timestep,
             usage=usage["edit"],
-            glances=glances,
+            glances=0 if settings.low_vram else glances,
             watch=True,
+            one_row=tried[1],
         )
+
+    if not again:
+        with clock.measure("invert"):
+            trace = yield from _fit(list(dict.fromkeys([way, ("replay", way[1])])), invert, notes)
+        with clock.measure("reconstruct"):
+            trace = replace(trace, restored=(yield from editor.reconstruct_steps(trace, usage=usage["reconstruct"])))
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            for old in sorted(file.parent.glob("inversion-*.npz"), key=lambda one: one.stat().st_mtime)[: 1 - KEPT]:
+                old.unlink()
+            save_trace(file, trace)
+    with clock.measure("edit"):
+        ways: list[Way] = [way, ("replay", way[1]), ("replay", True)]
+        edited = yield from _fit(list(dict.fromkeys(ways)), edit, notes)
     yield Step("decode", 0, 1)
     with clock.measure("decode"):
         assert trace.restored is not None
@@ -186,7 +250,7 @@ def run_steps(
             "word": word,
             "delta": preset.delta,
             "changed": [words(settings.edit)[j] for j in alignment.changed],
-            "warnings": warnings(settings.source, settings.edit, word, preset.delta) + edited.plan.warnings,
+            "warnings": warnings(settings.source, settings.edit, word, preset.delta) + edited.plan.warnings + notes,
         },
         "mask": {
             "site": choice.site.name,
@@ -200,7 +264,12 @@ def run_steps(
         "inversion": "kept from an earlier edit" if again else "made",
         "unet": {stage: asdict(used) for stage, used in usage.items()},
         "seconds": clock.seconds,
-        "peak_memory_mib": round(peak_mib(editor.backbone.device), 1),
+        "memory": {
+            "features": way[0],
+            "one_row": way[1],
+            "expected_mib": memory.expected(needed, way[0]),
+            "peak_mib": memory.mib(),
+        },
         "metrics": metrics,
         "clip": {"width": size[0], "height": size[1], "frames": len(clip.frames), "fps": clip.fps},
     }

@@ -327,7 +327,7 @@ def test_the_cost_is_told_once_it_was_measured() -> None:
     usage = {stage: {"forwards": 10, "rows": 10 * n} for stage, n in (("invert", 1), ("reconstruct", 1), ("edit", 3))}
     seconds = {"invert": 1.0, "reconstruct": 1.0, "edit": 3.0, "total": 6.0}
     shape = {"width": 64, "height": 64, "frames": 8}
-    costs.learn(short, {"unet": usage, "seconds": seconds, "clip": shape, "peak_memory_mib": 900.0})
+    costs.learn(short, {"unet": usage, "seconds": seconds, "clip": shape, "memory": {"peak_mib": 900.0}})
     expected = 1.0 + 5.0 / 50 * rows(long)
     assert costs.seconds(long) == pytest.approx(expected) and costs.memory(long) == 900.0
     assert costs.seconds(replace(long, frames=16)) == pytest.approx(1.0 + 2 * (expected - 1.0))
@@ -384,7 +384,7 @@ def test_a_borrowed_gpu_is_asked_for_as_long_as_the_estimate(clip: Path, tmp_pat
     """A stand-in for the spaces library: its decorator asks the duration with the call's own arguments."""
     asked: list[int] = []
     usage = {stage: {"forwards": 2, "rows": 2 * n} for stage, n in (("invert", 1), ("reconstruct", 1), ("edit", 3))}
-    measured = {"unet": usage, "clip": {"width": 64, "height": 64, "frames": 8}, "peak_memory_mib": 900.0}
+    measured = {"unet": usage, "clip": {"width": 64, "height": 64, "frames": 8}, "memory": {"peak_mib": 900.0}}
 
     def gpu(*, duration: Any) -> Any:
         def decorate(work: Any) -> Any:

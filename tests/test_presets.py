@@ -36,7 +36,7 @@ def test_every_task_loads():
         ({"tau": 1.0}, "tau is 1.*0 to 1"),
         ({"eta": -1}, "eta is -1.*0 to 1"),
         ({"size": (8, 8)}, "size.*16 to 2048"),
-        ({"features": "magic"}, "replay or store"),
+        ({"features": "magic"}, "store or host or replay or auto"),
         ({"stepz": 3}, "did you mean 'steps'"),
         ({"task": "atribute"}, "did you mean 'attribute'"),
         ({"backbone": "maxi"}, "no backbone 'maxi'"),

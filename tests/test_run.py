@@ -12,12 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import to_bins, write_disc
+from diffusers import AutoencoderTiny
 from typer.testing import CliRunner
 
 from freemask import Clip, write_clip
+from freemask.backbone import Backbone
 from freemask.cli import app
 from freemask.edit import finish
+from freemask.errors import MemoryShortage
 from freemask.jobs import Step
 from freemask.presets import examples, make_settings
 from freemask.run import run_steps
@@ -101,6 +105,70 @@ def test_a_second_edit_of_a_clip_begins_at_denoising(tmp_path):
     assert finish(run_steps(SHAPE.clip, other, tmp_path / "third", kept=kept))["inversion"] == "made"
     stored = replace(settings, features="store")
     assert finish(run_steps(SHAPE.clip, stored, tmp_path / "fourth", kept=kept))["inversion"] == "made"
+
+
+def short_of_memory(monkeypatch, fits):
+    """Forwards and decodings for which `fits` (rows or frames) is false find no memory."""
+    eps, decode = Backbone.eps, AutoencoderTiny.decode
+
+    def scarce(work):
+        def run(self, x, *rest, **options):
+            if not fits(len(x)):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return work(self, x, *rest, **options)
+
+        return run
+
+    monkeypatch.setattr(Backbone, "eps", scarce(eps))
+    monkeypatch.setattr(AutoencoderTiny, "decode", scarce(decode))
+
+
+QUICK = make_settings(source=SHAPE.settings.source, edit=SHAPE.settings.edit, task="shape", steps=2)
+
+
+@pytest.mark.parametrize(
+    ("features", "rows", "used", "said"),
+    [("auto", 2, ["store", False], 0), ("replay", 2, ["replay", True], 1), ("store", 1, ["replay", True], 2)],
+)
+def test_an_edit_that_does_not_fit_goes_on_in_a_more_frugal_way(tmp_path, monkeypatch, features, rows, used, said):
+    plain = finish(run_steps(SHAPE.clip, QUICK, tmp_path / "plain"))
+    frames = read_clip(tmp_path / "plain" / "edited.mp4", fps=None, frames=8, size=None).frames
+    assert not [told for told in plain["words"]["warnings"] if "emory" in told]
+    short_of_memory(monkeypatch, lambda n: n <= rows)
+    report = finish(run_steps(SHAPE.clip, replace(QUICK, features=features), tmp_path / "short"))
+    assert [report["memory"]["features"], report["memory"]["one_row"]] == used
+    assert report["unet"]["invert"]["forwards"] == 2
+    warned = [told for told in report["words"]["warnings"] if told.startswith("Memory ran out")]
+    assert len(warned) == said
+    same = read_clip(tmp_path / "short" / "edited.mp4", fps=None, frames=8, size=None).frames
+    assert np.abs(same.astype(int) - frames).mean() < 0.5
+
+
+def test_where_nothing_fits_the_inversion_is_kept(tmp_path, monkeypatch):
+    kept, calls = tmp_path / "kept", []
+    short_of_memory(monkeypatch, lambda n: len(calls) < 4 and not calls.append(n))
+    with pytest.raises(MemoryShortage, match="smaller size"):
+        finish(run_steps(SHAPE.clip, QUICK, tmp_path / "out", kept=kept))
+    assert len(list(kept.glob("inversion-*.npz"))) == 1
+    monkeypatch.undo()
+    report = finish(run_steps(SHAPE.clip, QUICK, tmp_path / "out", kept=kept))
+    assert report["unet"]["invert"]["forwards"] == 0 and report["memory"]["features"] == "replay"
+
+
+def test_the_least_memory_gives_the_same_edit(tmp_path):
+    settings = replace(QUICK, features="replay")
+    shown = []
+    for frugal in (False, True):
+        out = tmp_path / str(frugal)
+        report = finish(run_steps(SHAPE.clip, replace(settings, low_vram=frugal), out))
+        shown.append(read_clip(out / "edited.mp4", fps=None, frames=8, size=None).frames.astype(int))
+    assert report["memory"]["one_row"] and report["unet"]["edit"]["forwards"] == report["unet"]["edit"]["rows"]
+    assert np.abs(shown[1] - shown[0]).mean() < 0.5
+
+
+def test_the_peak_is_as_expected(done):
+    memory = done[1]["memory"]
+    assert memory["expected_mib"] == pytest.approx(memory["peak_mib"], rel=0.15)
 
 
 def test_an_edit_can_be_scored(done, tmp_path):

@@ -19,16 +19,18 @@ import cv2
 import numpy as np
 import torch
 
+from ..backbone import default_device
 from ..ddim import timesteps
 from ..edit import Denoised, Editor
 from ..errors import MaskError
 from ..gallery import mask_sheet, save_png
 from ..jobs import Step
+from ..memory import Peak
 from ..metrics import psnr
 from ..mmc import codebook_path, iou, read_codebook
 from ..presets import ROOT, BackboneSpec, backbone_spec, load_preset
 from ..prompts import find_word
-from ..run import peak_mib, save_masks
+from ..run import save_masks
 from ..toyworld.scenes import render, sample_scene
 from ..trace import Trace
 from ..video import read_clip
@@ -111,8 +113,7 @@ def selftest_steps(
     the backbone cannot be loaded at all.
     """
     start = time.perf_counter()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    memory = Peak(torch.device(default_device()))
     yield Step("load", 0, 1)
     spec = backbone_spec(name, fetch(name))
     editor = Editor.load(name, dtype=dtype)
@@ -136,7 +137,7 @@ def selftest_steps(
         plan = editor.plan_masks(trace, word=WORD, task=load_preset("attribute"))
         area, overlap = plan.area, iou(plan.shown, _place(size))
         out.mkdir(parents=True, exist_ok=True)
-        save_masks(out, trace, Denoised(trace.restored, plan), WORD)
+        save_masks(out, trace, Denoised(trace.restored, plan), WORD, PROMPT)
         save_png(out / "masks.png", mask_sheet(out / "words.npz", WORD, frame=0))
         sheet = str(out / "masks.png")
     except MaskError:  # what the last two checks then say
@@ -181,7 +182,7 @@ def selftest_steps(
         "codebook": codebook_path(backbone.name).name if read_codebook(backbone.name) else None,
         "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
         "weights_gib": round(gib, 3),
-        "peak_gib": round(peak_mib(backbone.device) / 1024, 3),
+        "peak_gib": round(memory.mib() / 1024, 3),
         "sheet": sheet,
         "checks": [check.record() for check in checks],
     }

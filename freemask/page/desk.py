@@ -89,6 +89,7 @@ class Desk:
         timestep: str | None = None,
         masks: str | None = None,
         features: str = "replay",
+        low_vram: bool = False,
         eta: float = 0,
         seed: float | None = None,
     ) -> Generator[tuple[Any, ...], None, None]:
@@ -126,6 +127,7 @@ class Desk:
                 timestep=optional(timestep),
                 masks=masks or None,
                 features=features,
+                low_vram=low_vram,
                 eta=eta,
                 seed=seed or 0,
             )

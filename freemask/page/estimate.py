@@ -22,7 +22,7 @@ def rows(settings: Settings) -> float:
     more where the source's features are replayed."""
     preset = settings.preset()
     replayed = max(preset.alpha_self, preset.alpha_cross, preset.alpha_temporal)
-    return settings.steps * (4 + (replayed if settings.features == "replay" else 0))
+    return settings.steps * (4 + (replayed if settings.features in ("replay", "auto") else 0))
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Estimates:
         with self._lock:
             rest = seconds["total"] - spent - seconds.get("load", 0.0)
             old = self._costs.get(settings.backbone, _Cost(each, rest, pixels, 0.0))
-            memory, rest = max(old.memory, report["peak_memory_mib"]), (old.rest + rest) / 2
+            memory, rest = max(old.memory, report["memory"]["peak_mib"]), (old.rest + rest) / 2
             self._costs[settings.backbone] = _Cost((old.each + each) / 2, rest, pixels, memory)
 
     def seconds(self, settings: Settings) -> float | None:

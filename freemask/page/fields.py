@@ -186,7 +186,7 @@ def link(settings: dict[str, Any]) -> str:
 _LINKED = [one.name for one in dataclass_fields(Settings) if one.name != "masks"]
 NAMES = [
     *("clip", "source", "edit", "task", "word", "backbone", "steps", "guidance", "frames", "start", "fps", "size"),
-    *(*TASK_OWN, "union", "selection", "site", "timestep", "masks", "features", "eta", "seed"),
+    *(*TASK_OWN, "union", "selection", "site", "timestep", "masks", "features", "low_vram", "eta", "seed"),
 ]
 FIELDS = len(NAMES)
 SHARED = ("source", "word", "backbone", "steps", "frames", "start", "fps", "size")  # what a trace is made with

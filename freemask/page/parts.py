@@ -134,6 +134,7 @@ class Advanced:
     timestep: gr.Textbox
     masks: gr.File
     features: gr.Radio
+    low_vram: gr.Checkbox
     eta: gr.Slider
     seed: gr.Number
 
@@ -198,10 +199,16 @@ class Advanced:
                 elem_id="own-masks",
             )
             features = gr.Radio(
-                [("replay: less memory", "replay"), ("store: less computing", "store")],
+                [
+                    ("replay: least memory", "replay"),
+                    ("store: less computing", "store"),
+                    ("host: stored in RAM", "host"),
+                    ("auto: by what is free", "auto"),
+                ],
                 value="replay",
                 label="Source features",
             )
+            low_vram = gr.Checkbox(label="Least memory, for the most time (low VRAM)")
             with gr.Row():
                 eta = gr.Slider(0, 1, 0, step=0.05, label="η: noise added", buttons=[])
                 seed = gr.Number(0, label="Seed (acts where η > 0)", precision=0, min_width=120)
@@ -225,6 +232,7 @@ class Advanced:
             timestep,
             masks,
             features,
+            low_vram,
             eta,
             seed,
         )

@@ -1,0 +1,195 @@
+"""What an edit needs in memory, told before it begins, and where the source's features are best kept.
+
+The UNet and the autoencoder are run once on torch's meta device, where tensors have shapes and no values, while every
+storage that is made and freed is counted: the peak of the real run, in about a second, without the weights and on any
+machine. Attention itself is left out of the count, since the kernels that run it keep no map.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .attention import find_sites
+from .backbone import Backbone
+from .presets import FeatureSource
+from .spans import spans
+
+__all__ = ["Need", "Peak", "choose_features", "free_bytes", "need"]
+
+HOST = 2 * 2**30  # bytes of host RAM that stored features may take where nobody asked for them
+SLACK = 0.9  # of the free memory that is counted on
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes: `weights` that stay on the device, `forward` of the UNet with all batch rows of an edit, `autoencoder` for
+    the frames that it takes at once, `pivots` of the trajectory, and `features` of the source, if they are stored."""
+
+    weights: int
+    forward: int
+    autoencoder: int
+    pivots: int
+    features: int
+
+    def peak(self, features: FeatureSource) -> int:
+        """On the device at once, where the source's features come from there."""
+        kept = self.features if features == "store" else 0
+        return self.weights + self.pivots + kept + max(self.forward, self.autoencoder)
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the storages alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in self._seen:
+                storage = tensor.untyped_storage()
+                self._seen.add(key)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, key, storage.nbytes())
+        return out
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+class _NoMaps(TorchFunctionMode):
+    """Attention as the fused kernels do it, as far as memory goes."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.scaled_dot_product_attention:
+            return torch.empty_like(args[0])
+        return function(*args, **(kwargs or {}))
+
+
+@lru_cache(maxsize=64)
+def _dry_run(kind: str, config: str, dtype: torch.dtype, shape: tuple[int, ...], text: tuple[int, ...]) -> int:
+    """The peak in bytes of one forward of a UNet (1, c, f, h, w), or one decoding of a latent (1, c, h, w)."""
+    with torch.device("meta"):
+        model = nn.Module.to(getattr(diffusers, kind).from_config(json.loads(config)), dtype).eval()
+        inputs = [torch.empty(shape, dtype=dtype)]
+        if text:
+            inputs += [torch.tensor(1), torch.empty(text, dtype=dtype)]
+    counter = _Counter()
+    with torch.inference_mode(), _NoMaps(), counter:
+        (model if text else model.decode)(*inputs)
+    return counter.peak
+
+
+def _size(*models: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+
+
+def _config(model: Any) -> str:
+    return json.dumps({k: v for k, v in model.config.items() if not k.startswith("_")}, sort_keys=True)
+
+
+def _feature_bytes(backbone: Backbone, fused: dict[str, int], shape: tuple[int, ...]) -> int:
+    """What Q and K of the fused sites take for a clip of latents (1, c, f, h, w); `fused` counts steps by kind."""
+    frames, (h, w) = shape[2], shape[3:]
+    seen = sum(span.stop - span.start for span in spans(frames, backbone.native_frames))
+    each = next(backbone.unet.parameters()).element_size()
+    total = 0
+    for site in find_sites(backbone.unet):
+        attn: Any = backbone.unet.get_submodule(site.name)
+        gh, gw = site.grid((h, w))
+        keys = backbone.text_length if site.kind == "cross" else gh * gw
+        total += fused.get(site.kind, 0) * seen * (gh * gw + keys) * attn.to_q.out_features * each
+    return total
+
+
+def need(backbone: Backbone, fused: dict[str, int], *, steps: int, shape: tuple[int, ...], rows: int) -> Need:
+    """What an edit of latents (1, c, f, h, w) needs, with at most `rows` batch rows at once; `fused` counts the steps
+    in which each kind of site is fused."""
+    unet, vae = backbone.unet, backbone.vae
+    length = min(shape[2], backbone.native_frames)
+    text = (1, backbone.text_length, int(backbone.text_encoder.config.hidden_size))
+    forward = _dry_run(type(unet).__name__, _config(unet), unet.dtype, (1, shape[1], length, *shape[3:]), text)
+    decoded = _dry_run(type(vae).__name__, _config(vae), vae.dtype, (1, shape[1], *shape[3:]), ())
+    models = (unet,) if backbone.low_vram else (unet, vae, backbone.text_encoder)
+    return Need(
+        weights=_size(*models),
+        forward=rows * forward,
+        autoencoder=min(shape[2], backbone.chunk) * decoded,
+        pivots=(steps + 1) * 4 * int(torch.Size(shape).numel()),
+        features=_feature_bytes(backbone, fused, shape),
+    )
+
+
+def free_bytes(device: torch.device) -> tuple[int, int]:
+    """What is free on the device and in host RAM, within the limit of a container where there is one."""
+    host = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    with suppress(OSError, ValueError):  # no such limit
+        host = min(host, int(limit.read_text()) - int(used.read_text()))
+    if device.type != "cuda":
+        return host, host
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused, host
+
+
+class Peak:
+    """The most memory held since this was made: the device's on CUDA, else the process's resident size."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        with suppress(OSError):  # only Linux can begin anew; elsewhere it is the peak since the process began
+            Path("/proc/self/clear_refs").write_text("5")
+        self._before = self.mib()
+
+    def mib(self) -> float:
+        if self.device.type == "cuda":
+            return round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
+        with suppress(OSError):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10, 1)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+    def expected(self, wanted: Need, features: FeatureSource) -> float:
+        """The peak in MiB that `wanted` tells; a process holds its code and its weights before."""
+        if self.device.type == "cuda":
+            return round(wanted.peak(features) / 2**20, 1)
+        return round(self._before + (wanted.peak(features) - wanted.weights) / 2**20, 1)
+
+
+def choose_features(asked: Need, device: torch.device, free: tuple[int, int]) -> FeatureSource:
+    """Where the source's features come from: the device where they fit beside the rest of the edit, which saves a third
+    of its batch rows, else host RAM where they take little of it, else they are replayed.
+
+    `free` are bytes on the device and in host RAM, with the weights in place.
+    """
+    here, host = (SLACK * one for one in free)
+    rest = asked.peak("replay") - asked.weights
+    if rest + asked.features <= here and (device.type == "cuda" or asked.features <= min(HOST, host)):
+        return "store"
+    if device.type == "cuda" and rest <= here and asked.features <= min(HOST, host):
+        return "host"
+    return "replay"

@@ -1,0 +1,101 @@
+"""What an edit needs is told before it begins, and what does not fit is done otherwise."""
+
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet3DConditionModel
+
+from freemask import memory
+from freemask.edit import windows
+from freemask.memory import Need, Peak, choose_features, need
+from freemask.presets import load_preset
+
+GIB = 2**30
+SHAPE = (1, 4, 4, 8, 8)
+TASK = load_preset("attribute")
+
+
+def test_the_dry_run_counts_a_convolution_by_hand():
+    """The last block of zeroscope's decoder at 512² dominates: three maps of 256 channels at once."""
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+        )
+    one = memory._dry_run("AutoencoderKL", memory._config(vae), torch.float16, (1, 4, 64, 64), ())
+    assert one == pytest.approx(3 * 256 * 512 * 512 * 2, rel=0.01)
+    four = memory._dry_run("AutoencoderKL", memory._config(vae), torch.float16, (4, 4, 64, 64), ())
+    assert four == pytest.approx(4 * one, rel=0.01)
+
+
+def test_the_dry_run_grows_with_rows_frames_and_area_and_halves_with_precision(editor):
+    config = memory._config(editor.backbone.unet)
+
+    def peak(frames, h, w, dtype=torch.float32):
+        return memory._dry_run("UNet3DConditionModel", config, dtype, (1, 4, frames, h, w), (1, 24, 24))
+
+    assert peak(8, 16, 16) == pytest.approx(2 * peak(4, 16, 16), rel=0.1)
+    assert peak(4, 32, 16) == pytest.approx(2 * peak(4, 16, 16), rel=0.1)
+    assert peak(4, 16, 16, torch.float16) == pytest.approx(peak(4, 16, 16) / 2, rel=0.15)
+
+
+def test_what_the_dry_run_tells_is_what_a_forward_takes(editor, monkeypatch):
+    """The same count on real tensors, of this backbone's own UNet."""
+    unet: UNet3DConditionModel = editor.backbone.unet
+    counter = memory._Counter()
+    x, text = torch.zeros(1, 4, 8, 16, 16), torch.zeros(1, 24, 24)
+    with torch.inference_mode(), memory._NoMaps(), counter:
+        unet(x, 1, text)
+    told = memory._dry_run("UNet3DConditionModel", memory._config(unet), torch.float32, x.shape, text.shape)
+    assert told == pytest.approx(counter.peak, rel=0.05)
+
+
+def test_stored_features_are_counted_to_the_byte(editor, clip):
+    trace = editor.invert(clip, prompt="a red car", steps=3, store=TASK)
+    kept = sum(x.numel() * x.element_size() for pair in trace.features._kept.values() for x in pair)
+    shape = tuple(trace.latents[-1].shape)
+    assert need(editor.backbone, windows(TASK, 3), steps=3, shape=shape, rows=3).features == kept
+
+
+def test_a_long_clip_needs_no_more_forward_memory(editor):
+    own = replace(editor.backbone, native_frames=8)
+    short, long = (need(own, windows(TASK, 4), steps=4, shape=(1, 4, f, 8, 8), rows=3) for f in (8, 64))
+    assert short.forward == long.forward and short.autoencoder == long.autoencoder
+    assert long.features > 8 * short.features
+
+
+@pytest.mark.parametrize(
+    ("device", "features", "free", "expected"),
+    [
+        ("cpu", GIB // 2, 8 * GIB, "store"),
+        ("cpu", 3 * GIB, 64 * GIB, "replay"),
+        ("cpu", GIB, 2 * GIB, "replay"),
+        ("cuda", 30 * GIB, 80 * GIB, "store"),
+        ("cuda", 65 * GIB, 60 * GIB, "replay"),
+        ("cuda", GIB, 3 * GIB, "host"),
+    ],
+)
+def test_features_are_kept_where_they_fit(device, features, free, expected):
+    asked = Need(weights=4 * GIB, forward=2 * GIB, autoencoder=GIB, pivots=GIB // 100, features=features)
+    host = free if device == "cpu" else 16 * GIB
+    assert choose_features(asked, torch.device(device), (free, host)) == expected
+
+
+def test_a_peak_is_that_of_what_was_held_since():
+    before = Peak(torch.device("cpu"))
+    held = torch.ones(64 * 2**20 // 4)
+    high = before.mib()
+    assert high >= before._before + 60
+    del held
+    if psutil.LINUX:
+        assert Peak(torch.device("cpu")).mib() < high
+
+
+def test_free_memory_is_no_more_than_there_is():
+    here, host = memory.free_bytes(torch.device("cpu"))
+    assert 0 < here == host <= psutil.virtual_memory().total
