@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .errors import BackboneError, SettingError
-from .presets import backbone_name, known_backbone
+from .presets import backbone_name, backbone_spec, known_backbone
 from .prompts import word_spans
 from .weights import PARTS, choose_weights, fetch
 
@@ -203,8 +203,7 @@ class Backbone:
                 model.to(at)
         if low_vram:
             _take_turns(at, vae, text_encoder, unet)
-        spec = known_backbone(name)
-        frames = spec.frames if spec else cls.native_frames
+        frames = backbone_spec(name, folder).frames
         return cls(backbone_name(name), unet, vae, text_encoder, tokenizer, scheduler, at, frames, low_vram)
 
     @property

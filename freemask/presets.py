@@ -350,7 +350,7 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
         "title": name,
         "licence": "unknown: see where you got it",
         "size": (w * factor, h * factor),
-        "frames": 8,
+        "frames": 24,  # what zeroscope-like models were trained on; configs do not say
         "vae_factor": factor,
         "prediction": prediction,
         "folder": folder,

@@ -32,7 +32,7 @@ from freemask.jobs import Step, Worker
 from freemask.page import status, zero
 from freemask.page.estimate import Estimates, rows
 from freemask.page.fields import NAMES, link
-from freemask.presets import Example, Settings, examples
+from freemask.presets import Example, Settings, backbones, examples
 
 PATIENCE = 20.0
 SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
@@ -302,6 +302,19 @@ def test_the_shipped_examples_open_in_the_studio() -> None:
         assert told["cell"]["timestep"] in told["timesteps"] and told["lmmc"] and told["frames"] == 8
         settings = Settings(**{name: value for name, value in run.report["settings"].items()})
         assert replace(settings, word=example.settings.word) == example.settings
+
+
+def test_the_list_of_backbones_is_that_of_the_specs() -> None:
+    with gr.Blocks():
+        for given, shown in (
+            ("cerspense/zeroscope_v2_576w", "zeroscope"),
+            ("mini", "mini"),
+            ("owner/model", "owner/model"),
+        ):
+            advanced = page.Inputs.build([], backbone=given).advanced
+            listed = [name for _, name in advanced.backbone.choices]
+            assert listed[:3] == [spec.name for spec in backbones()] and advanced.backbone.value == shown in listed
+    assert page.follow_link("?backbone=cerspense/zeroscope_v2_576w", ["zeroscope"])[4] == "zeroscope"
 
 
 def test_settings_and_links_fill_the_fields_again(address: str, clip: Path, tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_scheduler, to_bins
+from diffusers import AutoencoderKL, UNet3DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from freemask.attention import find_sites
 from freemask.backbone import Backbone, named_dtype
 from freemask.errors import BackboneError, SettingError
+from freemask.presets import backbone_spec
 
 
 class Bomb:
@@ -26,6 +29,7 @@ class Bomb:
 def test_a_saved_pipeline_loads(pipeline):
     backbone = Backbone.load(str(pipeline), "cpu")
     assert (backbone.vae_factor, backbone.multiple, backbone.native_size) == (4, 16, (32, 32))
+    assert backbone.native_frames == 24 and Backbone.load("mini", "cpu").native_frames == 8
     frames = np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8)
     latents = backbone.encode(frames)
     assert latents.shape == (1, 4, 3, 8, 12) and latents.dtype == torch.float32
@@ -170,3 +174,26 @@ def test_velocity_is_turned_into_noise(editor):
 def _rest(editor, scheduler):
     b = editor.backbone
     return b.vae, b.text_encoder, b.tokenizer, scheduler, b.device
+
+
+def test_the_parameters_of_the_specs_are_counted():
+    """zeroscope and ModelScope share their shapes; models on the meta device have no weights."""
+    with torch.device("meta"):
+        unet = UNet3DConditionModel(sample_size=32, cross_attention_dim=1024, attention_head_dim=64)
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        )
+        shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+        text = CLIPTextModel(CLIPTextConfig(**shape))
+    large, mini = (unet, vae, text), Backbone.load("mini", "cpu")
+    for name, models in (
+        ("zeroscope", large),
+        ("modelscope", large),
+        ("mini", (mini.unet, mini.vae, mini.text_encoder)),
+    ):
+        counted = [sum(weight.numel() for weight in model.parameters()) for model in models]
+        spec = backbone_spec(name)
+        assert spec.parameters == dict(zip(("unet", "vae", "text_encoder"), counted, strict=True))
