@@ -298,7 +298,11 @@ def test_the_shipped_examples_open_in_the_studio() -> None:
     for example in examples():
         run = page.Run(example.made, json.loads((example.made / "report.json").read_text()), example.clip)
         told = page.open_studio(run)
-        assert told and [word["text"] for word in told["words"]] == example.settings.source.split()
+        assert told
+        texts, source, edit = ([one["text"] for one in told["words"]], example.settings.source, example.settings.edit)
+        assert texts[: told["source_words"]] == source.split()
+        assert {*edit.split()} - {*source.split()} <= {*texts[told["source_words"] :]} <= {*edit.split()}
+        assert [texts[one["at"]] for one in told["edit_words"]] == edit.split()
         assert told["cell"]["timestep"] in told["timesteps"] and told["lmmc"] and told["frames"] == 8
         settings = Settings(**{name: value for name, value in run.report["settings"].items()})
         assert replace(settings, word=example.settings.word) == example.settings
