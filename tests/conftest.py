@@ -1,66 +1,17 @@
 """Tiny random models and moving clips, made once."""
 
-import json
-import shutil
-from pathlib import Path
-
-import cv2
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet3DConditionModel
-from safetensors.torch import load_file
+from diffusers import AutoencoderKL, AutoencoderTiny
+from tiny import tiny_scheduler, tiny_unet
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from freemask.backbone import Backbone
 from freemask.edit import Editor
-from freemask.video import Clip, write_clip
+from freemask.video import Clip
 
 torch.set_num_threads(1)  # the models are too small for more to pay
-
-
-def write_disc(path: Path) -> Path:
-    """A video of a red disc that crosses a green field: 12 frames of 64 × 64."""
-    frames = np.full((12, 64, 64, 3), (60, 140, 60), np.uint8)
-    for i, frame in enumerate(frames):
-        cv2.circle(frame, (16 + 3 * i, 32), 12, (200, 40, 40), -1)
-    write_clip(path, Clip(frames, 8.0))
-    return path
-
-
-def tiny_unet() -> UNet3DConditionModel:
-    torch.manual_seed(0)
-    unet = UNet3DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(16, 32, 32),
-        down_block_types=("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
-        layers_per_block=1,
-        norm_num_groups=8,
-        cross_attention_dim=24,
-        attention_head_dim=8,
-    )
-    for parameter in unet.parameters():  # the library zeroes some layers, which would hide what passes them
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.02)
-    for name, module in unet.named_modules():
-        if name.endswith(("attn1.to_q", "attn2.to_q")):  # sharp maps, so that masks are neither full nor empty
-            module.weight.data *= 5
-    return unet
-
-
-def tiny_scheduler(**changes: object) -> DDIMScheduler:
-    values = {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-    }
-    return DDIMScheduler(**(values | changes))
 
 
 @pytest.fixture(scope="session")
@@ -124,23 +75,3 @@ def pipeline(tmp_path_factory, editor):
     editor.backbone.tokenizer.save_pretrained(path / "tokenizer")
     tiny_scheduler().save_pretrained(path / "scheduler")
     return path
-
-
-def to_bins(pipeline: Path, copy: Path, *, sharded: bool = False) -> Path:
-    """A copy of a pipeline whose weights are .bin files, whole or in two shards, as older repositories hold them."""
-    shutil.copytree(pipeline, copy)
-    for part in ("unet", "vae", "text_encoder"):
-        stem = "pytorch_model" if part == "text_encoder" else "diffusion_pytorch_model"
-        file = next((copy / part).glob("*.safetensors"))
-        state = load_file(file)
-        file.unlink()
-        if not sharded:
-            torch.save(state, copy / part / f"{stem}.bin")
-            continue
-        names = sorted(state)
-        where = {name: f"{stem}-0000{1 + (i >= len(names) // 2)}-of-00002.bin" for i, name in enumerate(names)}
-        for shard in set(where.values()):
-            torch.save({name: state[name] for name in names if where[name] == shard}, copy / part / shard)
-        index = {"metadata": {"total_size": sum(t.nbytes for t in state.values())}, "weight_map": where}
-        (copy / part / f"{stem}.bin.index.json").write_text(json.dumps(index))
-    return copy

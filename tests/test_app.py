@@ -20,9 +20,9 @@ import cv2
 import gradio as gr
 import numpy as np
 import pytest
-from conftest import write_disc
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from tiny import write_disc
 
 import app
 from freemask import page

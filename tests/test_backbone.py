@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_scheduler, to_bins
 from diffusers import AutoencoderKL, UNet3DConditionModel
+from tiny import tiny_scheduler, to_bins
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from freemask.attention import find_sites

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_scheduler
+from tiny import tiny_scheduler
 
 from freemask.ddim import denoise, guide, invert, levels, step, timesteps
 

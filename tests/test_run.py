@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import to_bins, write_disc
 from diffusers import AutoencoderTiny
+from tiny import to_bins, write_disc
 from typer.testing import CliRunner
 
 from freemask import Clip, write_clip

@@ -17,7 +17,7 @@ from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from test_page import CHROMIUM, EDIT, FLAGS, SOURCE  # noqa: E402
+from visitor import CHROMIUM, EDIT, FLAGS, SOURCE  # noqa: E402
 
 import app  # noqa: E402
 from freemask import page as parts  # noqa: E402

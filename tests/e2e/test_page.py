@@ -2,150 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-import threading
-from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import write_disc
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
+from visitor import EDIT, PATIENCE, SOURCE, Tap, explorer, fill, press_edit, report, state
 
-import app
-from freemask import page as parts
 from freemask.gallery import save_mask_zip, short_site
-from freemask.jobs import Step, Worker
-from freemask.presets import Example, Settings
-
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PATIENCE = 30.0
-SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
-expect.set_options(timeout=1000 * PATIENCE)
-
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no browser at {CHROMIUM}")
-
-
-class Tap:
-    """Paints circles; while it is closed, a running job stops before its next step."""
-
-    def __init__(self) -> None:
-        self.flowing = threading.Event()
-        self.flowing.set()
-        self.ended = threading.Event()
-
-    def __call__(self, clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
-        self.ended.clear()
-        try:
-            return (
-                yield from parts.painted_circles(clip, settings, out, kept, pause=lambda: self.flowing.wait(PATIENCE))
-            )
-        finally:
-            self.ended.set()
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_disc(tmp_path_factory.mktemp("clips") / "disc.mp4")
-
-
-@pytest.fixture(scope="module")
-def tap() -> Tap:
-    return Tap()
-
-
-@pytest.fixture(scope="module")
-def address(tap: Tap, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    settings = Settings(source=SOURCE, edit=EDIT, task="attribute", word="car", steps=6, frames=4, tau=0.4)
-    shipped = [Example(name="Red car, blue car", clip=clip, settings=settings, made=clip.parent / "none")]
-    with pytest.MonkeyPatch.context() as patch, Worker(limit=4) as worker:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("served")))
-        patch.setattr(app, "examples", lambda: shipped)
-        demo = app.build(worker, body=tap)
-        _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
-        yield url
-        tap.flowing.set()
-        demo.close()
-
-
-@pytest.fixture
-def real(clip: Path, tmp_path: Path) -> Iterator[str]:
-    """The page over the mini backbone, with an example of two steps."""
-    settings = Settings(source=SOURCE, edit=EDIT, task="attribute", steps=2, frames=4)
-    shipped = [Example(name="Red car, blue car", clip=clip, settings=settings, made=tmp_path / "none")]
-    with pytest.MonkeyPatch.context() as patch, Worker(limit=4) as worker:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
-        patch.setattr(app, "examples", lambda: shipped)
-        demo = app.build(worker)
-        _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
-        yield url
-        demo.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def page(browser: Browser, address: str, tap: Tap) -> Iterator[Page]:
-    tap.flowing.set()
-    opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened.set_default_timeout(1000 * PATIENCE)
-    opened.goto(address)
-    expect(opened.get_by_role("button", name="Edit", exact=True)).to_be_visible()
-    yield opened
-    tap.flowing.set()
-    opened.close()
-
-
-def fill(page: Page, clip: Path) -> None:
-    page.set_input_files("#clip input[type=file]", clip)
-    page.get_by_label("What the clip shows").fill(SOURCE)
-    page.get_by_label("What it should show").fill(EDIT)
-    page.get_by_label("Attribute", exact=True).check()
-    expect(page.get_by_label("Word that is edited")).to_have_value("car")
-    expect(page.locator("#facts")).to_contain_text("64×64")
-
-
-def press_edit(page: Page) -> None:
-    page.get_by_role("button", name="Edit", exact=True).click()
-
-
-def state(page: Page, name: str) -> None:
-    expect(page.locator(f".fm-status[data-state={name}]")).to_be_visible(timeout=1000 * PATIENCE)
-
-
-def explorer(page: Page, **data: str) -> Locator:
-    """The explorer once it has drawn what is asked: `cell`, `frame` or `words`."""
-    wanted = "".join(f"[data-{name}='{value}']" for name, value in data.items())
-    drawn = page.locator(f"#studio [data-ready='1']{wanted}")
-    expect(drawn).to_be_attached(timeout=1000 * PATIENCE)
-    return drawn
-
-
-def report(page: Page) -> dict[str, Any]:
-    """The report of the run that is shown, as its download tells it."""
-    page.get_by_role("tab", name="Downloads").click()
-    with page.expect_download() as download:
-        page.locator("#files a[download='report.json']").click()
-    told: dict[str, Any] = json.loads(Path(download.value.path()).read_text())
-    return told
 
 
 def test_upload_and_edit(page: Page, clip: Path) -> None:

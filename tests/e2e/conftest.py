@@ -1,0 +1,60 @@
+"""The page served to a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from tiny import write_disc
+from visitor import CHROMIUM, FLAGS, PATIENCE, Tap, example, served
+
+from freemask import page as parts
+
+
+@pytest.fixture(scope="module")  # while it is open, its thread runs no other event loop
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no browser at {CHROMIUM}")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_disc(tmp_path_factory.mktemp("clips") / "disc.mp4")
+
+
+@pytest.fixture(scope="module")
+def tap() -> Tap:
+    return Tap()
+
+
+@pytest.fixture(scope="module")
+def address(tap: Tap, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    shipped = [example(clip, word="car", steps=6, tau=0.4)]
+    with served(tap, tmp_path_factory.mktemp("served"), shipped) as url:
+        yield url
+        tap.flowing.set()
+
+
+@pytest.fixture
+def real(clip: Path, tmp_path: Path) -> Iterator[str]:
+    """The page over the mini backbone, with an example of two steps."""
+    with served(parts.diffusion, tmp_path / "served", [example(clip, steps=2)]) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: Browser, address: str, tap: Tap) -> Iterator[Page]:
+    tap.flowing.set()
+    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened.set_default_timeout(1000 * PATIENCE)
+    opened.goto(address)
+    expect(opened.get_by_role("button", name="Edit", exact=True)).to_be_visible()
+    yield opened
+    tap.flowing.set()
+    opened.close()

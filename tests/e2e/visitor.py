@@ -1,0 +1,103 @@
+"""What a visitor of the page does in a real browser, and a worker's body that waits for them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+import app
+from freemask import page as parts
+from freemask.jobs import Step, Worker
+from freemask.presets import Example, Settings
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 30.0
+SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
+expect.set_options(timeout=1000 * PATIENCE)
+
+
+class Tap:
+    """Paints circles; while it is closed, a running job stops before its next step."""
+
+    def __init__(self) -> None:
+        self.flowing = threading.Event()
+        self.flowing.set()
+        self.ended = threading.Event()
+
+    def __call__(self, clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
+        self.ended.clear()
+        try:
+            return (
+                yield from parts.painted_circles(clip, settings, out, kept, pause=lambda: self.flowing.wait(PATIENCE))
+            )
+        finally:
+            self.ended.set()
+
+
+def example(clip: Path, **settings: Any) -> Example:
+    """An example without a result that ships."""
+    chosen = Settings(source=SOURCE, edit=EDIT, task="attribute", frames=4, **settings)
+    return Example(name="Red car, blue car", clip=clip, settings=chosen, made=clip.parent / "none")
+
+
+@contextmanager
+def served(body: parts.Body, folder: Path, shipped: list[Example] | None = None) -> Iterator[str]:
+    """The address of the page over a body, with its own examples or those that ship; `folder` takes all its files."""
+    with pytest.MonkeyPatch.context() as patch, Worker(limit=4) as worker:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        if shipped is not None:
+            patch.setattr(app, "examples", lambda: shipped)
+        demo = app.build(worker, body=body)
+        _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
+        yield url
+        demo.close()
+
+
+def fill(page: Page, clip: Path) -> None:
+    page.set_input_files("#clip input[type=file]", clip)
+    page.get_by_label("What the clip shows").fill(SOURCE)
+    page.get_by_label("What it should show").fill(EDIT)
+    page.get_by_label("Attribute", exact=True).check()
+    expect(page.get_by_label("Word that is edited")).to_have_value("car")
+    expect(page.locator("#facts")).to_contain_text("64×64")
+
+
+def press_edit(page: Page) -> None:
+    page.get_by_role("button", name="Edit", exact=True).click()
+
+
+def state(page: Page, name: str) -> None:
+    expect(page.locator(f".fm-status[data-state={name}]")).to_be_visible(timeout=1000 * PATIENCE)
+
+
+def explorer(page: Page, **data: str) -> Locator:
+    """The explorer once it has drawn what is asked: `cell`, `frame` or `words`."""
+    wanted = "".join(f"[data-{name}='{value}']" for name, value in data.items())
+    drawn = page.locator(f"#studio [data-ready='1']{wanted}")
+    expect(drawn).to_be_attached(timeout=1000 * PATIENCE)
+    return drawn
+
+
+def report(page: Page) -> dict[str, Any]:
+    """The report of the run that is shown, as its download tells it."""
+    page.get_by_role("tab", name="Downloads").click()
+    with page.expect_download() as download:
+        page.locator("#files a[download='report.json']").click()
+    told: dict[str, Any] = json.loads(Path(download.value.path()).read_text())
+    return told
