@@ -36,14 +36,18 @@ LAUNCH: dict[str, Any] = {
 }
 # A tab keeps a token, so that after a reload it finds its job and its results; a video can be pasted.
 ARRIVE = """() => {
-    document.onpaste = (event) => {
+    const field = () => document.querySelector("#clip input[type=file]");
+    document.onpaste = async (event) => {
         const video = Array.from(event.clipboardData.files).find((file) => file.type.startsWith("video/"));
-        const field = document.querySelector("#clip input[type=file]");
-        if (!video || !field) return;
+        if (!video) return;
         const alone = new DataTransfer();
         alone.items.add(video);
-        field.files = alone.files;
-        field.dispatchEvent(new Event("change", { bubbles: true }));
+        // a clip or the camera has the place: make room
+        if (!field()) document.querySelector("#clip :is([aria-label=Clear], [aria-label='Upload file'])")?.click();
+        for (let tries = 0; !field() && tries < 60; tries++) await new Promise(requestAnimationFrame);
+        if (!field()) return;
+        field().files = alone.files;
+        field().dispatchEvent(new Event("change", { bubbles: true }));
     };
     const made = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0"));
     let token = window.freemask;
@@ -86,6 +90,7 @@ def build(
             warm=shipped[0] if warm else None,
         )
 
+        agents = os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         live = quiet | {"queue": False, "trigger_mode": "always_last"}
         plain = quiet | {"postprocess": False}
@@ -124,7 +129,7 @@ def build(
         cell = results.studio.use(page.take_cell, results.run, inputs.all, **plain)
         painted = results.studio.paint(desk.take_painting, results.run, inputs.all, **plain)
         edits = []
-        for press, public in ((inputs.run.click, True), (cell.success, False), (painted.success, False)):
+        for press, public in ((inputs.run.click, not agents), (cell.success, False), (painted.success, False)):
             named = {"api_name": "edit"} if public else {"api_visibility": "private"}
             edits.append(
                 press(
@@ -136,6 +141,16 @@ def build(
                     **watching,
                     **named,
                 )
+            )
+        if agents:  # they keep no session: a tool fails over a state that it returns, and "the last edit" is nobody's
+            tool = gr.Button(visible=False)
+            tool.click(
+                desk.edit_for_agents,
+                inputs.all,
+                results.outputs[:-1],
+                postprocess=False,
+                api_name="edit",
+                **watching,
             )
         inputs.cancel.click(desk.cancel, None, results.status, cancels=edits, queue=False, **quiet)
 
@@ -161,6 +176,7 @@ def build(
             [results.word, results.frame, results.run],
             results.masks,
             api_name="masks",
+            api_visibility="undocumented" if agents else "public",
             show_progress="hidden",
             trigger_mode="always_last",
             concurrency_limit=4,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import os
+import pickle
 import re
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from tiny import write_disc
 
 import app
 from freemask import page
+from freemask.errors import MaskError
 from freemask.explorer import pack_bits
 from freemask.gallery import read_mask_zip
 from freemask.jobs import Step, Worker
@@ -356,10 +359,17 @@ def test_an_edit_that_did_not_invert_says_so() -> None:
     assert "begun at denoising" not in status.done(report | {"inversion": "made"}, 1.0)
 
 
-def test_the_page_paints_before_torch() -> None:
-    code = "import sys, app; from freemask.jobs import Worker; app.build(Worker()); assert 'torch' not in sys.modules"
-    root = Path(app.__file__).parent
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)
+def test_the_page_is_served_before_torch(tmp_path: Path) -> None:
+    code = """
+import sys, urllib.request, app
+from freemask.jobs import Worker
+demo = app.build(Worker(), warm=True)
+_, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
+assert b"FreeMask" in urllib.request.urlopen(url).read() and "torch" not in sys.modules
+demo.close()
+"""
+    root, env = Path(app.__file__).parent, os.environ | {"GRADIO_TEMP_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], cwd=root, env=env, check=True, timeout=120)
 
 
 def test_the_word_follows_the_prompts_until_it_is_typed() -> None:
@@ -397,23 +407,47 @@ def test_the_first_visitor_is_told_the_cost(clip: Path, tmp_path: Path) -> None:
     assert desk.tell_cost("attribute", "mini", 1, 4, "", "replay") == status.note("&nbsp;")
 
 
-def test_a_borrowed_gpu_is_asked_for_as_long_as_the_estimate(clip: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    """A stand-in for the spaces library: its decorator asks the duration with the call's own arguments."""
-    asked: list[int] = []
-    usage = {stage: {"forwards": 2, "rows": 2 * n} for stage, n in (("invert", 1), ("reconstruct", 1), ("edit", 3))}
-    measured = {"unet": usage, "clip": {"width": 64, "height": 64, "frames": 8}, "memory": {"peak_mib": 900.0}}
+def stand_in(asked: list[int]) -> Any:
+    """Of the spaces library (0.51): the duration is asked with the call's own arguments, all that crosses is pickled,
+    and of an error that crosses only the class is told."""
 
     def gpu(*, duration: Any) -> Any:
         def decorate(work: Any) -> Any:
             def call(*args: Any) -> Any:
                 asked.append(duration(*args))
-                yield from work(*args)
+                try:
+                    yield from (pickle.loads(pickle.dumps(value)) for value in work(*pickle.loads(pickle.dumps(args))))
+                except Exception as error:
+                    raise gr.Error(type(error).__name__) from None
 
             return call
 
         return decorate
 
-    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
+    return gpu
+
+
+def test_an_error_on_a_borrowed_gpu_is_told(clip: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def fails(*_: Any) -> Generator[Step, None, dict[str, Any]]:
+        yield Step("load", 0, 1)
+        raise MaskError("The map of car is flat: choose another.")
+
+    def spent(*_: Any, **__: Any) -> Any:
+        raise gr.Error("You have exceeded your free ZeroGPU quota", print_exception=False)
+
+    for gpu, told in ((stand_in([]), "map of car is flat"), (lambda **_: lambda work: spent, "ZeroGPU quota")):
+        monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=gpu))
+        with Worker() as worker:
+            desk = page.Desk(worker, zero.borrowing(fails, Estimates()), folder=tmp_path)
+            with pytest.raises(gr.Error, match=told):
+                list(desk.edit(SimpleNamespace(session_hash="a"), **(fields(None, steps=2) | {"clip": str(clip)})))
+
+
+def test_a_borrowed_gpu_is_asked_for_as_long_as_the_estimate(clip: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[int] = []
+    usage = {stage: {"forwards": 2, "rows": 2 * n} for stage, n in (("invert", 1), ("reconstruct", 1), ("edit", 3))}
+    measured = {"unet": usage, "clip": {"width": 64, "height": 64, "frames": 8}, "memory": {"peak_mib": 900.0}}
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=stand_in(asked)))
     estimates, settings = Estimates(), Settings(source=SOURCE, edit=EDIT, task="attribute", steps=2)
     seconds = {"load": 30.0, "invert": 10.0, "reconstruct": 10.0, "edit": 30.0, "total": 82.0}
     estimates.learn(settings, measured | {"seconds": seconds})

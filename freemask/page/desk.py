@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import json
 import logging
 import secrets
@@ -95,11 +96,33 @@ class Desk:
     ) -> Generator[tuple[Any, ...], None, None]:
         """Edit a clip by text. Yields the progress at each step, then the videos, the report and all files.
 
-        `word` is the source prompt's word that is edited: empty infers it. `start` is in seconds; `fps` empty takes 8
-        or, where that is lower, the clip's own; `size` is WIDTHxHEIGHT in pixels, empty for the backbone's own. tau
-        and the alphas are shares from 0 to 1, `dilate` cells of the latent grid, `union` joins the mask with the edit
-        word's own, `selection` is codebook, adaptive or consensus: empty means the task's own. Or a mask of your own:
-        `site`, a layer such as "up 3.0", with `timestep` or each step's own; or `masks`, a zip of PNGs, one a frame.
+        Args:
+            clip: The video to edit, up to 5 minutes of which `frames` frames are used.
+            source: The source prompt: what the clip shows.
+            edit: The edit prompt: what it should show instead.
+            task: style, attribute, shape or place; official and official-style run the released code's way.
+            word: The source prompt's word that is edited. Empty infers it.
+            backbone: The text-to-video model. mini knows only its toy world; any other needs a GPU.
+            steps: DDIM steps, 2 to 200.
+            guidance: Weight of the edit prompt (classifier-free guidance), 1 to 30.
+            frames: How many frames are edited, 1 to 64.
+            start: Where in the clip they begin, in seconds.
+            fps: Frames a second. Empty takes 8 or, where that is lower, the clip's own.
+            size: WIDTHxHEIGHT in pixels, such as 128x128. Empty for the backbone's own.
+            tau: Mask threshold, 0 to 1. Empty, as below, means the task's own.
+            alpha_self: Share of the steps whose self-attention is fused, 0 to 1.
+            alpha_cross: Share of the steps whose cross-attention is fused, 0 to 1.
+            alpha_temporal: Share of the steps whose temporal attention is fused, 0 to 1.
+            alpha_latent: Share of the steps whose latents are blended, 0 to 1.
+            dilate: Cells of the latent grid by which the mask grows.
+            union: Whether the mask is joined with the edit word's own.
+            selection: Where the mask comes from: codebook, adaptive or consensus. Empty means the task's own.
+            site: A layer whose map is the mask instead, such as "up 3.0".
+            timestep: The timestep of that layer's map. Empty: each step its own.
+            masks: Masks of your own instead: a zip of PNGs, one a frame or one for all.
+            features: How source features come back: replay takes less memory, store less computing.
+            eta: Noise that is added at each step, 0 (none) to 1.
+            seed: Of that noise.
         """
         session = request.session_hash or ""
         with collecting() as errors:
@@ -151,6 +174,11 @@ class Desk:
             if not self._visits.is_page(session):  # nobody can come back for it
                 job.cancel()
             self._visits.leave(session, job.id)
+
+    @functools.wraps(edit)
+    def edit_for_agents(self, *given: Any) -> Generator[tuple[Any, ...], None, None]:
+        for told in self.edit(*given):
+            yield told[:-1]
 
     def arrive(self, token: str, request: gr.Request) -> Generator[tuple[Any, ...], None, None]:
         """A page was opened, maybe again: follow the visitor's job or show the last result."""

@@ -275,7 +275,14 @@ class Inputs:
             visible=bool(shipped),
         )
         clip = gr.Video(
-            label="Your clip", sources=["upload", "webcam"], height=280, elem_id="clip", loop=True, buttons=[]
+            label="Your clip",
+            sources=["upload", "webcam"],
+            # else the camera's largest picture is recorded, which no backbone uses and slow machines drop frames of
+            webcam_options=gr.WebcamOptions(constraints={"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}),
+            height=280,
+            elem_id="clip",
+            loop=True,
+            buttons=[],
         )
         facts = gr.HTML(status.note("&nbsp;"), elem_id="facts")
         trim = _script("trim")

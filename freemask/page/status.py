@@ -129,7 +129,11 @@ def _figure(key: str, value: float | None) -> str:
 def _line(
     state: str, title: str, detail: str, *, stage: str | None = None, share: float = 0.0, glance: str = ""
 ) -> str:
-    """The status: a title, a detail, and a segment for each stage, filled as far as it has come."""
+    """The status: a title, a detail, and a segment for each stage, filled as far as it has come.
+
+    The page changes only the nodes that differ, by their place. The title stays the first, so that it is one live
+    region from beginning to end, and a screen reader tells each new title once; the rest it does not tell.
+    """
     picture = f'<img src="{glance}" alt="The edit on its way">' if glance else ""
     names = list(STAGES)
     at = names.index(stage) if stage in names else len(names) if stage == "" else -1
@@ -139,8 +143,8 @@ def _line(
         for (name, (title, _)), fill in zip(STAGES.items(), fills, strict=True)
     )
     return (
-        f'<div class="fm-status" data-state="{state}">{picture}<div role="status"><strong>{title}</strong></div>'
-        f"<p>{detail}</p><ol aria-label='Stages'>{segments}</ol></div>"
+        f'<div class="fm-status" data-state="{state}"><div role="status"><strong>{title}</strong></div>'
+        f"<p>{detail}</p><ol aria-label='Stages'>{segments}</ol>{picture}</div>"
     )
 
 

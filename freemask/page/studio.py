@@ -121,7 +121,12 @@ def take_cell(run: Run, event: gr.EventData) -> list[Any]:
 
 
 def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
-    """The attention maps of a word of the last edit's source prompt, by layer and timestep; frames count from 1."""
+    """The attention maps of a word, by layer and timestep, of the last edit in this session.
+
+    Args:
+        word: A word of that edit's source prompt.
+        frame: Which frame, counted from 1.
+    """
     if run is None:
         raise shown(SettingError("There are no masks yet: edit a clip first."))
     try:

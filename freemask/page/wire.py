@@ -34,8 +34,11 @@ def collecting() -> Iterator[list[Exception]]:
 def shown(error: Exception) -> gr.Error:
     """An error as the page shows it: its text may quote what a visitor typed, and the page reads HTML.
 
-    What is no error of ours goes to the log, and the visitor reads only that it happened.
+    What is no error of ours goes to the log, and the visitor reads only that it happened; but ZeroGPU's errors are
+    made for the page, such as that the visitor's share of GPU time is spent.
     """
+    if isinstance(error, gr.Error):
+        return error
     if isinstance(error, FreeMaskError):
         return gr.Error(html.escape(str(error)), print_exception=False)
     log.error("a request failed", exc_info=error)

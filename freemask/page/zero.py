@@ -7,6 +7,7 @@ library is imported before torch, as it asks.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import math
 import os
@@ -14,6 +15,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from ..errors import FreeMaskError
 from ..jobs import Step
 from ..presets import Settings
 from .bodies import Body
@@ -28,7 +30,7 @@ PAPER = 60.0 / (50 * 5 * 8 * 512 * 512)  # seconds a row, frame and pixel: the p
 
 def available() -> bool:
     """Whether this process runs on ZeroGPU."""
-    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "true")
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
 def duration(settings: Settings, estimates: Estimates) -> int:
@@ -43,18 +45,29 @@ def borrowing(body: Body, estimates: Estimates) -> Body:
     """The body with a GPU borrowed for each edit."""
     import spaces
 
-    def whole(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step | dict[str, Any], None, None]:
-        """What crosses between processes is yielded, the report last."""
-        yield (yield from body(clip, settings, out, kept))
+    def whole(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Any, None, None]:
+        """What crosses between processes is yielded, the report or the error last: of an error that is raised there,
+        the library tells no more than its class."""
+        try:
+            told = yield from body(clip, settings, out, kept)
+        except FreeMaskError as error:
+            yield error
+        else:
+            yield told
 
     lent = spaces.GPU(duration=lambda clip, settings, out, kept: duration(settings, estimates))(whole)
 
     def borrowed(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
-        for told in lent(clip, settings, out, kept):
-            if not isinstance(told, Step):
-                return told
-            yield told
-        raise RuntimeError("the borrowed GPU was taken back before the edit ended")
+        last: Any = None
+        with contextlib.closing(lent(clip, settings, out, kept)) as steps:
+            for last in steps:  # to the end, where the GPU is given back
+                if isinstance(last, Step):
+                    yield last
+        if isinstance(last, FreeMaskError):
+            raise last
+        if not isinstance(last, dict):
+            raise RuntimeError("the borrowed GPU was taken back before the edit ended")
+        return last
 
     return borrowed
 

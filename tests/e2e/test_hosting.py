@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 from playwright.sync_api import Browser, Page, expect
@@ -16,7 +20,12 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
-from visitor import PATIENCE, Tap, explorer, press_edit, served, state
+from visitor import EDIT, PATIENCE, SOURCE, Tap, example, explorer, press_edit, served, state
+
+from freemask import page as parts
+from freemask.jobs import Step
+from freemask.presets import Settings
+from freemask.video import Clip, write_clip
 
 PREFIX = "/demo/freemask"
 EXAMPLE = "Red car to blue car"
@@ -114,3 +123,92 @@ def test_nothing_is_fetched_from_elsewhere(browser: Browser, tap: Tap, tmp_path:
     with served(tap, tmp_path) as address, visiting(browser, address) as (page, strays):
         try_all(page)
         assert not strays
+
+
+HEAR = """() => {
+    const region = document.querySelector("#status [role=status]"), heard = [];
+    const hear = () => heard.push(region.textContent);
+    new MutationObserver(hear).observe(region, { subtree: true, childList: true, characterData: true });
+    window.heard = () => (region.isConnected ? heard : "another region");
+}"""
+
+
+def test_a_screen_reader_hears_of_each_stage_once(browser: Browser, clip: Path, tmp_path: Path) -> None:
+    turn = threading.Semaphore(0)
+
+    def in_turns(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
+        """Painted circles, a step a turn; while it edits, each step has a glance at the edit."""
+        steps = parts.painted_circles(clip, settings, out, kept, pause=lambda: turn.acquire(timeout=PATIENCE))
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return end.value
+            yield replace(step, picture=np.zeros((64, 64, 3), np.uint8)) if step.stage == "edit" else step
+
+    with served(in_turns, tmp_path, [example(clip, steps=3)]) as address, visiting(browser, address) as (page, _):
+        page.get_by_role("button", name="Red car, blue car").click()
+        expect(page.locator("#facts")).to_contain_text("64×64")
+        press_edit(page)
+        line, where = page.locator("#status"), "(s) => [s.offsetTop, s.offsetHeight]"
+        expect(line).to_contain_text("Loading the model")
+        page.evaluate(HEAR)
+        before = line.evaluate(where)
+        turn.release()
+        for title in ("Inverting", "Reconstructing", "Editing"):
+            expect(line).to_contain_text(title)
+            for index in (1, 2):
+                turn.release()
+                expect(line).to_contain_text(f"step {index} of 3")
+            expect(line.locator("img")).to_have_count(int(title == "Editing"))
+            assert line.evaluate(where) == before
+            turn.release()
+        expect(line).to_contain_text("Writing the videos")
+        turn.release()
+        state(page, "done")
+        *stages, done = page.evaluate("window.heard()")
+        assert stages == ["Inverting", "Reconstructing", "Editing", "Writing the videos"]
+        assert done.startswith("Done in")
+
+
+PASTE = """async ([name, type, base64]) => {
+    const bytes = await (await fetch(`data:${type};base64,${base64}`)).arrayBuffer();
+    const clipboardData = new DataTransfer();
+    clipboardData.items.add(new File([bytes], name, { type }));
+    document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true, cancelable: true }));
+}"""
+
+
+def test_a_pasted_video_is_taken(page: Page, clip: Path, tmp_path: Path) -> None:
+    def paste(path: Path, kind: str) -> None:
+        page.evaluate(PASTE, [path.name, kind, base64.b64encode(path.read_bytes()).decode()])
+
+    (tmp_path / "note.txt").write_text("no video")
+    paste(tmp_path / "note.txt", "text/plain")
+    paste(clip, "video/mp4")
+    expect(page.locator("#facts")).to_contain_text("64×64")
+    expect(page.locator("#trim .fm-used img")).to_have_count(8)
+    longer = tmp_path / "longer.mp4"
+    write_clip(longer, Clip(np.zeros((16, 96, 96, 3), np.uint8), 8.0))
+    paste(longer, "video/mp4")
+    expect(page.locator("#facts")).to_contain_text("96×96")
+
+
+def test_a_webcams_clip_is_described_trimmed_and_edited(page: Page) -> None:
+    """What a browser records tells no duration in its header."""
+    clip = page.locator("#clip")
+    clip.get_by_role("button", name="Capture from camera").click()
+    clip.get_by_text("Click to Access Webcam").click()
+    page.wait_for_function("document.querySelector('#clip video').currentTime > 0")
+    record = clip.get_by_role("button", name="start recording")  # the same button stops it
+    record.click()
+    began = page.evaluate("document.querySelector('#clip video').currentTime")
+    page.wait_for_function("began => document.querySelector('#clip video').currentTime > began + 3", arg=began)
+    record.click()
+    expect(page.locator("#facts")).to_contain_text("640×480")
+    expect(page.locator("#trim .fm-used img")).to_have_count(8)
+    page.get_by_label("What the clip shows").fill(SOURCE)
+    page.get_by_label("What it should show").fill(EDIT)
+    press_edit(page)
+    state(page, "done")
+    shown(page)

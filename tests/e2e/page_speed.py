@@ -1,0 +1,93 @@
+"""How fast the page answers while an edit computes: `python tests/e2e/page_speed.py` prints milliseconds, median and
+maximum, of the page itself, of typing in a prompt, and of an example until its fields and until its studio are there,
+first while nothing runs, then while mini edits on all cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from visitor import CHROMIUM, FLAGS, SOURCE, served, state  # noqa: E402
+
+from freemask import page as parts  # noqa: E402
+from freemask.presets import examples  # noqa: E402
+
+TIMES = 6
+Answer = Callable[[Page, int], None]
+
+
+def get(page: Page, turn: int) -> None:
+    with urllib.request.urlopen(page.url) as answer:
+        answer.read()
+
+
+def type_prompt(page: Page, turn: int) -> None:
+    thing = ("bus", "cat", "dog", "duck", "boat", "tree")[turn % 6]
+    page.locator("#edit textarea, #edit input").first.fill(SOURCE.replace("car", thing))
+    page.locator("#aligned mark.new", has_text=thing).wait_for()
+
+
+def pick_example(page: Page, turn: int) -> None:
+    chosen = SHIPPED[turn % len(SHIPPED)]
+    page.get_by_role("button", name=chosen.name).click()
+    page.wait_for_function(
+        "text => document.querySelector('#edit :is(textarea, input)').value === text", arg=chosen.settings.edit
+    )
+
+
+def open_studio(page: Page, turn: int) -> None:
+    page.locator("#studio [data-ready]").evaluate_all("nodes => nodes.forEach((node) => delete node.dataset.ready)")
+    pick_example(page, turn)
+    page.locator("#studio [data-ready='1']").wait_for(state="attached")
+
+
+SHIPPED = examples()
+ANSWERS: dict[str, Answer] = {"page": get, "typing": type_prompt, "example": pick_example, "studio": open_studio}
+
+
+def measure(page: Page, answer: Answer) -> str:
+    """Median and maximum of some turns."""
+    times = []
+    for turn in range(TIMES):
+        began = time.perf_counter()
+        answer(page, turn)
+        times.append(1000 * (time.perf_counter() - began))
+    return f"{statistics.median(times):.0f} / {max(times):.0f}"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        with served(parts.diffusion, Path(folder)) as url:
+            page, busy = (browser.new_context().new_page() for _ in range(2))
+            for one in (page, busy):
+                one.goto(url)
+                one.get_by_role("button", name=SHIPPED[0].name).click()
+                one.locator("#studio [data-ready='1']").wait_for(state="attached")
+            told = {"idle": {name: measure(page, answer) for name, answer in ANSWERS.items()}}
+            busy.evaluate("document.querySelectorAll('#studio video').forEach((video) => video.pause())")
+            told["busy"] = {}
+            for name, answer in ANSWERS.items():
+                busy.get_by_role("button", name="Edit", exact=True).click()
+                busy.locator(".fm-status", has_text="step").wait_for()
+                told["busy"][name] = measure(page, answer)
+                told["busy"][name] += "" if busy.locator(".fm-status[data-state=running]").count() else " (it ended)"
+                state(busy, "done") if not busy.locator(".fm-status[data-state=done]").count() else None
+            print(json.dumps(told, indent=1))
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
