@@ -34,7 +34,15 @@ from .presets import backbone_name, backbone_spec, known_backbone
 from .prompts import word_spans
 from .weights import PARTS, choose_weights, fetch
 
-__all__ = ["Backbone", "default_device", "free_memory", "is_out_of_memory", "named_dtype", "signed_pixels"]
+__all__ = [
+    "Backbone",
+    "default_device",
+    "default_dtype",
+    "free_memory",
+    "is_out_of_memory",
+    "named_dtype",
+    "signed_pixels",
+]
 
 CHUNK = 4  # frames that the autoencoder takes at once: at 512² it then needs less than the UNet with three rows
 
@@ -49,7 +57,7 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _dtype_for(device: str) -> torch.dtype:
+def default_dtype(device: str) -> torch.dtype:
     """float16 on CUDA, float32 elsewhere: CPUs compute halves slowly and MPS not always right."""
     return torch.float16 if device.startswith("cuda") else torch.float32
 
@@ -159,7 +167,7 @@ class Backbone:
         missing or refused and what to do.
         """
         device = device or default_device()
-        dtype = dtype or _dtype_for(device)
+        dtype = dtype or default_dtype(device)
         folder = _folder(name)
         part = "?"
 

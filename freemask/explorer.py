@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,14 @@ def save_word_files(folder: Path) -> None:
             for row, site in enumerate(map(str, stored[f"sites_{grid}"])):
                 values[site], scales[site] = maps[:, row], by_frame[:, row]
     (folder / "words").mkdir(exist_ok=True)
-    for k in range(len(index.tokens)):
+
+    def save(k: int) -> None:
         parts = [np.ascontiguousarray(values[site][:, k]).tobytes() for site in index.sites]
         parts.append(np.stack([scales[site][:, k] for site in index.sites]).astype("<f4").tobytes())
         word_file(folder, k).write_bytes(gzip.compress(b"".join(parts), compresslevel=1, mtime=0))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(save, range(len(index.tokens))))
     h, w = index.mask.shape[1:]
     about = {
         "frames": index.frames,

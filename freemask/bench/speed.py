@@ -1,0 +1,159 @@
+"""Where the time of a whole edit goes, clip in to files out, against what the arithmetic alone would take.
+
+The floor is the floating-point work of the UNet's rows at the rate that this device reaches in one large matrix
+product, measured in the same run. `full_backbone` is zeroscope's configuration with random weights, since time does
+not depend on their values.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ..backbone import Backbone, default_device, default_dtype
+from ..edit import Editor, Steps
+from ..presets import backbone_folder, known_backbone, make_settings
+from ..run import run_steps
+from ..video import Clip, write_clip
+
+__all__ = ["full_backbone", "matrix_rate", "other_costs", "peer_row", "row_flops", "whole_edit"]
+
+# kernels and operators that multiply matrices, by parts of their names
+PRODUCTS = ("gemm", "mm", "conv", "attention", "flash", "fmha", "cutlass", "xmma", "matmul", "linear", "sdpa")
+
+
+def full_backbone(device: str | None = None, dtype: torch.dtype | None = None) -> Backbone:
+    """zeroscope at its full size with random weights, and mini's tokenizer: everything but its knowledge."""
+    spec = known_backbone("zeroscope")
+    assert spec
+    device = device or default_device()
+    dtype = dtype or default_dtype(device)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            unet = UNet3DConditionModel(cross_attention_dim=1024, attention_head_dim=64)
+            kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+            vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512, **kinds)
+            shape = {"num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu", "vocab_size": 49408}
+            text = CLIPTextModel(CLIPTextConfig(hidden_size=1024, intermediate_size=4096, **shape))
+    finally:
+        torch.set_default_dtype(before)
+    mini = backbone_folder("mini")
+    assert mini
+    tokenizer = CLIPTokenizer.from_pretrained(mini / "tokenizer", model_max_length=77)
+    noise = {"beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, **noise)
+    for model in (unet, vae, text):
+        model.eval().requires_grad_(False)
+    return Backbone("zeroscope", unet, vae, text, tokenizer, scheduler, torch.device(device), spec.frames)
+
+
+def row_flops(backbone: Backbone, shape: tuple[int, ...]) -> int:
+    """Floating-point operations of one batch row (1, c, f, h, w) of the UNet, counted on the meta device."""
+    with torch.device("meta"):
+        unet = UNet3DConditionModel.from_config(dict(backbone.unet.config))
+        inputs = torch.empty(shape), torch.tensor(1)
+        text = torch.empty(1, backbone.text_length, int(backbone.text_encoder.config.hidden_size))
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), counter:
+        unet(*inputs, encoder_hidden_states=text)
+    return int(counter.get_total_flops())
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.inference_mode()
+def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
+    """Floating-point operations a second of a large square matrix product: the median of nine."""
+    side = side or (8192 if device.type == "cuda" else 1024)
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(10):
+        _synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        _synchronize(device)
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / statistics.median(times[1:])
+
+
+@torch.inference_mode()
+def peer_row(backbone: Backbone, shape: tuple[int, ...], steps: int = 3) -> float:
+    """Seconds a batch row of diffusers' own text-to-video denoising, guidance included, on the same UNet."""
+    parts = {"vae": backbone.vae, "text_encoder": backbone.text_encoder, "tokenizer": backbone.tokenizer}
+    pipe = TextToVideoSDPipeline(unet=backbone.unet, scheduler=backbone.scheduler, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    told = backbone.text(["", "a car"]).to(backbone.unet.dtype)
+    height, width = (side * backbone.vae_factor for side in shape[3:])
+
+    def run(count: int) -> float:
+        _synchronize(backbone.device)
+        start = time.perf_counter()
+        pipe(
+            prompt_embeds=told[1:],
+            negative_prompt_embeds=told[:1],
+            num_frames=shape[2],
+            height=height,
+            width=width,
+            num_inference_steps=count,
+            output_type="latent",
+        )
+        _synchronize(backbone.device)
+        return time.perf_counter() - start
+
+    run(1)
+    return (run(1 + steps) - run(1)) / (2 * steps)
+
+
+def other_costs(work: Any, device: torch.device, most: int = 3) -> list[dict[str, Any]]:
+    """The largest costs in `work()` that are no matrix products: name, milliseconds, and share of all.
+
+    On CUDA they are kernels, elsewhere operators without those that they call.
+    """
+    cuda = device.type == "cuda"
+    work()
+    _synchronize(device)
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as seen:
+        work()
+        _synchronize(device)
+    spent: Counter[str] = Counter()
+    for event in seen.key_averages():
+        spent[event.key] += event.self_device_time_total if cuda else event.self_cpu_time_total
+    total = sum(spent.values())
+    others = [(name, us) for name, us in spent.most_common() if not any(part in name.lower() for part in PRODUCTS)]
+    return [{"name": name[:80], "ms": round(us / 1000, 2), "share": round(us / total, 3)} for name, us in others[:most]]
+
+
+def whole_edit(editor: Editor, clip: Clip, steps: int, prompts: tuple[str, str]) -> Steps[dict[str, Any]]:
+    """An attribute edit from a file to a folder of files: its report, with `wall`, the seconds of all of it."""
+    h, w = clip.frames.shape[1:3]
+    settings = make_settings(
+        source=prompts[0],
+        edit=prompts[1],
+        task="attribute",
+        backbone=editor.backbone.name,
+        steps=steps,
+        frames=len(clip.frames),
+        size=(w, h),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_clip(path, clip)
+        _synchronize(editor.backbone.device)
+        start = time.perf_counter()
+        report = yield from run_steps(path, settings, Path(folder) / "out", editor=editor)
+        return report | {"wall": time.perf_counter() - start}
