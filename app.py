@@ -121,6 +121,9 @@ def build(
             **live,
         )
         inputs.task.change(page.follow_task, inputs.task, [inputs.summary, *advanced.own], **live)
+        paced = [advanced.steps, advanced.solver]
+        inputs.pace.input(page.take_pace, inputs.pace, paced, **live)
+        gr.on([part.change for part in paced], page.follow_pace, paced, inputs.pace, **live)
         costly = [inputs.task, advanced.backbone, advanced.steps, advanced.frames, advanced.size, advanced.features]
         gr.on([part.change for part in costly], desk.tell_cost, costly, inputs.estimate, **live)
 

@@ -30,7 +30,7 @@ from .jobs import Step
 from .masks import extract, resize
 from .mmc import choose
 from .plan import MaskPlan, plan_masks
-from .presets import Preset
+from .presets import Preset, Solver
 from .prompts import align, find_word, infer_word
 from .spans import Span, spans
 from .trace import CLEAN, MapSum, Site, SoftMap, Trace
@@ -163,13 +163,15 @@ class Editor:
         *,
         prompt: str,
         steps: int = 25,
+        solver: Solver = "ddim",
         store: Preset | None = None,
         host: bool = False,
         latents: Tensor | None = None,
         usage: Usage | None = None,
     ) -> Steps[Trace]:
-        """DDIM inversion with the source prompt, without guidance; sides must be multiples of the VAE's factor.
+        """Inversion with the source prompt, without guidance; sides must be multiples of the VAE's factor.
 
+        `solver` is "ddim" or "dpm", which asks for one forward more and is as exact in fewer steps (`ddim.py`).
         With `store`, Q and K of the sites that this preset fuses are kept in its windows, with `host` in host RAM.
         `latents` are the clip's where the caller has encoded it already.
         """
@@ -182,7 +184,7 @@ class Editor:
         latents = backbone.encode(clip.frames) if latents is None else latents
         tokens = backbone.word_tokens(prompt)
         sites = find_sites(backbone.unet)
-        trace = Trace(clip, prompt, ts, sites, tokens, {CLEAN: latents}, features=Features(host=host))
+        trace = Trace(clip, prompt, ts, sites, tokens, {CLEAN: latents}, features=Features(host=host), solver=solver)
         last = tokens[-1][-1] + 1
         text = backbone.text([prompt])
         maps = MapSum(len(clip.frames))
@@ -204,20 +206,24 @@ class Editor:
         def predict(x: Tensor, t: int, level: float) -> Tensor:
             nonlocal label, storing
             label = t
-            from_top = len(ts) - 1 - ts.index(t)
-            storing = {kind for kind, n in fused.items() if from_top < n}
+            storing = {kind for kind, n in fused.items() if t in ts[len(ts) - n :]}
+            hooks = dict.fromkeys(watched if t in ts else (), look)
 
             def one(span: Span) -> Tensor:
                 nonlocal part
                 part = span
-                return self._forward(x[:, :, span.frames], t, text, level, usage, dict.fromkeys(watched, look))
+                return self._forward(x[:, :, span.frames], t, text, level, usage, hooks)
 
             eps = self._over(x.shape[2], one)
             trace.maps.update(maps.pack(t))
             return eps
 
-        for i, (t, x) in enumerate(invert(predict, latents, alpha)):
+        for i, (t, x) in enumerate(invert(predict, latents, alpha, solver=solver)):
             trace.latents[t] = x = x.contiguous()  # so that a trace read from a file gives the same to the last bit
+            if (
+                solver != "ddim" and t == ts[-1]
+            ):  # the highest level's own maps and features: no step has asked for them
+                predict(x, t, alpha[t])
             yield Step("invert", i + 1, len(ts), t)
         return trace
 
@@ -232,7 +238,7 @@ class Editor:
 
         x = trace.latents[trace.timesteps[-1]]
         alpha = levels(backbone.scheduler, trace.timesteps)
-        for i, (t, x) in enumerate(denoise(predict, x, alpha)):  # noqa: B007, B020
+        for i, (t, x) in enumerate(denoise(predict, x, alpha, solver=trace.solver)):  # noqa: B007, B020
             yield Step("reconstruct", i + 1, len(trace.timesteps), t)
         return x.contiguous()
 
@@ -309,7 +315,7 @@ class Editor:
             nonlocal picture
             kinds = {kind for kind, n in fused.items() if order[t] < n}
             fusion.begin(t, kinds, order[t] >= changed_window)
-            latents = {"plain": x, "edit": x, "source": trace.latents[trace.below(t)]}
+            latents = {"plain": x, "edit": x, "source": trace.latents[trace.seen(t)]}
             groups: list[tuple[str, ...]] = [fusion.rows]
             if one_row:
                 groups = [(row,) for row in reversed(fusion.rows)]
@@ -339,7 +345,8 @@ class Editor:
             return fuse_latent(trace.latents[level], x, e)
 
         x = trace.latents[trace.timesteps[-1]]
-        for i, (t, x) in enumerate(denoise(predict, x, alpha, eta=eta, seed=seed, adjust=adjust)):  # noqa: B007, B020
+        walk = denoise(predict, x, alpha, solver=trace.solver, eta=eta, seed=seed, adjust=adjust)
+        for i, (t, x) in enumerate(walk):  # noqa: B007, B020
             yield Step("edit", i + 1, len(trace.timesteps), t, picture)
         return Denoised(x, plan, watched, fusion.maps)
 

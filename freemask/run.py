@@ -98,7 +98,8 @@ WAYS: dict[Way, str] = {
 
 def _inversion_name(path: Path, settings: Settings, size: tuple[int, int]) -> str:
     """The file name of an inversion: what it depends on, in a digest."""
-    asked = (settings.source, settings.backbone, settings.steps, settings.frames, settings.start, settings.fps, size)
+    names = ("source", "backbone", "steps", "solver", "frames", "start", "fps")
+    asked = [*(getattr(settings, name) for name in names), size]
     digest = hashlib.sha256(json.dumps(asked).encode())
     with path.open("rb") as clip:
         while block := clip.read(1 << 20):
@@ -183,6 +184,7 @@ def run_steps(
             clip,
             prompt=settings.source,
             steps=settings.steps,
+            solver=settings.solver,
             store=preset if tried[0] != "replay" else None,
             host=tried[0] == "host",
             latents=latents,

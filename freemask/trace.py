@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .features import Features
 from .gallery import short_site
+from .presets import Solver
 from .spans import Span
 from .video import Clip
 
@@ -99,7 +100,8 @@ class Trace:
     `latents` maps each level (timestep, and CLEAN) to (1, c, f, h, w) float32: the pivots. `timesteps`
     rise from low to high noise. `tokens` lists, for every word of the prompt, the rows of the maps that
     belong to it. `features` holds Q and K of the fused sites where they were stored, else nothing. `restored` are the
-    latents (1, c, f, h, w) of the reconstruction, once there is one.
+    latents (1, c, f, h, w) of the reconstruction, once there is one. `solver` is the one that made the latents, "ddim"
+    or "dpm", and that denoises from them.
     """
 
     clip: Clip
@@ -111,11 +113,16 @@ class Trace:
     maps: dict[tuple[int, str], SoftMap] = field(default_factory=dict)
     features: Features = field(default_factory=Features)
     restored: Tensor | None = None
+    solver: Solver = "ddim"
 
     def below(self, t: int) -> int:
-        """The level below a timestep: the one whose latent the inversion evaluated under label `t`."""
+        """The level below a timestep."""
         i = self.timesteps.index(t)
         return self.timesteps[i - 1] if i else CLEAN
+
+    def seen(self, t: int) -> int:
+        """The level whose latent the inversion evaluated under label `t`: DDIM's the one below, else its own."""
+        return self.below(t) if self.solver == "ddim" else t
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -138,6 +145,7 @@ def save_trace(path: Path, trace: Trace) -> None:
     levels = [CLEAN, *trace.timesteps]
     cross = [site for site in trace.sites if site.kind == "cross"]
     about = {"prompt": trace.prompt, "fps": trace.clip.fps, "sites": trace.sites, "tokens": trace.tokens}
+    about |= {"solver": trace.solver}
     arrays = {
         "about": np.array(json.dumps(about)),
         "timesteps": np.array(trace.timesteps),
@@ -171,4 +179,6 @@ def load_trace(path: Path, device: torch.device) -> Trace:
         tokens = tuple(map(tuple, about["tokens"]))
         clip = Clip(stored["frames"], about["fps"])
         restored = torch.from_numpy(stored["restored"]).to(device) if "restored" in stored.files else None
-    return Trace(clip, about["prompt"], timesteps, sites, tokens, latents, maps, restored=restored)
+    return Trace(
+        clip, about["prompt"], timesteps, sites, tokens, latents, maps, restored=restored, solver=about["solver"]
+    )

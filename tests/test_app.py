@@ -34,7 +34,8 @@ from freemask.gallery import read_mask_zip
 from freemask.jobs import Step, Worker
 from freemask.page import status, zero
 from freemask.page.estimate import Estimates, rows
-from freemask.page.fields import NAMES, link
+from freemask.page.fields import NAMES, field_values, link
+from freemask.page.parts import PACES
 from freemask.presets import Example, Settings, backbones, examples
 
 PATIENCE = 20.0
@@ -295,6 +296,15 @@ def test_the_trimmer_tells_what_is_wrong_and_stays(clip: Path, tmp_path: Path) -
         assert 0 <= wrong["start"] < wrong["duration"]
     start, fps = page.take_trim(8, SimpleNamespace(_data={"start": 0.25, "end": 0.75}))
     assert (start, fps) == (0.25, "16")
+
+
+def test_a_pace_is_what_its_fields_say() -> None:
+    for name in PACES:
+        steps, solver = page.take_pace(name)
+        assert page.follow_pace(float(steps), solver) == name
+        settings = Settings(source="a", edit="b", steps=steps, solver=solver)
+        assert field_values(settings)[NAMES.index("solver") - 1] == solver
+    assert page.follow_pace(7, "ddim") is None and page.follow_pace(25, "dpm") is None
 
 
 def test_the_shipped_examples_open_in_the_studio() -> None:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from tiny import tiny_scheduler
 
-from freemask.ddim import denoise, guide, invert, levels, step, timesteps
+from freemask.ddim import denoise, guide, invert, levels, multistep, step, timesteps
+from freemask.errors import SettingError
 
 
 def test_timesteps_are_the_schedulers():
@@ -25,7 +26,7 @@ def test_there_and_back_is_the_identity():
     assert torch.allclose(step(step(x, eps, 0.9, 0.4), eps, 0.4, 0.9), x, atol=1e-12)
 
 
-def _error(steps: int) -> float:
+def _error(steps: int, solver: str = "ddim") -> float:
     """Round-trip error for a Gaussian, whose best eps is known: x·√(1−ᾱ)/(ᾱσ² + 1 − ᾱ)."""
     scheduler = tiny_scheduler()
     alpha = levels(scheduler, timesteps(scheduler, steps))
@@ -35,13 +36,76 @@ def _error(steps: int) -> float:
         return x * (1 - a) ** 0.5 / (a * 4 + 1 - a)
 
     x = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    *_, (_, top) = invert(predict, x, alpha)
-    *_, (_, back) = denoise(predict, top, alpha)
+    *_, (_, top) = invert(predict, x, alpha, solver=solver)
+    *_, (_, back) = denoise(predict, top, alpha, solver=solver)
     return float((back - x).abs().mean())
 
 
 def test_inversion_converges_at_first_order():
     assert _error(50) < _error(10) / 3
+
+
+def test_the_solver_comes_back_nearer_in_few_steps():
+    assert _error(10, "dpm") < _error(10) / 2
+    assert _error(20, "dpm") < _error(50)
+
+
+def _missed(steps: int, solver: str) -> tuple[float, float]:
+    """How far inversion and denoising of a Gaussian end from where its flow leads, √(ᾱσ² + 1 − ᾱ) for the scale."""
+    lam = torch.linspace(-2.5, 2.5, steps + 1, dtype=torch.float64)
+    alpha = {steps - 1 - i: float(a) for i, a in enumerate(torch.sigmoid(2 * lam))}
+    spread = {t: (4 * a + 1 - a) ** 0.5 for t, a in alpha.items()}
+
+    def predict(x, t, level):
+        return x * (1 - level) ** 0.5 / (4 * level + 1 - level)
+
+    clean, top = (torch.tensor(spread[t], dtype=torch.float64) for t in (-1, steps - 1))
+    *_, (_, up) = invert(predict, clean, alpha, solver=solver)
+    *_, (_, down) = denoise(predict, top, alpha, solver=solver)
+    return float((up - top).abs()), float((down - clean).abs())
+
+
+@pytest.mark.parametrize(("solver", "ratio"), [("ddim", 2), ("dpm", 4)])
+def test_orders_of_convergence_in_both_directions(solver, ratio):
+    for coarse, fine in zip(_missed(80, solver), _missed(160, solver), strict=True):
+        assert coarse / fine == pytest.approx(ratio, rel=0.15)
+
+
+def test_the_first_order_case_is_ddim():
+    """Without a prediction before, with the same one, and where λ says nothing of the way between the two."""
+    x, eps, other = torch.randn(3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for a_from, a_to in ((0.4, 0.9), (0.9, 0.4)):
+        assert torch.equal(multistep(x, eps, a_from, a_to, before=None), step(x, eps, a_from, a_to))
+        assert torch.allclose(multistep(x, eps, a_from, a_to, before=(eps, 0.6)), step(x, eps, a_from, a_to))
+        assert not torch.allclose(multistep(x, eps, a_from, a_to, before=(other, 0.6)), step(x, eps, a_from, a_to))
+    for a_before, a_from, a_to in ((0.4, 0.9, 1.0), (1.0, 0.9, 0.4), (0.9, 0.9, 0.4)):
+        assert torch.equal(multistep(x, eps, a_from, a_to, before=(other, a_before)), step(x, eps, a_from, a_to))
+
+
+def test_the_solver_is_the_papers_multistep_update():
+    """x_t = α_t/α_s·x − σ_t·(e^h − 1)·(D0 + D1/2), D1 = (eps − eps')/r with r = h'/h: the second-order multistep
+    DPM-Solver as diffusers computes it."""
+    x, before, eps = torch.randn(3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for a_before, a_from, a_to in ((0.1, 0.3, 0.7), (0.9, 0.6, 0.2)):
+        last, here, there = (0.5 * np.log(a / (1 - a)) for a in (a_before, a_from, a_to))
+        slope = (eps - before) / ((here - last) / (there - here))
+        moved = (1 - a_to) ** 0.5 * (np.exp(there - here) - 1) * (eps + slope / 2)
+        expected = (a_to / a_from) ** 0.5 * x - moved
+        assert torch.allclose(multistep(x, eps, a_from, a_to, before=(before, a_before)), expected)
+
+
+def test_a_latent_is_seen_under_its_own_label_by_the_solver():
+    alpha = levels(tiny_scheduler(), timesteps(tiny_scheduler(), 4))
+    for solver, expected in (("ddim", [1, 251, 501, 751]), ("dpm", [0, 1, 251, 501])):
+        seen = []
+        list(invert(lambda x, t, a, seen=seen: seen.append(t) or 0 * x, torch.ones(1), alpha, solver=solver))
+        assert seen == expected
+
+
+def test_only_ddim_adds_noise():
+    alpha = levels(tiny_scheduler(), (1, 501))
+    with pytest.raises(SettingError, match="leave eta at 0"):
+        next(denoise(lambda x, t, a: x, torch.ones(1), alpha, solver="dpm", eta=0.5))
 
 
 def test_seed_acts_only_with_eta():

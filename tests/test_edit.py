@@ -93,6 +93,49 @@ def test_replay_equals_store(editor, clip, trace, name):
     assert close(run(editor, stored, preset), run(editor, trace, preset))
 
 
+@pytest.fixture(scope="module")
+def solved(editor, clip):
+    """The trace that the second-order solver leaves."""
+    return editor.invert(clip, prompt=SOURCE, steps=STEPS, solver="dpm")
+
+
+def test_the_solver_remembers_every_step_of_denoising(editor, clip, trace, solved):
+    usage = Usage()
+    finish(editor.invert_steps(clip, prompt=SOURCE, steps=STEPS, solver="dpm", usage=usage))
+    assert usage.forwards == STEPS + 1  # the highest level too
+    assert solved.maps.keys() == trace.maps.keys() and solved.latents.keys() == trace.latents.keys()
+    assert not torch.equal(solved.latents[trace.timesteps[-1]], trace.latents[trace.timesteps[-1]])
+
+
+@pytest.mark.parametrize("name", ["style", "shape"])
+def test_replay_equals_store_with_the_solver(editor, clip, solved, name):
+    preset = task(name)
+    stored = editor.invert(clip, prompt=SOURCE, steps=STEPS, store=preset, solver="dpm")
+    assert len(stored.features)
+    usage = Usage()
+    assert close(run(editor, stored, preset, usage=usage), run(editor, solved, preset))
+    assert usage.rows == 2 * STEPS
+
+
+def test_the_solver_edits_as_it_reconstructs(editor, solved):
+    """The source prompt without guidance gives the reconstruction, which is nearer to the clip than DDIM's."""
+    again = run(editor, solved, task(**CLOSED), prompt=SOURCE, guidance=1.0)
+    assert close(again, finish(editor.reconstruct_steps(solved)))
+    assert not close(again, finish(editor.reconstruct_steps(replace(solved, solver="ddim"))), 1e-3)
+    with pytest.raises(SettingError, match="leave eta at 0"):
+        run(editor, solved, task(), eta=0.5)
+
+
+def test_an_edit_by_the_solver_begins_with_the_inversions_own_maps(editor, solved):
+    other = replace(solved, prompt="a red truck driving on the grass")
+    seen = finish(editor.edit_steps(other, prompt=SOURCE, task=task(**CLOSED), word="truck", watch=True))
+    top = solved.timesteps[-1]
+    for site in solved.sites:
+        if site.kind == "cross":
+            expected = torch.from_numpy(solved.word_map(top, site, [2]))
+            assert close(torch.from_numpy(seen.maps[top, site.name].of([0])), expected, relative=0.02)
+
+
 def test_a_trace_can_be_kept_in_a_file(editor, trace, tmp_path):
     save_trace(tmp_path / "trace.npz", trace)
     again = load_trace(tmp_path / "trace.npz", torch.device("cpu"))

@@ -21,7 +21,7 @@ from freemask import Clip, write_clip
 from freemask.backbone import Backbone
 from freemask.cli import app
 from freemask.edit import finish
-from freemask.errors import MemoryShortage
+from freemask.errors import MemoryShortage, SettingError
 from freemask.jobs import Step
 from freemask.presets import examples, make_settings
 from freemask.run import run_steps
@@ -103,6 +103,10 @@ def test_a_second_edit_of_a_clip_begins_at_denoising(tmp_path):
         assert (tmp_path / "second" / f"{name}.mp4").read_bytes() == (tmp_path / "alone" / f"{name}.mp4").read_bytes()
     other = replace(settings, source=settings.source.replace("red ", ""))
     assert finish(run_steps(SHAPE.clip, other, tmp_path / "third", kept=kept))["inversion"] == "made"
+    solved = finish(run_steps(SHAPE.clip, replace(settings, solver="dpm"), tmp_path / "solved", kept=kept))
+    assert solved["inversion"] == "made" and solved["unet"]["invert"]["forwards"] == 3
+    again = finish(run_steps(SHAPE.clip, replace(settings, solver="dpm"), tmp_path / "solved again", kept=kept))
+    assert again["inversion"].startswith("kept") and again["metrics"] == solved["metrics"]
     stored = replace(settings, features="store")
     assert finish(run_steps(SHAPE.clip, stored, tmp_path / "fourth", kept=kept))["inversion"] == "made"
 
@@ -171,6 +175,21 @@ def test_the_peak_is_as_expected(done):
     assert memory["expected_mib"] == pytest.approx(memory["peak_mib"], rel=0.15)
 
 
+def test_fast_sets_what_is_not_given(monkeypatch, tmp_path):
+    asked = []
+
+    def stop(clip, settings, *rest, **options):
+        asked.append((settings.steps, settings.solver))
+        raise SettingError("far enough")
+
+    monkeypatch.setattr("freemask.prompts.check", stop)
+    (tmp_path / "settings.json").write_text(json.dumps({"source": "a", "edit": "b", "steps": 40}))
+    command = ["edit", str(SHAPE.clip), "--settings", str(tmp_path / "settings.json"), "--out", str(tmp_path)]
+    for more in ([], ["--fast"], ["--fast", "--steps", "8"], ["--steps", "8"]):
+        assert CliRunner().invoke(app, [*command, *more]).exit_code == 2
+    assert asked == [(40, "ddim"), (15, "dpm"), (8, "dpm"), (8, "ddim")]
+
+
 def test_an_edit_can_be_scored(done, tmp_path):
     out, _, _ = done
     told = CliRunner().invoke(app, ["score", str(out)])
@@ -231,6 +250,8 @@ def refuse(*changes: str) -> str:
     ("options", "message"),
     [
         (("--steps", "0"), "2 to 200"),
+        (("--solver", "euler"), "ddim or dpm"),
+        (("--solver", "dpm", "--eta", "0.5"), "leave eta at 0"),
         (("--frames", "400"), "1 to 64"),
         (("--frames", "60"), "fewer frames"),
         (("--start", "90"), "start"),

@@ -8,9 +8,11 @@ from .fields import (
     fill_example,
     fill_settings,
     follow_link,
+    follow_pace,
     follow_prompts,
     follow_task,
     follow_trim,
+    take_pace,
     take_trim,
 )
 from .parts import Inputs, Results, cards, header, theme, toy_world
@@ -30,6 +32,7 @@ __all__ = [
     "fill_example",
     "fill_settings",
     "follow_link",
+    "follow_pace",
     "follow_prompts",
     "follow_task",
     "follow_trim",
@@ -40,6 +43,7 @@ __all__ = [
     "painted_circles",
     "show_masks",
     "take_cell",
+    "take_pace",
     "take_trim",
     "theme",
     "toy_world",

@@ -19,7 +19,7 @@ from ..presets import Example, Settings, backbone_name, load_preset, make_settin
 from ..prompts import align, find_word, infer_word, word_spans, words
 from ..video import probe, read_clip
 from . import status
-from .parts import TASK_OWN
+from .parts import PACES, TASK_OWN
 from .visits import Run
 from .wire import file_data, picture_uri, shown
 
@@ -31,6 +31,7 @@ __all__ = [
     "fill_example",
     "fill_settings",
     "follow_link",
+    "follow_pace",
     "follow_prompts",
     "follow_task",
     "follow_trim",
@@ -38,6 +39,7 @@ __all__ = [
     "optional",
     "read_size",
     "same_clip",
+    "take_pace",
     "take_trim",
 ]
 
@@ -127,6 +129,17 @@ def follow_task(task: str) -> tuple[Any, ...]:
     return status.note(html.escape(preset.summary)), *own
 
 
+def take_pace(name: str) -> tuple[int, str]:
+    """The steps and the solver of a pace."""
+    own = PACES[name]
+    return own["steps"], own["solver"]
+
+
+def follow_pace(steps: float, solver: str) -> str | None:
+    """The pace that has these steps and this solver, if any."""
+    return next((name for name in PACES if take_pace(name) == (steps, solver)), None)
+
+
 def fill_example(example: Example) -> list[Any]:
     """An example's values for every field, in the order of `Inputs.all`."""
     return [file_data(example.clip), *field_values(example.settings)]
@@ -185,11 +198,13 @@ def link(settings: dict[str, Any]) -> str:
 
 _LINKED = [one.name for one in dataclass_fields(Settings) if one.name != "masks"]
 NAMES = [
-    *("clip", "source", "edit", "task", "word", "backbone", "steps", "guidance", "frames", "start", "fps", "size"),
-    *(*TASK_OWN, "union", "selection", "site", "timestep", "masks", "features", "low_vram", "eta", "seed"),
+    *("clip", "source", "edit", "task", "word", "backbone", "steps", "solver", "guidance"),
+    *("frames", "start", "fps", "size", *TASK_OWN, "union", "selection", "site", "timestep", "masks"),
+    *("features", "low_vram", "eta", "seed"),
 ]
 FIELDS = len(NAMES)
-SHARED = ("source", "word", "backbone", "steps", "frames", "start", "fps", "size")  # what a trace is made with
+# what a trace is made with
+SHARED = ("source", "word", "backbone", "steps", "solver", "frames", "start", "fps", "size")
 
 
 def field_values(own: Settings) -> list[Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import gradio as gr
 
-from ..presets import Example, backbones, known_backbone, known_words, load_preset, task_names
+from ..presets import FAST, Example, backbones, known_backbone, known_words, load_preset, task_names
 from . import status
 
-__all__ = ["TASK_OWN", "Advanced", "Inputs", "Results", "cards", "header", "theme", "toy_world"]
+__all__ = ["PACES", "TASK_OWN", "Advanced", "Inputs", "Results", "cards", "header", "theme", "toy_world"]
 
 STATIC = Path(__file__).resolve().parents[2] / "static"
 TASK_OWN = {
@@ -23,6 +23,10 @@ TASK_OWN = {
     "alpha_temporal": "α temporal",
     "alpha_latent": "α latent",
     "dilate": "Grow mask",
+}
+PACES: dict[str, dict[str, Any]] = {
+    "Usual: 25 steps of DDIM": {"steps": 25, "solver": "ddim"},
+    "Fast: 15 steps of DPM-Solver": FAST,
 }
 TITLE = """<header class="fm-head"><h1>FreeMask</h1>
 <p>Edit a video by text, and see the attention masks that made the edit.</p></header>"""
@@ -117,6 +121,7 @@ class Advanced:
 
     backbone: gr.Dropdown
     steps: gr.Slider
+    solver: gr.Radio
     guidance: gr.Slider
     frames: gr.Slider
     start: gr.Number
@@ -153,6 +158,9 @@ class Advanced:
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             chosen = gr.Dropdown(listed, value=spec.name if spec else backbone, label="Backbone", filterable=False)
             steps = gr.Slider(2, 200, 25, step=1, label="Steps", buttons=[])
+            solver = gr.Radio(
+                [("DDIM", "ddim"), ("DPM-Solver: exact in fewer steps", "dpm")], value="ddim", label="Solver"
+            )
             with gr.Row():
                 usual = spec.guidance if spec else 7.5
                 guidance = gr.Slider(1, 30, usual, step=0.5, label="Guidance", buttons=[])
@@ -215,6 +223,7 @@ class Advanced:
         return cls(
             chosen,
             steps,
+            solver,
             guidance,
             frames,
             start,
@@ -253,6 +262,7 @@ class Inputs:
     summary: gr.HTML
     word: gr.Textbox
     inferred: gr.State
+    pace: gr.Radio
     advanced: Advanced
     settings: gr.UploadButton
     estimate: gr.HTML
@@ -299,6 +309,7 @@ class Inputs:
         word = gr.Textbox(
             label="Word that is edited", placeholder="inferred from the prompts", max_lines=1, elem_id="word"
         )
+        pace = gr.Radio(list(PACES), value=next(iter(PACES)), label="Pace", elem_id="pace")
         advanced = Advanced.build(backbone=backbone)
         settings = gr.UploadButton("Load a settings.json", file_types=[".json"], size="sm", elem_id="settings")
         estimate = gr.HTML(status.note("&nbsp;"), elem_id="estimate")
@@ -317,6 +328,7 @@ class Inputs:
             summary,
             word,
             gr.State(""),
+            pace,
             advanced,
             settings,
             estimate,

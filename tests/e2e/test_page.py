@@ -250,6 +250,24 @@ def test_looking_into_advanced_changes_nothing(page: Page, clip: Path) -> None:
     expect(page.locator("#json")).to_contain_text(re.compile(r'"alpha_self":\s*null'))
 
 
+def test_a_pace_sets_steps_and_solver(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    usual, fast = page.get_by_label("Usual: "), page.get_by_label("Fast: ")
+    expect(usual).to_be_checked()
+    fast.check()
+    page.get_by_role("button", name="Advanced").click()
+    steps = page.get_by_role("spinbutton", name="Steps")
+    expect(steps).to_have_value("15")
+    expect(page.get_by_label("DPM-Solver: exact in fewer steps", exact=True)).to_be_checked()
+    steps.fill("7")
+    steps.press("Enter")
+    expect(fast).not_to_be_checked()
+    expect(usual).not_to_be_checked()
+    press_edit(page)
+    state(page, "done")
+    assert {name: report(page)["settings"][name] for name in ("steps", "solver")} == {"steps": 7, "solver": "dpm"}
+
+
 def test_the_toy_world_is_told_while_mini_is_chosen(page: Page) -> None:
     expect(page.locator("#toy")).to_contain_text("mini knows only its toy world")
     page.get_by_role("button", name="Advanced").click()
