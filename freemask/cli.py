@@ -285,17 +285,22 @@ def score(
 
 @app.command()
 def profile(
-    backbone: Annotated[str, typer.Option(help=_BACKBONE)] = "mini",
+    backbone: Annotated[str, typer.Option(help="full (zeroscope's size with random weights), " + _BACKBONE)] = "mini",
     steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 10,
     frames: Annotated[int, typer.Option(help="How many frames.")] = 8,
-    repeats: Annotated[int, typer.Option(help="Interleaved repetitions; medians are reported.", min=5)] = 5,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; the backbone's own where left out.")] = "",
+    repeats: Annotated[int, typer.Option(help="Interleaved repetitions; medians are reported.", min=1)] = 5,
     dtype: Annotated[str, typer.Option(help=_DTYPE)] = "",
 ) -> None:
-    """Time inversion and edit against the plain UNet forwards that they cannot avoid."""
+    """Time inversion and edit against the plain UNet forwards that they cannot avoid, and against the arithmetic."""
     with _refusals():
-        from .bench import profile_steps
+        from .backbone import named_dtype
+        from .bench import full_backbone, profile_steps
+        from .edit import Editor
 
-        figures = _watch(profile_steps(_load(backbone, dtype), steps=steps, frames=frames, repeats=repeats))
+        shape, precision = _size(size), named_dtype(dtype)
+        editor = Editor(full_backbone(dtype=precision)) if backbone == "full" else _load(backbone, dtype)
+        figures = _watch(profile_steps(editor, steps=steps, frames=frames, size=shape, repeats=repeats))
     print(json.dumps(figures))
 
 

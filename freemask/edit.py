@@ -220,9 +220,7 @@ class Editor:
 
         for i, (t, x) in enumerate(invert(predict, latents, alpha, solver=solver)):
             trace.latents[t] = x = x.contiguous()  # so that a trace read from a file gives the same to the last bit
-            if (
-                solver != "ddim" and t == ts[-1]
-            ):  # the highest level's own maps and features: no step has asked for them
+            if solver != "ddim" and t == ts[-1]:  # the highest level's own maps and features: no step asked for them
                 predict(x, t, alpha[t])
             yield Step("invert", i + 1, len(ts), t)
         return trace

@@ -183,8 +183,9 @@ class BackboneSpec:
     `name` is the short one that every part of FreeMask takes; `title` is its line in a list. The weights are in
     `folder`, or on the hub as `hub_id` (`aliases`: other ids of the same weights). `size` is (width, height) in pixels
     and `frames` the clip length that it was trained on; one latent cell stands for `vae_factor` pixels along a side.
-    `guidance` is what suits it, `parameters` counts each part's, None where they have not been counted; `codebook` is
-    the file under presets/codebooks/ that holds its measured masks, once they are.
+    `guidance` is what suits it, `parameters` counts each part's, None where they have not been counted; `working_set`
+    is what a part computes in at its peak, in bytes a latent cell, frame and batch row in halves (see `memory`);
+    `codebook` is the file under presets/codebooks/ that holds its measured masks, once they are.
     """
 
     name: str
@@ -199,6 +200,7 @@ class BackboneSpec:
     aliases: tuple[str, ...] = ()
     folder: Path | None = None
     parameters: dict[Literal["unet", "vae", "text_encoder"], Annotated[int, Field(ge=1)]] | None = None
+    working_set: dict[Literal["unet", "vae"], Annotated[int, Field(ge=1)]] | None = None
     codebook: str | None = None
 
     @property

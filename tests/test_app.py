@@ -360,7 +360,11 @@ def test_the_cost_is_told_once_it_was_measured() -> None:
     costs.learn(short, {"unet": usage, "seconds": seconds, "clip": shape, "memory": {"peak_mib": 900.0}})
     expected = 1.0 + 5.0 / 50 * rows(long)
     assert costs.seconds(long) == pytest.approx(expected) and costs.memory(long) == 900.0
-    assert costs.seconds(replace(long, frames=16)) == pytest.approx(1.0 + 2 * (expected - 1.0))
+    spans = 3  # of 8 frames, which overlap
+    assert costs.seconds(replace(long, frames=16)) == pytest.approx(1.0 + spans * (expected - 1.0))
+    large = replace(long, backbone="zeroscope", size=(512, 512))
+    assert costs.seconds(large) is None and 5 * 1024 < costs.memory(large) < 6 * 1024
+    assert costs.memory(replace(large, low_vram=True)) < costs.memory(large)
 
 
 def test_an_edit_that_did_not_invert_says_so() -> None:

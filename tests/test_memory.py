@@ -8,6 +8,8 @@ import torch
 from diffusers import AutoencoderKL, UNet3DConditionModel
 
 from freemask import memory
+from freemask.backbone import Backbone
+from freemask.bench import full_backbone
 from freemask.edit import windows
 from freemask.memory import Need, Peak, choose_features, need
 from freemask.presets import load_preset
@@ -31,6 +33,18 @@ def test_the_dry_run_counts_a_convolution_by_hand():
     assert one == pytest.approx(3 * 256 * 512 * 512 * 2, rel=0.01)
     four = memory._dry_run("AutoencoderKL", memory._config(vae), torch.float16, (4, 4, 64, 64), ())
     assert four == pytest.approx(4 * one, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["zeroscope", "mini"])
+def test_a_specs_working_set_is_what_a_dry_run_counts(name):
+    if name == "mini":
+        backbone, shape = Backbone.load("mini", "cpu"), (1, 8, 8, 16, 16)
+    else:
+        backbone, shape = full_backbone("meta", torch.float16), (1, 4, 8, 64, 64)
+    told = need(backbone, {}, steps=2, shape=shape, rows=1)
+    counted = need(replace(backbone, name="another"), {}, steps=2, shape=shape, rows=1)
+    assert told.forward == pytest.approx(counted.forward, rel=0.01)
+    assert told.autoencoder == pytest.approx(counted.autoencoder, rel=0.01)
 
 
 def test_the_dry_run_grows_with_rows_frames_and_area_and_halves_with_precision(editor):

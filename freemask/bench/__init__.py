@@ -5,6 +5,7 @@ from .calibrate import Sample, calibrate_steps, davis_samples, example_maps, toy
 from .methods import METHODS
 from .profile import profile_steps
 from .selftest import selftest_steps
+from .speed import full_backbone
 from .table import markdown, save_figure
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "calibrate_steps",
     "davis_samples",
     "example_maps",
+    "full_backbone",
     "markdown",
     "profile_steps",
     "save_figure",

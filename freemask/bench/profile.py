@@ -1,8 +1,13 @@
-"""What the method costs beside the plain UNet forwards that a job cannot avoid.
+"""What the method costs beside the plain UNet forwards that a job cannot avoid, and beside the arithmetic.
 
 `overhead_invert` and `overhead_edit` are ratios measured in one run: the stage's time without the autoencoder
 over that of stock-processor forwards with the very rows that each of its steps used. Repetitions of all
-parts are interleaved and medians taken, so a slow moment of the machine falls on every part alike.
+parts are interleaved and medians taken, so a slow moment of the machine falls on every part alike. `peer` is our time
+of a batch row over that of diffusers' own text-to-video denoising, guidance included in both.
+
+`table` has a whole edit's stages: seconds, the UNet's floating-point operations, the rate, and its share of the rate of
+one large matrix product on this device. `floor_seconds` is what those operations take at that rate, and `others` are
+the largest costs of a fused step that are no matrix products.
 """
 
 from __future__ import annotations
@@ -22,8 +27,10 @@ import torch
 from ..ddim import timesteps
 from ..edit import Editor, finish, windows
 from ..jobs import Step
-from ..presets import load_preset
+from ..presets import Preset, load_preset
+from ..trace import Trace
 from ..video import Clip
+from .speed import matrix_rate, other_costs, peer_row, row_flops, whole_edit
 
 __all__ = ["extra_peak", "profile_steps"]
 
@@ -32,9 +39,9 @@ T = TypeVar("T")
 SOURCE, EDIT, WORD = "a red car driving on the grass", "a blue car driving on the grass", "car"
 
 
-def _clip(editor: Editor, frames: int) -> Clip:
-    """A moving square at the backbone's own size; timing does not depend on what it shows."""
-    w, h = editor.fit(editor.backbone.native_size)
+def _clip(editor: Editor, frames: int, size: tuple[int, int] | None) -> Clip:
+    """A moving square, at the backbone's own size where none is given; timing does not depend on what it shows."""
+    w, h = editor.fit(size or editor.backbone.native_size)
     video = np.full((frames, h, w, 3), 90, np.uint8)
     for i in range(frames):
         x = i * w // (2 * frames)
@@ -75,10 +82,13 @@ def extra_peak(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
 
 
 def profile_steps(
-    editor: Editor, *, steps: int = 10, frames: int = 8, repeats: int = 5
+    editor: Editor, *, steps: int = 10, frames: int = 8, size: tuple[int, int] | None = None, repeats: int = 5
 ) -> Generator[Step, None, dict[str, Any]]:
-    """Medians over `repeats` interleaved rounds; returns figures by feature source ("replay", "store")."""
-    backbone, clip = editor.backbone, _clip(editor, frames)
+    """Medians over `repeats` interleaved rounds; returns figures by feature source ("replay", "store").
+
+    `size` is (width, height) in pixels, rounded down to what the networks take.
+    """
+    backbone, clip = editor.backbone, _clip(editor, frames, size)
     latents = backbone.encode(clip.frames)
     text = backbone.text(["", EDIT, SOURCE])
     task = load_preset("attribute")
@@ -103,12 +113,13 @@ def profile_steps(
         return finish(editor.invert_steps(clip, prompt=SOURCE, steps=steps, store=kept, latents=latents))
 
     def edit(trace: Any) -> Any:
-        return finish(editor.edit_steps(trace, prompt=EDIT, task=task, word=WORD))
+        return finish(editor.edit_steps(trace, prompt=EDIT, task=task, word=WORD, watch=True))
 
     def whole(store: bool) -> None:
         edit(invert(store))
 
     rows: dict[str, list[float]] = {f"plain{n}": [] for n in (1, 2, 3)}
+    rows["peer"] = []
     rows |= {f"{stage}_{kind}": [] for stage in ("invert", "edit") for kind in ("replay", "store")}
     for n in (1, 2, 3):
         plain(n)  # the first call of a shape sets up kernels
@@ -120,7 +131,8 @@ def profile_steps(
             rows[f"invert_{kind}"].append(seconds)
             rows[f"edit_{kind}"].append(timed(partial(edit, trace))[0])
             del trace
-        yield Step("profile", i + 1, repeats + 1)
+        rows["peer"].append(peer_row(backbone, tuple(latents.shape)))
+        yield Step("profile", i + 1, repeats + 2)
     middle = {name: statistics.median(values) for name, values in rows.items()}
     n = len(ts)
     base = {
@@ -128,12 +140,55 @@ def profile_steps(
         "edit_replay": window * middle["plain3"] + (n - window) * middle["plain2"],
         "edit_store": n * middle["plain2"],
     }
-    figures: dict[str, Any] = {"backbone": backbone.name, "device": str(backbone.device), "steps": n, "frames": frames}
+    w, h = clip.frames.shape[2], clip.frames.shape[1]
+    figures: dict[str, Any] = {"backbone": backbone.name, "device": _device_name(backbone.device)}
+    figures |= {"dtype": str(backbone.unet.dtype).removeprefix("torch."), "steps": n, "frames": frames, "size": [w, h]}
     figures["overhead_invert"] = {k: round(middle[f"invert_{k}"] / base["invert"], 3) for k in ("replay", "store")}
     figures["overhead_edit"] = {k: round(middle[f"edit_{k}"] / base[f"edit_{k}"], 3) for k in ("replay", "store")}
+    figures["peer"] = round(middle["plain2"] / 2 / middle["peer"], 3)
     figures["extra_peak_mib"] = {
         kind: round(extra_peak(partial(whole, kind == "store"), backbone.device)[0], 1) for kind in ("replay", "store")
     }
     figures["seconds"] = {name: round(value, 4) for name, value in middle.items()}
-    yield Step("profile", repeats + 1, repeats + 1)
+    yield Step("profile", repeats + 1, repeats + 2)
+    figures |= _against_arithmetic(editor, clip, steps, tuple(latents.shape), invert(False), task)
+    yield Step("profile", repeats + 2, repeats + 2)
     return figures
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def _against_arithmetic(
+    editor: Editor, clip: Clip, steps: int, shape: tuple[int, ...], trace: Trace, task: Preset
+) -> dict[str, Any]:
+    """The table of a whole edit, its floor, and the largest costs of its first step that are no matrix products."""
+    backbone = editor.backbone
+    rate = matrix_rate(backbone.device, backbone.unet.dtype)
+    row = row_flops(backbone, shape)
+    report = finish(whole_edit(editor, clip, steps, (SOURCE, EDIT)))
+    table = {}
+    for stage, seconds in report["seconds"].items():
+        work = report["unet"][stage]["rows"] * row if stage in report["unet"] else 0
+        table[stage] = {"seconds": round(seconds, 3)}
+        if work:
+            reached = work / seconds
+            table[stage] |= {"tflop": round(work / 1e12, 3), "tflops": round(reached / 1e12, 3)}
+            table[stage]["share"] = round(reached / rate, 3)
+    table["all, files written"] = {"seconds": round(report["wall"], 3)}
+    work = sum(used["rows"] for used in report["unet"].values()) * row
+
+    def one_step() -> None:
+        next(editor.edit_steps(trace, prompt=EDIT, task=task, word=WORD, watch=True))
+
+    return {
+        "row_tflop": round(row / 1e12, 4),
+        "matrix_tflops": round(rate / 1e12, 3),
+        "table": table,
+        "floor_seconds": round(work / rate, 3),
+        "memory": report["memory"],
+        "others": other_costs(one_step, backbone.device),
+    }

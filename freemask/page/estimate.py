@@ -1,7 +1,7 @@
 """How long an edit takes and how much memory it needs on this server, before the button is pressed.
 
 What edits cost here is measured on the edits themselves: seconds for each batch row of the UNet, frame and pixel, and
-the peak of the process. Before the first edit with a backbone nothing is claimed.
+the peak of the process. Before the first edit with a backbone only the memory is told, where its spec has the figures.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-from ..presets import Settings
+from ..errors import FreeMaskError
+from ..presets import Settings, backbone_spec, known_backbone
+from ..spans import work
 
 __all__ = ["Estimates", "rows"]
 
@@ -22,7 +24,8 @@ def rows(settings: Settings) -> float:
     more where the source's features are replayed."""
     preset = settings.preset()
     replayed = max(preset.alpha_self, preset.alpha_cross, preset.alpha_temporal)
-    return settings.steps * (4 + (replayed if settings.features in ("replay", "auto") else 0))
+    again = replayed if settings.features in ("replay", "auto") else 0
+    return settings.steps * (4 + again) + (settings.solver != "ddim")
 
 
 @dataclass
@@ -49,7 +52,8 @@ class Estimates:
         if not clip or not sum(n for n, _ in used):
             return
         pixels, spent = clip["width"] * clip["height"], sum(s for _, s in used)
-        each = spent / (sum(n for n, _ in used) * clip["frames"] * pixels)
+        shown = min(clip["frames"], _native(settings.backbone))  # frames of a row; a long clip has more rows
+        each = spent / (sum(n for n, _ in used) * shown * pixels)
         with self._lock:
             rest = seconds["total"] - spent - seconds.get("load", 0.0)
             old = self._costs.get(settings.backbone, _Cost(each, rest, pixels, 0.0))
@@ -63,10 +67,28 @@ class Estimates:
         if cost is None:
             return None
         pixels = settings.size[0] * settings.size[1] if settings.size else cost.pixels
-        return cost.rest + cost.each * rows(settings) * settings.frames * pixels
+        return cost.rest + cost.each * rows(settings) * work(settings.frames, _native(settings.backbone)) * pixels
 
     def memory(self, settings: Settings) -> float | None:
-        """The process's highest peak so far in MiB; None before the first edit with this backbone."""
+        """In MiB: the highest peak so far, before the first edit of a model from the hub what its spec tells of halves
+        on a GPU, else None."""
         with self._lock:
             cost = self._costs.get(settings.backbone)
-        return cost.memory if cost else None
+        if cost:
+            return cost.memory
+        spec = known_backbone(settings.backbone)
+        if not (spec and spec.hub_id and spec.working_set and spec.weight_bytes):
+            return None
+        width, height = settings.size or spec.size
+        cells = width * height / spec.vae_factor**2
+        batch = 1 if settings.low_vram else 3
+        unet = batch * min(settings.frames, spec.frames) * cells * spec.working_set["unet"]
+        return (spec.weight_bytes + unet) / 2**20
+
+
+def _native(backbone: str) -> int:
+    """The frames that a backbone sees at once; those of zeroscope where its folder is not to be read here."""
+    try:
+        return backbone_spec(backbone).frames
+    except FreeMaskError:
+        return 24

@@ -80,7 +80,8 @@ def prompts(source: str, edit: str, meaning: str = "") -> str:
 def estimate(seconds: float | None, mebibytes: float | None) -> str:
     """What an edit will cost on this server, or that nothing is known yet."""
     if seconds is None:
-        return note("The first edit with this backbone measures how long one takes here.")
+        needed = f"About <b>{mebibytes / 1024:.1f} GiB</b> of GPU memory. " if mebibytes else ""
+        return note(f"{needed}The first edit with this backbone measures how long one takes here.")
     memory = f" and {mebibytes / 1024:.1f} GiB" if mebibytes else ""
     return note(f"About <b>{_duration(max(1.0, seconds))}</b>{memory}, as this server's last edits took.")
 
