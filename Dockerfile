@@ -1,7 +1,7 @@
-# For self-hosting. On a GPU: docker run --gpus all -p 7860:7860 -e FREEMASK_BACKBONE=cerspense/zeroscope_v2_576w freemask
+# For self-hosting. On a GPU: docker run --gpus all -p 7860:7860 -e FREEMASK_BACKBONE=zeroscope freemask
 FROM python:3.12-slim
 RUN apt-get update && apt-get install -y --no-install-recommends ffmpeg && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 1000 app
+    && useradd --create-home --uid 1000 app && install --directory --owner app /home/app/freemask
 USER app
 WORKDIR /home/app/freemask
 ENV PATH=/home/app/.local/bin:$PATH GRADIO_SERVER_NAME=0.0.0.0 GRADIO_SERVER_PORT=7860

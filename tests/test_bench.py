@@ -18,6 +18,7 @@ from freemask.bench import (
     calibrate_steps,
     davis_samples,
     example_maps,
+    full_backbone,
     markdown,
     save_figure,
     selftest_steps,
@@ -26,6 +27,7 @@ from freemask.bench import (
 from freemask.bench.benchmark import warped_psnr
 from freemask.bench.methods import presets
 from freemask.bench.selftest import CLIP, FRAMES, SCENE, Check
+from freemask.bench.speed import row_flops
 from freemask.bench.table import tabulate
 from freemask.cli import app
 from freemask.edit import finish
@@ -309,3 +311,24 @@ def test_the_selftests_clip_is_the_scene_whose_masks_are_known():
 def test_a_check_keeps_its_bounds(value, passed):
     check = Check("name", value, 0.5, 2, "what", "the cure")
     assert check.passed is passed and ("the cure" in str(check)) is not passed
+
+
+def test_the_paper_sized_row_is_counted():
+    """10.4 TFLOP at 8 frames of 512², most of it convolutions and linear layers."""
+    assert row_flops(full_backbone("meta"), (1, 4, 8, 64, 64)) == pytest.approx(10.4e12, rel=0.01)
+
+
+def test_a_profile_accounts_for_the_time():
+    told = CliRunner().invoke(app, ["profile", "--steps", "2", "--repeats", "1", "--frames", "2"])
+    assert not told.exception, told.exception
+    figures = json.loads(told.stdout.splitlines()[-1])
+    table, row = figures["table"], figures["row_tflop"]
+    assert (figures["frames"], figures["size"], figures["dtype"]) == (2, [64, 64], "float32")
+    assert table["invert"]["tflop"] == pytest.approx(2 * row, abs=1e-3)
+    assert 0 < table["edit"]["share"] < 1.5 and "tflop" not in table["decode"]
+    assert 0 < figures["floor_seconds"] < table["all, files written"]["seconds"]
+    assert all(figures[name] > 0 for name in ("matrix_tflops", "peer"))
+    others = figures["others"]
+    assert 0 < sum(one["share"] for one in others) < 1
+    assert [one["ms"] for one in others] == sorted((one["ms"] for one in others), reverse=True)
+    assert not [one for one in others if "conv" in one["name"] or "mm" in one["name"]]

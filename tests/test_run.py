@@ -73,6 +73,17 @@ def test_the_report_accounts_for_the_run(done):
     assert report["metrics"].keys() == {"reconstruction_psnr", "background_psnr"} | judged
 
 
+def test_a_long_clip_keeps_its_rate_and_duration(tmp_path):
+    """Twice as many frames as mini sees at once, in three spans of eight."""
+    write_disc(tmp_path / "disc.mp4", frames=16, fps=12.0)
+    settings = replace(QUICK, frames=16, fps=12.0)
+    report = finish(run_steps(tmp_path / "disc.mp4", settings, tmp_path / "out"))
+    info = probe(tmp_path / "out" / "edited.mp4")
+    assert info.fps == pytest.approx(12, abs=0.01) and info.duration == pytest.approx(16 / 12, abs=0.05)
+    assert report["unet"]["invert"] == {"forwards": 6, "rows": 6}
+    assert np.load(tmp_path / "out" / "words.npz")["mask"].shape[0] == 16
+
+
 def test_its_settings_make_the_same_edit_again(done, tmp_path):
     out, report, _ = done
     command = ["edit", str(SHAPE.clip), "--settings", str(out / "settings.json"), "--out"]

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from freemask.video import Clip, write_clip
 
 
-def write_disc(path: Path) -> Path:
-    """A video of a red disc that crosses a green field: 12 frames of 64 × 64."""
-    frames = np.full((12, 64, 64, 3), (60, 140, 60), np.uint8)
-    for i, frame in enumerate(frames):
+def write_disc(path: Path, *, frames: int = 12, fps: float = 8.0) -> Path:
+    """A video of a red disc that crosses a green field of 64 × 64."""
+    video = np.full((frames, 64, 64, 3), (60, 140, 60), np.uint8)
+    for i, frame in enumerate(video):
         cv2.circle(frame, (16 + 3 * i, 32), 12, (200, 40, 40), -1)
-    write_clip(path, Clip(frames, 8.0))
+    write_clip(path, Clip(video, fps))
     return path
 
 
