@@ -1,0 +1,89 @@
+"""What only a CUDA GPU can show; skipped elsewhere."""
+
+import gc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from freemask.edit import Editor, finish
+from freemask.metrics import psnr
+from freemask.presets import examples, load_preset
+from freemask.run import run_steps
+from freemask.video import read_clip
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+
+EXAMPLE = examples()[0]
+OWN = replace(EXAMPLE.settings, steps=8)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return read_clip(EXAMPLE.clip, frames=8, size=(64, 64))
+
+
+def frames(editor, clip, **options):
+    trace = editor.invert(clip, prompt=OWN.source, steps=8, **options)
+    return trace, editor.edit(trace, prompt=OWN.edit, task=load_preset(OWN.task), guidance=4.0).clip.frames
+
+
+def test_halves_draw_what_singles_draw(clip):
+    exact = frames(Editor.load("mini", dtype=torch.float32), clip)[1]
+    for dtype in (torch.float16, torch.bfloat16):
+        editor = Editor.load("mini", dtype=dtype)
+        assert editor.backbone.unet.dtype == dtype
+        assert psnr(frames(editor, clip)[1], exact) >= (40 if dtype == torch.float16 else 30)
+
+
+def test_features_from_the_device_from_ram_and_replayed_agree(clip):
+    editor, task = Editor.load("mini", dtype=torch.float32), load_preset(OWN.task)
+    _, replayed = frames(editor, clip)
+    for host in (False, True):
+        trace, stored = frames(editor, clip, store=task, host=host)
+        kept = next(iter(trace.features._kept.values()))[0]
+        assert (kept.device.type, kept.is_pinned()) == (("cpu", True) if host else ("cuda", False))
+        assert psnr(stored, replayed) > 50
+
+
+@pytest.mark.parametrize("low_vram", [False, True])
+def test_a_job_leaves_nothing_behind_and_needs_what_was_expected(tmp_path, low_vram):
+    editor = Editor.load("mini", low_vram=low_vram)
+    settings = replace(OWN, low_vram=low_vram)
+    finish(run_steps(EXAMPLE.clip, settings, tmp_path / "warm", editor=editor))
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    report = finish(run_steps(EXAMPLE.clip, settings, tmp_path / "out", editor=editor))
+    gc.collect()
+    assert torch.cuda.memory_allocated() <= before + 2**20
+    if not low_vram:  # whose few MiB are mostly what the libraries work in
+        assert report["memory"]["expected_mib"] == pytest.approx(report["memory"]["peak_mib"], rel=0.15)
+
+
+def test_the_least_memory_draws_the_same(clip):
+    whole = frames(Editor.load("mini", dtype=torch.float32), clip)[1]
+    editor = Editor.load("mini", dtype=torch.float32, low_vram=True)
+    trace = editor.invert(clip, prompt=OWN.source, steps=8)
+    task = load_preset(OWN.task)
+    shown = editor.edit(trace, prompt=OWN.edit, task=task, guidance=4.0, one_row=True).clip.frames
+    on_device = [part for part in (editor.backbone.unet, editor.backbone.vae) if next(part.parameters()).is_cuda]
+    assert len(on_device) == 1 and psnr(shown, whole) > 50
+
+
+def test_an_edit_that_does_not_fit_steps_down(tmp_path):
+    """A limit on this process that leaves too little for three rows, and enough for one."""
+    editor = Editor.load("mini")
+    settings = replace(OWN, size=(512, 512), steps=2)
+    free = finish(run_steps(EXAMPLE.clip, settings, tmp_path / "free", editor=editor))["memory"]
+    total = torch.cuda.get_device_properties(0).total_memory
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.6 * free["peak_mib"] * 2**20 / total)
+    try:
+        report = finish(run_steps(EXAMPLE.clip, settings, tmp_path / "out", editor=editor))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert report["memory"]["one_row"] and report["words"]["warnings"]
+    assert np.load(tmp_path / "out" / "words.npz")["mask"].any()
