@@ -20,6 +20,8 @@ from .trace import Kind, Site
 
 __all__ = ["Hook", "attend", "find_sites", "installed", "probabilities", "word_probabilities"]
 
+AT_ONCE = 2**24  # probabilities, of 4 bytes each: 10 frames of zeroscope's finest grid at 512²
+
 # (site, q, k, v), each (n, heads, s, d), -> the attention's output (n, heads, s, d)
 Hook = Callable[[Site, Tensor, Tensor, Tensor], Tensor]
 
@@ -105,7 +107,8 @@ def installed(unet: UNet3DConditionModel, hooks: Mapping[Site, Hook]) -> Iterato
 
 @torch.no_grad()
 def word_probabilities(q: Tensor, k: Tensor, tokens: slice) -> Tensor:
-    """Head-mean probabilities of some text tokens: (n, p, tokens) float32, one batch row at a time so
-    that a whole clip's map of every head never exists."""
-    rows = [probabilities(q[i : i + 1], k[i : i + 1])[..., tokens].mean(1) for i in range(len(q))]
-    return torch.cat(rows)
+    """Head-mean probabilities of some text tokens: (n, p, tokens) float32, a few batch rows at a time so
+    that the maps of every head of a long clip never exist at once."""
+    few = max(1, AT_ONCE // (q.shape[1] * q.shape[2] * k.shape[2]))
+    parts = zip(torch.split(q, few), torch.split(k, few), strict=True)
+    return torch.cat([probabilities(one, told)[..., tokens].mean(1) for one, told in parts])

@@ -195,7 +195,7 @@ class Editor:
             if site.kind == "cross":
                 gh, gw = site.grid(trace.grid)
                 soft = word_probabilities(q, k, slice(0, last))
-                maps.add(site.name, rearrange(soft, "f (h w) k -> k f h w", h=gh, w=gw).cpu().numpy(), part)
+                maps.add(site.name, rearrange(soft, "f (h w) k -> k f h w", h=gh, w=gw), part)
             if site.kind in storing:
                 trace.features.keep((label, site.name, part.start), q, k)
             return attend(q, k, v)
@@ -390,7 +390,7 @@ class _Fusion:
         self.keep_changed = False
         self.sites: dict[Site, Hook] = {}
         self.features = trace.features
-        self.cached: dict[tuple[str, int], Tensor] = {}
+        self.cached: dict[tuple[str, int], tuple[Tensor, bool, bool]] = {}
 
     def begin(self, t: int, kinds: set[str], keep_changed: bool) -> None:
         """A step with label `t` begins, in which sites are fused whose kind's window is open."""
@@ -419,9 +419,8 @@ class _Fusion:
     def end(self) -> None:
         """The step's forwards are over."""
         self.maps |= self.seen.pack(self.t)
-        for soft in self.edit_seen.sums.values():
-            self.edit_map = resize(extract(soft[0], self.task.tau), self.trace.grid)
-        self.edit_seen.sums = {}
+        for soft in self.edit_seen.take().values():
+            self.edit_map = resize(extract(soft[0].cpu().numpy(), self.task.tau), self.trace.grid)
         if self.features is not self.trace.features:
             self.features = Features(host=True)
 
@@ -445,8 +444,14 @@ class _Fusion:
                 mask = self.plan.swapped[site.level]
             else:
                 mask = resize(self.object(self.t), grid) & (self.task.delta == 0)
-            self.cached[key] = torch.from_numpy(rearrange(mask, "f h w -> f (h w)")).to(device)
-        return self.cached[key][self.span.frames]
+            flat = torch.from_numpy(rearrange(mask, "f h w -> f (h w)"))
+            self.cached[key] = flat.to(device), bool(flat.any()), bool(flat.all())
+        return self.cached[key][0][self.span.frames]
+
+    def _is(self, every: bool, what: str, site: Site) -> bool:
+        """Whether a mask that was asked for holds everywhere, or nowhere: known without asking the device."""
+        _, some, whole = self.cached[what, site.level]
+        return whole if every else not some
 
     def keep(self, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the source's row alone, its Q and K kept for the edit's."""
@@ -468,9 +473,14 @@ class _Fusion:
             k1.copy_(fuse_temporal(k0, k1, m))
             return attend(q, k, v)
         if site.kind == "self":
+            e = self._mask("E", site, q.device)
+            if self._is(False, "E", site):  # A0 alone
+                q1.copy_(q0)
+                k1.copy_(k0)
             out = attend(q, k, v)
-            edit = out.chunk(count)[at]
-            edit.copy_(fuse_self(q0, k0, v1, edit, self._mask("E", site, q.device)))
+            if not (self._is(True, "E", site) or self._is(False, "E", site)):
+                edit = out.chunk(count)[at]
+                edit.copy_(fuse_self(q0, k0, v1, edit, e))
             return out
         a1 = probabilities(q1, k1)
         self._look(site, a1)
@@ -507,4 +517,4 @@ class _Fusion:
         """Adds the maps of some words, each a list of columns of head-mean probabilities (f, p, k)."""
         h, w = site.grid(self.trace.grid)
         maps = torch.stack([soft[..., columns].sum(-1) for columns in each])
-        into.add(site.name, rearrange(maps, "n f (h w) -> n f h w", h=h, w=w).cpu().numpy(), self.span)
+        into.add(site.name, rearrange(maps, "n f (h w) -> n f h w", h=h, w=w), self.span)

@@ -81,8 +81,6 @@ def token_map(
 
 def fuse_self(q0: Tensor, k0: Tensor, v1: Tensor, edit: Tensor, e: Tensor) -> Tensor:
     """E·A1·V1 + (1−E)·A0·V1; q0, k0, v1 (f, heads, p, d), `edit` the finished A1·V1, e (f, p) bool."""
-    if bool(e.all()):
-        return edit
     return torch.where(e[:, None, :, None], edit, attend(q0, k0, v1))
 
 

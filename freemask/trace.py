@@ -74,23 +74,37 @@ class SoftMap(NamedTuple):
 
 
 class MapSum:
-    """The soft maps of one forward pass, put together from spans of frames by their shares."""
+    """The soft maps of one forward pass, put together from spans of frames by their shares.
+
+    They stay on the device until all are there: fetched one by one, each would make it wait for the host.
+    """
 
     def __init__(self, frames: int) -> None:
         self.frames = frames
-        self.sums: dict[str, np.ndarray] = {}
+        self.sums: dict[str, Tensor] = {}
 
-    def add(self, site: str, maps: np.ndarray, span: Span) -> None:
+    def add(self, site: str, maps: Tensor, span: Span) -> None:
         """Adds a span's probabilities (k, its frames, h, w) float32."""
+        if len(span.share) == self.frames:
+            self.sums[site] = maps
+            return
         if site not in self.sums:
-            self.sums[site] = np.zeros((len(maps), self.frames, *maps.shape[2:]), np.float32)
-        self.sums[site][:, span.frames] += maps * span.share[:, None, None]
+            self.sums[site] = maps.new_zeros(len(maps), self.frames, *maps.shape[2:])
+        self.sums[site][:, span.frames] += maps * torch.from_numpy(span.share).to(maps.device)[:, None, None]
+
+    def take(self) -> dict[str, Tensor]:
+        """The maps (k, f, h, w) by site; what was added is forgotten."""
+        taken, self.sums = self.sums, {}
+        return taken
 
     def pack(self, t: int) -> dict[tuple[int, str], SoftMap]:
-        """The maps of every site under label `t`; what was added is forgotten."""
-        packed = {(t, site): SoftMap.pack(maps) for site, maps in self.sums.items()}
-        self.sums = {}
-        return packed
+        """The maps of every site under label `t`, as `SoftMap.pack` makes them; what was added is forgotten."""
+        packed = {}
+        for site, maps in self.take().items():
+            scales = maps.amax((2, 3))
+            values = (maps / scales.clamp_min(1e-30)[..., None, None] * 255).round().byte()
+            packed[t, site] = values, scales
+        return {key: SoftMap(values.cpu().numpy(), scales.cpu().numpy()) for key, (values, scales) in packed.items()}
 
 
 @dataclass(frozen=True)

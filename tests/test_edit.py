@@ -369,13 +369,15 @@ def spanning(editor, native):
     return Editor(replace(editor.backbone, native_frames=native))
 
 
-@pytest.mark.parametrize("name", ["style", "shape"])
-def test_spans_change_nothing_where_no_layer_looks_over_time(still, long_clip, name):
+@pytest.mark.parametrize("painted", [False, True])
+def test_spans_change_nothing_where_no_layer_looks_over_time(still, long_clip, painted):
+    """With masks from the maps, and with one of the frames' own that is joined with the edit word's."""
     made = []
+    mask = np.arange(20 * 32 * 32).reshape(20, 32, 32) % 7 < 3 if painted else None
     for native in (20, 8):
         own = spanning(still, native)
         trace = own.invert(long_clip, prompt=SOURCE, steps=2)
-        made.append((trace, run(own, trace, task(name, union=True))))
+        made.append((trace, run(own, trace, task("shape", union=painted), mask=mask)))
     (whole, one), (parts, many) = made
     assert close(parts.latents[parts.timesteps[-1]], whole.latents[whole.timesteps[-1]])
     for cell, soft in whole.maps.items():
