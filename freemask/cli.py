@@ -301,7 +301,7 @@ def profile(
         shape, precision = _size(size), named_dtype(dtype)
         editor = Editor(full_backbone(dtype=precision)) if backbone == "full" else _load(backbone, dtype)
         figures = _watch(profile_steps(editor, steps=steps, frames=frames, size=shape, repeats=repeats))
-    print(json.dumps(figures))
+    print(json.dumps(figures | {"backbone": backbone}))
 
 
 @app.command()

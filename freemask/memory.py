@@ -36,6 +36,7 @@ from .spans import spans
 __all__ = ["Need", "Peak", "choose_features", "free_bytes", "need"]
 
 HOST = 2 * 2**30  # bytes of host RAM that stored features may take where nobody asked for them
+WORKSPACE = 32 * 2**20  # bytes that the libraries of matrix products set aside
 SLACK = 0.9  # of the free memory that is counted on
 
 
@@ -53,7 +54,7 @@ class Need:
     def peak(self, features: FeatureSource) -> int:
         """On the device at once, where the source's features come from there."""
         kept = self.features if features == "store" else 0
-        return self.weights + self.pivots + kept + max(self.forward, self.autoencoder)
+        return self.weights + self.pivots + kept + max(self.forward, self.autoencoder) + WORKSPACE
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
