@@ -124,7 +124,8 @@ def build(
         paced = [advanced.steps, advanced.solver]
         inputs.pace.input(page.take_pace, inputs.pace, paced, **live)
         gr.on([part.change for part in paced], page.follow_pace, paced, inputs.pace, **live)
-        costly = [inputs.task, advanced.backbone, advanced.steps, advanced.frames, advanced.size, advanced.features]
+        costly = [inputs.task, advanced.backbone, advanced.steps, advanced.solver, advanced.frames, advanced.size]
+        costly += [advanced.features, advanced.low_vram]
         gr.on([part.change for part in costly], desk.tell_cost, costly, inputs.estimate, **live)
 
         # The edit. The worker is the queue that visitors see: as many edits as it holds may watch it, one computes.

@@ -110,10 +110,13 @@ def _reason(error: pickle.UnpicklingError) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the host."""
+    """Whether an error says that memory ran out, on a GPU or on the host, whichever library says it."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    told = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        reason in told for reason in ("out of memory", "can't allocate memory", "alloc_failed")
+    )
 
 
 def free_memory() -> None:

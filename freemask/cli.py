@@ -78,12 +78,12 @@ def _processes(given: int | None, editor: Editor) -> int:
     return (os.cpu_count() or 1) if editor.backbone.device.type == "cpu" else 0
 
 
-def _load(backbone: str, dtype: str) -> Editor:
+def _load(backbone: str, dtype: str, low_vram: bool = False) -> Editor:
     """The editor in the precision asked for; one that cannot be is refused before anything is loaded."""
     from .backbone import named_dtype
     from .edit import Editor
 
-    return Editor.load(backbone, dtype=named_dtype(dtype))
+    return Editor.load(backbone, dtype=named_dtype(dtype), low_vram=low_vram)
 
 
 def _size(text: str) -> tuple[int, int] | None:
@@ -201,7 +201,7 @@ def edit(
         _errors.print(f"Edited word: {chosen}{inferred}", markup=False)
         from .run import run_steps  # torch is imported only once the input is known to be good
 
-        editor = _load(settings.backbone, dtype) if dtype else None
+        editor = _load(settings.backbone, dtype, settings.low_vram) if dtype else None
         report = _watch(run_steps(clip, settings, out, editor=editor))
     for warning in report["words"]["warnings"]:
         _errors.print(f"Note: {warning}", markup=False, soft_wrap=True)

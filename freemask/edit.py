@@ -188,7 +188,7 @@ class Editor:
         last = tokens[-1][-1] + 1
         text = backbone.text([prompt])
         maps = MapSum(len(clip.frames))
-        label, storing = CLEAN, set[str]()
+        label, storing = CLEAN, set[Site]()
         part = self.spans(len(clip.frames))[0]
 
         def look(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class Editor:
                 gh, gw = site.grid(trace.grid)
                 soft = word_probabilities(q, k, slice(0, last))
                 maps.add(site.name, rearrange(soft, "f (h w) k -> k f h w", h=gh, w=gw), part)
-            if site.kind in storing:
+            if site in storing:
                 trace.features.keep((label, site.name, part.start), q, k)
             return attend(q, k, v)
 
@@ -206,7 +206,8 @@ class Editor:
         def predict(x: Tensor, t: int, level: float) -> Tensor:
             nonlocal label, storing
             label = t
-            storing = {kind for kind, n in fused.items() if t in ts[len(ts) - n :]}
+            kinds = {kind for kind, n in fused.items() if t in ts[len(ts) - n :]}
+            storing = set(_fused_sites(trace, kinds, store)) if store else set()
             hooks = dict.fromkeys(watched if t in ts else (), look)
 
             def one(span: Span) -> Tensor:
@@ -325,6 +326,7 @@ class Editor:
                     told = text[[ROWS.index(row) for row in rows]]
                     eps = self._forward(z, t, told, level, usage, fusion.hooks(span, rows))
                     seen |= dict(zip(rows, eps.chunk(len(rows)), strict=True))
+                fusion.forget()
                 return torch.cat([seen["plain"], seen["edit"]])
 
             both = self._over(x.shape[2], one)
@@ -362,6 +364,16 @@ class Editor:
         return [token for j, i in enumerate(source_of) if i in at for token in tokens[j]]
 
 
+def _fused_sites(trace: Trace, kinds: set[str], task: Preset) -> list[Site]:
+    """The sites of some kinds that a task fuses."""
+
+    def small(site: Site) -> bool:
+        h, w = site.grid(trace.grid)
+        return task.max_positions is None or site.kind == "temporal" or h * w <= task.max_positions
+
+    return [site for site in trace.sites if site.kind in kinds and small(site)]
+
+
 class _Fusion:
     """The masked fusion of one edit: which sites are hooked at a step, and what happens there.
 
@@ -395,13 +407,7 @@ class _Fusion:
     def begin(self, t: int, kinds: set[str], keep_changed: bool) -> None:
         """A step with label `t` begins, in which sites are fused whose kind's window is open."""
         self.t, self.keep_changed, self.cached = t, keep_changed, {}
-        limit = self.task.max_positions
-
-        def small(site: Site) -> bool:
-            h, w = site.grid(self.trace.grid)
-            return limit is None or site.kind == "temporal" or h * w <= limit
-
-        fused = [site for site in self.trace.sites if site.kind in kinds and small(site)]
+        fused = _fused_sites(self.trace, kinds, self.task)
         seen = [site for site in self.trace.sites if site.kind == "cross"] if self.watched else []
         self.sites = {**dict.fromkeys(seen, self.watch), **dict.fromkeys(fused, self.fuse)}
         replay = any((t, site.name, 0) not in self.trace.features for site in fused)
@@ -416,13 +422,17 @@ class _Fusion:
         fused = [site for site, hook in self.sites.items() if hook == self.fuse] if "source" in rows else []
         return dict.fromkeys(fused, self.keep)
 
+    def forget(self) -> None:
+        """A span's forwards are over: what the source's own row left for the edit's is not needed again."""
+        if self.features is not self.trace.features:
+            self.features = Features(host=True)
+
     def end(self) -> None:
         """The step's forwards are over."""
         self.maps |= self.seen.pack(self.t)
         for soft in self.edit_seen.take().values():
             self.edit_map = resize(extract(soft[0].cpu().numpy(), self.task.tau), self.trace.grid)
-        if self.features is not self.trace.features:
-            self.features = Features(host=True)
+        self.sites = {}  # hooks that hold this object, which holds what the edit needs
 
     def object(self, t: int) -> np.ndarray:
         """M at the latents' grid, (f, h, w) bool, joined with the edit word's own mask where asked."""

@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from traceback import clear_frames
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -271,5 +272,6 @@ class Worker:
             steps.close()
             return "cancelled"
         except BaseException as error:
+            clear_frames(error.__traceback__)  # or the error would hold all that the job held
             job._error = error
             return "failed"

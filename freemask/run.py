@@ -14,8 +14,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import lru_cache
 from pathlib import Path
+from traceback import clear_frames
 from typing import TypeVar
 
 import numpy as np
@@ -29,7 +29,7 @@ from .explorer import save_word_files
 from .features import Features
 from .jobs import Step
 from .masks import resize
-from .memory import Peak, choose_features, free_bytes, need
+from .memory import Need, Peak, choose_features, free_bytes, need
 from .metrics import clip_metrics, load_clip, psnr
 from .mmc import find_site
 from .plan import is_time_aware
@@ -60,10 +60,36 @@ class _Clock:
             self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 4)
 
 
-@lru_cache(maxsize=1)
+_loaded: dict[tuple[str, bool], Editor] = {}
+
+
 def load_editor(backbone: str, low_vram: bool = False) -> Editor:
     """The editor of a backbone; the last one stays loaded, so that one job after another does not load it again."""
-    return Editor.load(backbone, low_vram=low_vram)
+    wanted = backbone, low_vram
+    if wanted not in _loaded:
+        _loaded.clear()  # two large ones may not fit at once
+        free_memory()
+        with _told_of_shortage():
+            _loaded[wanted] = Editor.load(backbone, low_vram=low_vram)
+    return _loaded[wanted]
+
+
+SHORTAGE = (
+    "Memory ran out even in the most frugal way. Take a smaller size, or end what else uses this device's memory; "
+    "fewer frames help up to the number that the backbone sees at once. The inversion, where it was done, is kept."
+)
+
+
+@contextmanager
+def _told_of_shortage() -> Iterator[None]:
+    """Raises MemoryShortage where memory runs out, without what the failure still holds."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        clear_frames(error.__traceback__)
+        raise MemoryShortage(SHORTAGE) from None
 
 
 Way = tuple[FeatureSource, bool]  # where the source's features come from, and whether batch rows run one at a time
@@ -74,26 +100,17 @@ def _fit(ways: Sequence[Way], attempt: Callable[[Way], Steps[T]], notes: list[st
 
     Raises MemoryShortage where it suffices for none.
     """
-    for i, (source, one_row) in enumerate(ways):
+    for i, way in enumerate(ways):
         try:
-            return (yield from attempt((source, one_row)))
+            return (yield from attempt(way))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         free_memory()
         if i + 1 < len(ways):
-            notes.append(f"Memory ran out, so the edit went on {WAYS[ways[i + 1]]}.")
-    raise MemoryShortage(
-        "Memory ran out even in the most frugal way. Take a smaller size, or end what else uses this device's memory; "
-        "fewer frames help up to the number that the backbone sees at once. The inversion, where it was done, is kept."
-    )
-
-
-WAYS: dict[Way, str] = {
-    ("host", False): "with the source's features in host RAM",
-    ("replay", False): "replaying the source instead of storing its features",
-    ("replay", True): "one batch row at a time, which is slower",
-}
+            how = "one batch row at a time, which is slower" if ways[i + 1][1] > way[1] else "replaying the source"
+            notes.append(f"Memory ran out, so the edit went on {how}.")
+    raise MemoryShortage(SHORTAGE)
 
 
 def _inversion_name(path: Path, settings: Settings, size: tuple[int, int]) -> str:
@@ -160,7 +177,7 @@ def run_steps(
         clip = trace.clip
     else:
         clip = read_clip(path, frames=settings.frames, start=settings.start, fps=settings.fps, size=size)
-        with clock.measure("encode"):
+        with clock.measure("encode"), _told_of_shortage():
             latents = backbone.encode(clip.frames)
     shape = (
         1,
@@ -169,12 +186,15 @@ def run_steps(
         *(side // backbone.vae_factor for side in size[::-1]),
     )
     fused = windows(preset, settings.steps)
-    needed = need(backbone, fused, steps=settings.steps, shape=shape, rows=1 if settings.low_vram else 3)
+
+    def needed(way: Way) -> Need:
+        return need(backbone, fused, steps=settings.steps, shape=shape, rows=1 if way[1] else 3)
+
     source: FeatureSource = "replay"
     if settings.features != "auto":
         source = settings.features
-    elif not again:
-        source = choose_features(needed, backbone.device, free_bytes(backbone.device))
+    elif not again and not settings.low_vram:
+        source = choose_features(needed((source, False)), backbone.device, free_bytes(backbone.device))
     way: Way = source, settings.low_vram
 
     def invert(tried: Way) -> Steps[Trace]:
@@ -216,7 +236,7 @@ def run_steps(
     if not again:
         with clock.measure("invert"):
             trace = yield from _fit(list(dict.fromkeys([way, ("replay", way[1])])), invert, notes)
-        with clock.measure("reconstruct"):
+        with clock.measure("reconstruct"), _told_of_shortage():
             trace = replace(trace, restored=(yield from editor.reconstruct_steps(trace, usage=usage["reconstruct"])))
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -227,7 +247,8 @@ def run_steps(
         ways: list[Way] = [way, ("replay", way[1]), ("replay", True)]
         edited = yield from _fit(list(dict.fromkeys(ways)), edit, notes)
     yield Step("decode", 0, 1)
-    with clock.measure("decode"):
+    trace = replace(trace, features=Features())
+    with clock.measure("decode"), _told_of_shortage():
         assert trace.restored is not None
         reconstruction = editor.decode(trace.restored, clip)
         result = editor.decode(edited.latents, clip)
@@ -271,7 +292,7 @@ def run_steps(
         "memory": {
             "features": way[0],
             "one_row": way[1],
-            "expected_mib": memory.expected(needed, way[0]),
+            "expected_mib": memory.expected(needed(way), way[0]),
             "peak_mib": memory.mib(),
         },
         "metrics": metrics,

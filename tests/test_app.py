@@ -418,7 +418,7 @@ def test_the_first_visitor_is_told_the_cost(clip: Path, tmp_path: Path) -> None:
         desk = page.Desk(worker, page.diffusion, folder=tmp_path, warm=example)
         told = asyncio.run(desk.tell_first_cost("attribute", "mini", 25, 4, "", "replay"))
     assert re.search(r"About <b>[\w ]+</b> and \d\.\d GiB", told)
-    assert desk.tell_cost("attribute", "mini", 1, 4, "", "replay") == status.note("&nbsp;")
+    assert desk.tell_cost("attribute", "mini", 1, "ddim", 4, "", "replay", False) == status.note("&nbsp;")
 
 
 def stand_in(asked: list[int]) -> Any:

@@ -26,6 +26,7 @@ import torch
 
 from ..ddim import timesteps
 from ..edit import Editor, finish, windows
+from ..errors import SettingError
 from ..jobs import Step
 from ..presets import Preset, load_preset
 from ..trace import Trace
@@ -86,8 +87,12 @@ def profile_steps(
 ) -> Generator[Step, None, dict[str, Any]]:
     """Medians over `repeats` interleaved rounds; returns figures by feature source ("replay", "store").
 
-    `size` is (width, height) in pixels, rounded down to what the networks take.
+    `size` is (width, height) in pixels, rounded down to what the networks take. Raises SettingError for more frames
+    than the backbone sees at once.
     """
+    most = editor.backbone.native_frames
+    if frames > most:
+        raise SettingError(f"Profile at most {most} frames: a longer clip is so many spans of that length.")
     backbone, clip = editor.backbone, _clip(editor, frames, size)
     latents = backbone.encode(clip.frames)
     text = backbone.text(["", EDIT, SOURCE])

@@ -29,7 +29,7 @@ from ..video import Clip, write_clip
 __all__ = ["full_backbone", "matrix_rate", "other_costs", "peer_row", "row_flops", "whole_edit"]
 
 # kernels and operators that multiply matrices, by parts of their names
-PRODUCTS = ("gemm", "mm", "conv", "attention", "flash", "fmha", "cutlass", "xmma", "matmul", "linear", "sdpa")
+PRODUCTS = ("nvjet", "gemm", "mm", "conv", "attention", "flash", "fmha", "cutlass", "xmma", "matmul", "linear", "sdpa")
 
 
 def full_backbone(device: str | None = None, dtype: torch.dtype | None = None) -> Backbone:

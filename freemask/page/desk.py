@@ -122,7 +122,9 @@ class Desk:
             site: A layer whose map is the mask instead, such as "up 3.0".
             timestep: The timestep of that layer's map. Empty: each step its own.
             masks: Masks of your own instead: a zip of PNGs, one a frame or one for all.
-            features: How source features come back: replay takes less memory, store less computing.
+            features: Where source features come from: replay takes the least memory, store (on the device) and host
+                (in RAM) less computing, auto what fits.
+            low_vram: Take the least memory, for the most time.
             eta: Noise that is added at each step, 0 (none) to 1.
             seed: Of that noise.
         """
@@ -278,7 +280,17 @@ class Desk:
             except Exception:
                 log.exception("the warming up failed, so the first edit will measure this server")
 
-    def tell_cost(self, task: str, backbone: str, steps: float, frames: float, size: str, features: str) -> str:
+    def tell_cost(
+        self,
+        task: str,
+        backbone: str,
+        steps: float,
+        solver: str,
+        frames: float,
+        size: str,
+        features: str,
+        low_vram: bool,
+    ) -> str:
         """What an edit with these settings will cost on this server."""
         try:
             settings = make_settings(
@@ -287,9 +299,11 @@ class Desk:
                 task=task,
                 backbone=backbone,
                 steps=steps,
+                solver=solver,
                 frames=frames,
                 size=read_size(size),
                 features=features,
+                low_vram=low_vram,
             )
         except SettingError:
             return status.note("&nbsp;")

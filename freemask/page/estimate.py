@@ -14,7 +14,7 @@ from ..errors import FreeMaskError
 from ..presets import Settings, backbone_spec, known_backbone
 from ..spans import work
 
-__all__ = ["Estimates", "rows"]
+__all__ = ["Estimates", "native_frames", "rows"]
 
 STAGES = ("invert", "reconstruct", "edit")
 
@@ -52,7 +52,7 @@ class Estimates:
         if not clip or not sum(n for n, _ in used):
             return
         pixels, spent = clip["width"] * clip["height"], sum(s for _, s in used)
-        shown = min(clip["frames"], _native(settings.backbone))  # frames of a row; a long clip has more rows
+        shown = min(clip["frames"], native_frames(settings.backbone))  # frames of a row; a long clip has more rows
         each = spent / (sum(n for n, _ in used) * shown * pixels)
         with self._lock:
             rest = seconds["total"] - spent - seconds.get("load", 0.0)
@@ -67,7 +67,7 @@ class Estimates:
         if cost is None:
             return None
         pixels = settings.size[0] * settings.size[1] if settings.size else cost.pixels
-        return cost.rest + cost.each * rows(settings) * work(settings.frames, _native(settings.backbone)) * pixels
+        return cost.rest + cost.each * rows(settings) * work(settings.frames, native_frames(settings.backbone)) * pixels
 
     def memory(self, settings: Settings) -> float | None:
         """In MiB: the highest peak so far, before the first edit of a model from the hub what its spec tells of halves
@@ -86,7 +86,7 @@ class Estimates:
         return (spec.weight_bytes + unet) / 2**20
 
 
-def _native(backbone: str) -> int:
+def native_frames(backbone: str) -> int:
     """The frames that a backbone sees at once; those of zeroscope where its folder is not to be read here."""
     try:
         return backbone_spec(backbone).frames

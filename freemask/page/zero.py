@@ -18,8 +18,9 @@ from typing import Any
 from ..errors import FreeMaskError
 from ..jobs import Step
 from ..presets import Settings
+from ..spans import work
 from .bodies import Body
-from .estimate import Estimates, rows
+from .estimate import Estimates, native_frames, rows
 
 __all__ = ["available", "borrowing", "duration", "in_context"]
 
@@ -37,7 +38,8 @@ def duration(settings: Settings, estimates: Estimates) -> int:
     """Seconds to borrow the GPU for: the page's estimate, or before there is one the paper's time at this size."""
     width, height = settings.size or (512, 512)
     known = estimates.seconds(settings)
-    seconds = PAPER * rows(settings) * settings.frames * width * height if known is None else known
+    seen = work(settings.frames, native_frames(settings.backbone))
+    seconds = PAPER * rows(settings) * seen * width * height if known is None else known
     return math.ceil(ROOM * seconds + STARTING)
 
 
