@@ -11,10 +11,10 @@ second order, for latent and label then lie a whole step apart. Measured on mini
 
 - Reconstruction of the clip by DDIM's 50 steps 32.2; by dpm's 10, 12, 15 steps 31.0, 31.6, 32.2, by DDIM's 25.3, 26.3,
   27.6. With the label of the level above dpm's 10 steps are no better than DDIM's.
-- The true edit, mean of seven edits (shape from seed 2,000,102 too): 15 steps of dpm 22.2, 15 of DDIM 21.6, 50 of
-  DDIM 21.8; 15 take 0.3 of the time of 50. By task, in that order: attribute 25.9, 25.1, 25.9; shape 18.6, 18.2, 18.5;
-  place 23.3, 22.9, 21.6; style 24.5, 23.6, 23.6. A single shape moves by 1 dB either way. At guidance 7.5
-  (attribute, seed 2,000,101): 23.8, 23.4, 24.2.
+- The true edit, mean of 12 edits of 8 frames (seeds from 2,000,120, 3 a task): 15 steps of dpm 20.25, 15 of DDIM
+  19.90, 50 of DDIM 20.34; 15 take .30 of the time of 50. By task, in that order: attribute 27.1, 26.5, 27.1; shape
+  18.8, 18.4, 18.7; place 17.2, 17.2, 17.8; style 17.9, 17.6, 17.7. One edit moves by 1 dB either way. At guidance 7.5
+  (attribute, seed 2,000,101, every second frame): 23.8, 23.4, 24.2.
 - Denoising under guidance gains nothing from the second order and loses where the last steps have it too (10 steps:
   attribute 23.0 for 25.2, style 18.9 for 21.1); so these are of first order. Predicting the clean latent instead (++)
   is worse: attribute 21.9 for 23.0, reconstruction 1.5 less.
