@@ -416,7 +416,7 @@ def test_the_first_visitor_is_told_the_cost(clip: Path, tmp_path: Path) -> None:
     example = Example(name="one", clip=clip, settings=settings, made=tmp_path)
     with Worker() as worker:
         desk = page.Desk(worker, page.diffusion, folder=tmp_path, warm=example)
-        told = asyncio.run(desk.tell_first_cost("attribute", "mini", 25, 4, "", "replay"))
+        told = asyncio.run(desk.tell_first_cost("attribute", "mini", 25, "ddim", 4, "", "replay", False))
     assert re.search(r"About <b>[\w ]+</b> and \d\.\d GiB", told)
     assert desk.tell_cost("attribute", "mini", 1, "ddim", 4, "", "replay", False) == status.note("&nbsp;")
 
