@@ -142,6 +142,7 @@ def build(
                     results.outputs,
                     postprocess=False,
                     show_progress="hidden",
+                    trigger_mode="multiple",  # else a press just after Cancel is lost; the desk refuses a second edit
                     **watching,
                     **named,
                 )
