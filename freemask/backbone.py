@@ -279,15 +279,18 @@ class Backbone:
             free_memory()
 
     @property
-    def text_length(self) -> int:
-        """How many tokens the text encoder reads, those that begin and end a prompt counted."""
-        return int(min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings))
+    def text_shape(self) -> tuple[int, int]:
+        """(k, d) of a prompt's states: how many tokens the text encoder reads, those that begin and end a prompt
+        counted, and the width of what it makes of each."""
+        config = self.text_encoder.config
+        length = min(self.tokenizer.model_max_length, config.max_position_embeddings)
+        return int(length), int(config.hidden_size)
 
     @torch.inference_mode()
     def text(self, prompts: list[str]) -> Tensor:
         """(n, k, d): the text encoder's states, padded to its length."""
         batch = self.tokenizer(
-            prompts, padding="max_length", max_length=self.text_length, truncation=True, return_tensors="pt"
+            prompts, padding="max_length", max_length=self.text_shape[0], truncation=True, return_tensors="pt"
         )
         mask = batch.attention_mask if getattr(self.text_encoder.config, "use_attention_mask", False) else None
         return self.text_encoder(batch.input_ids.to(self.device), attention_mask=mask).last_hidden_state
@@ -300,9 +303,9 @@ class Backbone:
         for start, end in word_spans(prompt):
             spans = enumerate(pieces["offset_mapping"])
             rows.append(tuple(i for i, (a, b) in spans if a < end and b > start and a < b))
-        if rows and (not all(rows) or rows[-1][-1] >= self.text_length - 1):
+        if rows and (not all(rows) or rows[-1][-1] >= self.text_shape[0] - 1):
             raise BackboneError(
-                f"The prompt is longer than the {self.text_length - 2} tokens that {self.name} reads; shorten it."
+                f"The prompt is longer than the {self.text_shape[0] - 2} tokens that {self.name} reads; shorten it."
             )
         return tuple(rows)
 

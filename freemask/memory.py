@@ -13,7 +13,7 @@ import json
 import resource
 import sys
 import weakref
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,9 +31,9 @@ from torch.utils._pytree import tree_leaves
 from .attention import find_sites
 from .backbone import Backbone
 from .presets import FeatureSource, known_backbone
-from .spans import spans
+from .spans import work
 
-__all__ = ["Need", "Peak", "choose_features", "free_bytes", "need"]
+__all__ = ["Need", "Peak", "choose_features", "free_bytes", "need", "run_dry"]
 
 HOST = 2 * 2**30  # bytes of host RAM that stored features may take where nobody asked for them
 WORKSPACE = 32 * 2**20  # bytes that the libraries of matrix products set aside
@@ -92,16 +92,31 @@ class _NoMaps(TorchFunctionMode):
 
 @lru_cache(maxsize=64)
 def _dry_run(kind: str, config: str, dtype: torch.dtype, shape: tuple[int, ...], text: tuple[int, ...]) -> int:
-    """The peak in bytes of one forward of a UNet (1, c, f, h, w), or one decoding of a latent (1, c, h, w)."""
+    """The peak in bytes of what `run_dry` runs."""
+    counter = _Counter()
+    run_dry(kind, json.loads(config), dtype, shape, text, _NoMaps(), counter)
+    return counter.peak
+
+
+def run_dry(
+    kind: str,
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    text: tuple[int, ...],
+    *modes: AbstractContextManager[Any],
+) -> None:
+    """On the meta device, inside some modes that count: one forward of a UNet for latents (1, c, f, h, w) and `text`
+    (1, k, d), or where that is empty one decoding of latents (1, c, h, w) by an autoencoder."""
     with torch.device("meta"):
-        model = nn.Module.to(getattr(diffusers, kind).from_config(json.loads(config)), dtype).eval()
+        model = nn.Module.to(getattr(diffusers, kind).from_config(config), dtype).eval()
         inputs = [torch.empty(shape, dtype=dtype)]
         if text:
             inputs += [torch.tensor(1), torch.empty(text, dtype=dtype)]
-    counter = _Counter()
-    with torch.inference_mode(), _NoMaps(), counter:
+    with torch.inference_mode(), ExitStack() as counted:
+        for mode in modes:
+            counted.enter_context(mode)
         (model if text else model.decode)(*inputs)
-    return counter.peak
 
 
 def _size(*models: nn.Module) -> int:
@@ -114,14 +129,14 @@ def _config(model: Any) -> str:
 
 def _feature_bytes(backbone: Backbone, fused: dict[str, int], shape: tuple[int, ...]) -> int:
     """What Q and K of the fused sites take for a clip of latents (1, c, f, h, w); `fused` counts steps by kind."""
-    frames, (h, w) = shape[2], shape[3:]
-    seen = sum(span.stop - span.start for span in spans(frames, backbone.native_frames))
+    h, w = shape[3:]
+    seen = work(shape[2], backbone.native_frames)
     each = next(backbone.unet.parameters()).element_size()
     total = 0
     for site in find_sites(backbone.unet):
         attn: Any = backbone.unet.get_submodule(site.name)
         gh, gw = site.grid((h, w))
-        keys = backbone.text_length if site.kind == "cross" else gh * gw
+        keys = backbone.text_shape[0] if site.kind == "cross" else gh * gw
         total += fused.get(site.kind, 0) * seen * (gh * gw + keys) * attn.to_q.out_features * each
     return total
 
@@ -137,8 +152,8 @@ def need(backbone: Backbone, fused: dict[str, int], *, steps: int, shape: tuple[
         forward = spec.working_set["unet"] * length * cells * unet.dtype.itemsize // 2
         decoded = spec.working_set["vae"] * cells * vae.dtype.itemsize // 2
     else:
-        text = (1, backbone.text_length, int(backbone.text_encoder.config.hidden_size))
-        forward = _dry_run(type(unet).__name__, _config(unet), unet.dtype, (1, shape[1], length, *shape[3:]), text)
+        latents, text = (1, shape[1], length, *shape[3:]), (1, *backbone.text_shape)
+        forward = _dry_run(type(unet).__name__, _config(unet), unet.dtype, latents, text)
         decoded = _dry_run(type(vae).__name__, _config(vae), vae.dtype, (1, shape[1], *shape[3:]), ())
     models = (unet,) if backbone.low_vram else (unet, vae, backbone.text_encoder)
     return Need(
@@ -163,7 +178,8 @@ def free_bytes(device: torch.device) -> tuple[int, int]:
 
 
 class Peak:
-    """The most memory held since this was made: the device's on CUDA, else the process's resident size."""
+    """The most memory held since this was made: the device's on CUDA, else the process's resident size. `before` is
+    what was held then, in MiB."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -171,7 +187,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(device)
         with suppress(OSError):  # only Linux can begin anew; elsewhere it is the peak since the process began
             Path("/proc/self/clear_refs").write_text("5")
-        self._before = self.mib()
+        self.before = self.mib()
 
     def mib(self) -> float:
         if self.device.type == "cuda":
@@ -186,7 +202,7 @@ class Peak:
         """The peak in MiB that `wanted` tells; a process holds its code and its weights before."""
         if self.device.type == "cuda":
             return round(wanted.peak(features) / 2**20, 1)
-        return round(self._before + (wanted.peak(features) - wanted.weights) / 2**20, 1)
+        return round(self.before + (wanted.peak(features) - wanted.weights) / 2**20, 1)
 
 
 def choose_features(asked: Need, device: torch.device, free: tuple[int, int]) -> FeatureSource:

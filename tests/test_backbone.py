@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet3DConditionModel
 from tiny import tiny_scheduler, to_bins
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from freemask.attention import find_sites
 from freemask.backbone import Backbone, named_dtype
+from freemask.bench import full_backbone
 from freemask.errors import BackboneError, SettingError
 from freemask.presets import backbone_spec
 
@@ -179,22 +178,9 @@ def _rest(editor, scheduler):
 
 def test_the_parameters_of_the_specs_are_counted():
     """zeroscope and ModelScope share their shapes; models on the meta device have no weights."""
-    with torch.device("meta"):
-        unet = UNet3DConditionModel(sample_size=32, cross_attention_dim=1024, attention_head_dim=64)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-        )
-        shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
-        text = CLIPTextModel(CLIPTextConfig(**shape))
-    large, mini = (unet, vae, text), Backbone.load("mini", "cpu")
-    for name, models in (
-        ("zeroscope", large),
-        ("modelscope", large),
-        ("mini", (mini.unet, mini.vae, mini.text_encoder)),
-    ):
+    large, mini = full_backbone("meta"), Backbone.load("mini", "cpu")
+    for name, backbone in (("zeroscope", large), ("modelscope", large), ("mini", mini)):
+        models = backbone.unet, backbone.vae, backbone.text_encoder
         counted = [sum(weight.numel() for weight in model.parameters()) for model in models]
         spec = backbone_spec(name)
         assert spec.parameters == dict(zip(("unet", "vae", "text_encoder"), counted, strict=True))

@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import gc
 import statistics
-import threading
-import time
 from collections.abc import Callable, Generator
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,10 +25,11 @@ from ..ddim import timesteps
 from ..edit import Editor, finish, windows
 from ..errors import SettingError
 from ..jobs import Step
+from ..memory import Peak
 from ..presets import Preset, load_preset
 from ..trace import Trace
 from ..video import Clip
-from .speed import matrix_rate, other_costs, peer_row, row_flops, whole_edit
+from .speed import matrix_rate, other_costs, peer_row, row_flops, timed, whole_edit
 
 __all__ = ["extra_peak", "profile_steps"]
 
@@ -50,36 +48,12 @@ def _clip(editor: Editor, frames: int, size: tuple[int, int] | None) -> Clip:
     return Clip(video, 8.0)
 
 
-def _resident_mib() -> float:
-    """This process's resident memory now; 0 where the system does not say."""
-    path = Path("/proc/self/statm")
-    return int(path.read_text().split()[1]) * 4096 / 2**20 if path.exists() else 0.0
-
-
 def extra_peak(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
     """MiB that `work` needs at its peak beyond what was held before, and what it returns."""
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        held = torch.cuda.memory_allocated(device)
-        result = work()
-        return (torch.cuda.max_memory_allocated(device) - held) / 2**20, result
-    before, done = _resident_mib(), threading.Event()
-    peak = before
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.01):
-            peak = max(peak, _resident_mib())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        result = work()
-    finally:
-        done.set()
-        watcher.join()
-    return max(0.0, peak - before), result
+    memory = Peak(device)
+    result = work()
+    return memory.mib() - memory.before, result
 
 
 def profile_steps(
@@ -99,15 +73,6 @@ def profile_steps(
     task = load_preset("attribute")
     ts = timesteps(backbone.scheduler, steps)
     window = max(windows(task, len(ts)).values())
-
-    def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-        if backbone.device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        result = work()
-        if backbone.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start, result
 
     @torch.inference_mode()
     def plain(rows: int) -> None:
@@ -130,11 +95,11 @@ def profile_steps(
         plain(n)  # the first call of a shape sets up kernels
     for i in range(repeats):
         for n in (1, 2, 3):
-            rows[f"plain{n}"].append(statistics.median(timed(partial(plain, n))[0] for _ in range(3)))
+            rows[f"plain{n}"].append(statistics.median(timed(partial(plain, n), backbone.device)[0] for _ in range(3)))
         for kind in ("replay", "store"):
-            seconds, trace = timed(partial(invert, kind == "store"))
+            seconds, trace = timed(partial(invert, kind == "store"), backbone.device)
             rows[f"invert_{kind}"].append(seconds)
-            rows[f"edit_{kind}"].append(timed(partial(edit, trace))[0])
+            rows[f"edit_{kind}"].append(timed(partial(edit, trace), backbone.device)[0])
             del trace
         rows["peer"].append(peer_row(backbone, tuple(latents.shape)))
         yield Step("profile", i + 1, repeats + 2)

@@ -11,22 +11,28 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
+from diffusers import AutoencoderKL, TextToVideoSDPipeline, UNet3DConditionModel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..backbone import Backbone, default_device, default_dtype
 from ..edit import Editor, Steps
+from ..memory import run_dry
 from ..presets import backbone_folder, known_backbone, make_settings
 from ..run import run_steps
+from ..toyworld.models import new_scheduler
 from ..video import Clip, write_clip
 
-__all__ = ["full_backbone", "matrix_rate", "other_costs", "peer_row", "row_flops", "whole_edit"]
+__all__ = ["full_backbone", "matrix_rate", "other_costs", "peer_row", "row_flops", "timed", "whole_edit"]
+
+T = TypeVar("T")
 
 # kernels and operators that multiply matrices, by parts of their names
 PRODUCTS = ("nvjet", "gemm", "mm", "conv", "attention", "flash", "fmha", "cutlass", "xmma", "matmul", "linear", "sdpa")
@@ -52,23 +58,26 @@ def full_backbone(device: str | None = None, dtype: torch.dtype | None = None) -
     mini = backbone_folder("mini")
     assert mini
     tokenizer = CLIPTokenizer.from_pretrained(mini / "tokenizer", model_max_length=77)
-    noise = {"beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, **noise)
     for model in (unet, vae, text):
         model.eval().requires_grad_(False)
-    return Backbone("zeroscope", unet, vae, text, tokenizer, scheduler, torch.device(device), spec.frames)
+    return Backbone("zeroscope", unet, vae, text, tokenizer, new_scheduler(), torch.device(device), spec.frames)
 
 
 def row_flops(backbone: Backbone, shape: tuple[int, ...]) -> int:
     """Floating-point operations of one batch row (1, c, f, h, w) of the UNet, counted on the meta device."""
-    with torch.device("meta"):
-        unet = UNet3DConditionModel.from_config(dict(backbone.unet.config))
-        inputs = torch.empty(shape), torch.tensor(1)
-        text = torch.empty(1, backbone.text_length, int(backbone.text_encoder.config.hidden_size))
     counter = FlopCounterMode(display=False)
-    with torch.inference_mode(), counter:
-        unet(*inputs, encoder_hidden_states=text)
+    unet, text = backbone.unet, (1, *backbone.text_shape)
+    run_dry(type(unet).__name__, dict(unet.config), unet.dtype, shape, text, counter)
     return int(counter.get_total_flops())
+
+
+def timed(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
+    """Seconds that `work` takes on the device, to its end, and what it returns."""
+    _synchronize(device)
+    start = time.perf_counter()
+    result = work()
+    _synchronize(device)
+    return time.perf_counter() - start, result
 
 
 def _synchronize(device: torch.device) -> None:
@@ -81,13 +90,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = Non
     """Floating-point operations a second of a large square matrix product: the median of nine."""
     side = side or (8192 if device.type == "cuda" else 1024)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    times = []
-    for _ in range(10):
-        _synchronize(device)
-        start = time.perf_counter()
-        a @ b
-        _synchronize(device)
-        times.append(time.perf_counter() - start)
+    times = [timed(lambda: a @ b, device)[0] for _ in range(10)]
     return 2 * side**3 / statistics.median(times[1:])
 
 
@@ -101,9 +104,8 @@ def peer_row(backbone: Backbone, shape: tuple[int, ...], steps: int = 3) -> floa
     height, width = (side * backbone.vae_factor for side in shape[3:])
 
     def run(count: int) -> float:
-        _synchronize(backbone.device)
-        start = time.perf_counter()
-        pipe(
+        draw = partial(
+            pipe,
             prompt_embeds=told[1:],
             negative_prompt_embeds=told[:1],
             num_frames=shape[2],
@@ -112,8 +114,7 @@ def peer_row(backbone: Backbone, shape: tuple[int, ...], steps: int = 3) -> floa
             num_inference_steps=count,
             output_type="latent",
         )
-        _synchronize(backbone.device)
-        return time.perf_counter() - start
+        return timed(draw, backbone.device)[0]
 
     run(1)
     return (run(1 + steps) - run(1)) / (2 * steps)
