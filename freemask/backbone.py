@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .errors import BackboneError, SettingError
-from .presets import backbone_name, backbone_spec, known_backbone
+from .presets import NATIVE_FRAMES, backbone_name, backbone_spec, known_backbone
 from .prompts import word_spans
 from .weights import PARTS, choose_weights, fetch
 
@@ -157,7 +157,7 @@ class Backbone:
     tokenizer: CLIPTokenizer
     scheduler: DDIMScheduler
     device: torch.device
-    native_frames: int = 24  # that the temporal layers were trained on
+    native_frames: int = NATIVE_FRAMES  # that the temporal layers were trained on
     low_vram: bool = False
 
     @classmethod

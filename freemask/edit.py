@@ -33,7 +33,7 @@ from .plan import MaskPlan, plan_masks
 from .presets import Preset, Solver
 from .prompts import align, find_word, infer_word
 from .spans import Span, spans
-from .trace import CLEAN, MapSum, Site, SoftMap, Trace
+from .trace import CLEAN, MapSum, Site, SoftMap, Trace, shared
 from .video import Clip
 
 __all__ = ["Denoised", "Edited", "Editor", "Usage", "finish", "windows"]
@@ -135,7 +135,7 @@ class Editor:
             eps = predict(span)
             if total is None:
                 total = eps.new_zeros((*eps.shape[:2], frames, *eps.shape[3:]))
-            total[:, :, span.frames] += eps * torch.from_numpy(span.share).to(eps.device)[:, None, None]
+            total[:, :, span.frames] += shared(eps, span)
         assert total is not None
         return total
 

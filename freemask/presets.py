@@ -23,6 +23,7 @@ from .errors import BackboneError, SettingError
 __all__ = [
     "FAST",
     "MASKS",
+    "NATIVE_FRAMES",
     "BackboneSpec",
     "Example",
     "FeatureSource",
@@ -47,6 +48,7 @@ PRESETS = ROOT / "presets"
 TOY_CLIP = ROOT / "freemask" / "toyworld" / "clip"  # the CLIP of mini's world
 TASKS = ("style", "attribute", "shape", "place", "official", "official-style")
 
+NATIVE_FRAMES = 24  # what zeroscope-like models were trained on, where no spec says; configs do not
 MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
 
 Selection = Literal["codebook", "adaptive", "consensus"]
@@ -361,7 +363,7 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
         "title": name,
         "licence": "unknown: see where you got it",
         "size": (w * factor, h * factor),
-        "frames": 24,  # what zeroscope-like models were trained on; configs do not say
+        "frames": NATIVE_FRAMES,
         "vae_factor": factor,
         "prediction": prediction,
         "folder": folder,

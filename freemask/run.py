@@ -35,7 +35,7 @@ from .mmc import find_site
 from .plan import is_time_aware
 from .presets import MASKS, FeatureSource, Settings, known_words
 from .prompts import align, check, find_word, warnings, words
-from .trace import SoftMap, Trace, load_trace, save_trace
+from .trace import CLEAN, SoftMap, Trace, load_trace, save_trace
 from .video import Clip, probe, read_clip, side_by_side, write_clip, write_gif
 
 __all__ = ["load_editor", "run_steps", "save_masks"]
@@ -100,6 +100,7 @@ def _fit(ways: Sequence[Way], attempt: Callable[[Way], Steps[T]], notes: list[st
 
     Raises MemoryShortage where it suffices for none.
     """
+    ways = list(dict.fromkeys(ways))
     for i, way in enumerate(ways):
         try:
             return (yield from attempt(way))
@@ -174,21 +175,15 @@ def run_steps(
     again = file is not None and file.exists()
     if file is not None and again:
         trace = load_trace(file, backbone.device)
-        clip = trace.clip
+        clip, latents = trace.clip, trace.latents[CLEAN]
     else:
         clip = read_clip(path, frames=settings.frames, start=settings.start, fps=settings.fps, size=size)
         with clock.measure("encode"), _told_of_shortage():
             latents = backbone.encode(clip.frames)
-    shape = (
-        1,
-        int(backbone.unet.config["in_channels"]),
-        len(clip.frames),
-        *(side // backbone.vae_factor for side in size[::-1]),
-    )
     fused = windows(preset, settings.steps)
 
     def needed(way: Way) -> Need:
-        return need(backbone, fused, steps=settings.steps, shape=shape, rows=1 if way[1] else 3)
+        return need(backbone, fused, steps=settings.steps, shape=tuple(latents.shape), rows=1 if way[1] else 3)
 
     source: FeatureSource = "replay"
     if settings.features != "auto":
@@ -235,7 +230,7 @@ def run_steps(
 
     if not again:
         with clock.measure("invert"):
-            trace = yield from _fit(list(dict.fromkeys([way, ("replay", way[1])])), invert, notes)
+            trace = yield from _fit([way, ("replay", way[1])], invert, notes)
         with clock.measure("reconstruct"), _told_of_shortage():
             trace = replace(trace, restored=(yield from editor.reconstruct_steps(trace, usage=usage["reconstruct"])))
         if file is not None:
@@ -244,8 +239,7 @@ def run_steps(
                 old.unlink()
             save_trace(file, trace)
     with clock.measure("edit"):
-        ways: list[Way] = [way, ("replay", way[1]), ("replay", True)]
-        edited = yield from _fit(list(dict.fromkeys(ways)), edit, notes)
+        edited = yield from _fit([way, ("replay", way[1]), ("replay", True)], edit, notes)
     yield Step("decode", 0, 1)
     trace = replace(trace, features=Features())
     with clock.measure("decode"), _told_of_shortage():

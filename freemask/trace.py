@@ -26,7 +26,7 @@ from .presets import Solver
 from .spans import Span
 from .video import Clip
 
-__all__ = ["CLEAN", "Kind", "MapSum", "Site", "SoftMap", "Trace", "load_trace", "save_trace"]
+__all__ = ["CLEAN", "Kind", "MapSum", "Site", "SoftMap", "Trace", "load_trace", "save_trace", "shared"]
 
 CLEAN = -1  # the level below the lowest timestep, where the latent is the clip's own
 
@@ -63,14 +63,23 @@ class SoftMap(NamedTuple):
     @classmethod
     def pack(cls, maps: np.ndarray) -> SoftMap:
         """From probabilities (k, f, h, w) float32."""
-        scales = maps.max(axis=(2, 3))
-        unit = maps / np.maximum(scales, 1e-30)[..., None, None]
-        return cls(np.rint(unit * 255).astype(np.uint8), scales.astype(np.float32))
+        return cls(*(part.numpy() for part in _quantised(torch.from_numpy(maps))))
 
     def of(self, tokens: list[int]) -> np.ndarray:
         """The summed probabilities of some tokens: (f, h, w) float32."""
         maps = self.values[tokens].astype(np.float32) / 255 * self.scales[tokens][..., None, None]
         return maps.sum(0)
+
+
+def shared(part: Tensor, span: Span) -> Tensor:
+    """A span's share of what is said of its frames, (…, f, h, w)."""
+    return part * torch.from_numpy(span.share).to(part.device)[:, None, None]
+
+
+def _quantised(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The values and scales of a `SoftMap`, where the probabilities (k, f, h, w) float32 are."""
+    scales = maps.amax((2, 3))
+    return (maps / scales.clamp_min(1e-30)[..., None, None] * 255).round().byte(), scales
 
 
 class MapSum:
@@ -90,7 +99,7 @@ class MapSum:
             return
         if site not in self.sums:
             self.sums[site] = maps.new_zeros(len(maps), self.frames, *maps.shape[2:])
-        self.sums[site][:, span.frames] += maps * torch.from_numpy(span.share).to(maps.device)[:, None, None]
+        self.sums[site][:, span.frames] += shared(maps, span)
 
     def take(self) -> dict[str, Tensor]:
         """The maps (k, f, h, w) by site; what was added is forgotten."""
@@ -99,12 +108,8 @@ class MapSum:
 
     def pack(self, t: int) -> dict[tuple[int, str], SoftMap]:
         """The maps of every site under label `t`, as `SoftMap.pack` makes them; what was added is forgotten."""
-        packed = {}
-        for site, maps in self.take().items():
-            scales = maps.amax((2, 3))
-            values = (maps / scales.clamp_min(1e-30)[..., None, None] * 255).round().byte()
-            packed[t, site] = values, scales
-        return {key: SoftMap(values.cpu().numpy(), scales.cpu().numpy()) for key, (values, scales) in packed.items()}
+        packed = {site: _quantised(maps) for site, maps in self.take().items()}
+        return {(t, site): SoftMap(*(part.cpu().numpy() for part in parts)) for site, parts in packed.items()}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FreeMaskError
-from ..presets import Settings, backbone_spec, known_backbone
+from ..presets import NATIVE_FRAMES, Settings, backbone_spec, known_backbone
 from ..spans import work
 
 __all__ = ["Estimates", "native_frames", "rows"]
@@ -87,8 +87,8 @@ class Estimates:
 
 
 def native_frames(backbone: str) -> int:
-    """The frames that a backbone sees at once; those of zeroscope where its folder is not to be read here."""
+    """The frames that a backbone sees at once; the usual number where its folder is not to be read here."""
     try:
         return backbone_spec(backbone).frames
     except FreeMaskError:
-        return 24
+        return NATIVE_FRAMES
