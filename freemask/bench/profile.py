@@ -1,9 +1,9 @@
 """What the method costs beside the plain UNet forwards that a job cannot avoid, and beside the arithmetic.
 
-`overhead_invert` and `overhead_edit` are ratios measured in one run: the stage's time without the autoencoder
-over that of stock-processor forwards with the very rows that each of its steps used. Repetitions of all
-parts are interleaved and medians taken, so a slow moment of the machine falls on every part alike. `peer` is our time
-of a batch row over that of diffusers' own text-to-video denoising, guidance included in both.
+`overhead_invert` and `overhead_edit` are ratios measured in one run: a stage's time without the autoencoder over that
+of stock-processor forwards with the very rows of its steps. After each step comes its plain forward, so what else the
+machine does falls on both alike. `peer` is our denoising without fusion over diffusers' own text-to-video denoising, on
+the same rows and step by step in the same way.
 
 `table` has a whole edit's stages: seconds, the UNet's floating-point operations, the rate, and its share of the rate of
 one large matrix product on this device. `floor_seconds` is what those operations take at that rate, and `others` are
@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,14 +23,14 @@ import numpy as np
 import torch
 
 from ..ddim import timesteps
-from ..edit import Editor, finish, windows
+from ..edit import Denoised, Editor, Steps, finish, windows
 from ..errors import SettingError
 from ..jobs import Step
 from ..memory import Peak
 from ..presets import Preset, load_preset
 from ..trace import Trace
 from ..video import Clip
-from .speed import matrix_rate, other_costs, peer_row, row_flops, timed, whole_edit
+from .speed import beside_peer, in_turn, matrix_rate, other_costs, row_flops, whole_edit
 
 __all__ = ["extra_peak", "profile_steps"]
 
@@ -59,7 +60,8 @@ def extra_peak(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
 def profile_steps(
     editor: Editor, *, steps: int = 10, frames: int = 8, size: tuple[int, int] | None = None, repeats: int = 5
 ) -> Generator[Step, None, dict[str, Any]]:
-    """Medians over `repeats` interleaved rounds; returns figures by feature source ("replay", "store").
+    """Medians over `repeats` rounds; returns figures by feature source ("replay", "store"), and the `seconds` of each
+    part with those of what it is compared with.
 
     `size` is (width, height) in pixels, rounded down to what the networks take. Raises SettingError for more frames
     than the backbone sees at once.
@@ -71,57 +73,58 @@ def profile_steps(
     latents = backbone.encode(clip.frames)
     text = backbone.text(["", EDIT, SOURCE])
     task = load_preset("attribute")
+    open_task = replace(task, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
     ts = timesteps(backbone.scheduler, steps)
     window = max(windows(task, len(ts)).values())
+
+    n, kinds, device = len(ts), ("replay", "store"), backbone.device
 
     @torch.inference_mode()
     def plain(rows: int) -> None:
         backbone.eps(latents.expand(rows, -1, -1, -1, -1), ts[0], text[:rows])
 
-    def invert(store: bool) -> Any:
+    def invert(store: bool) -> Steps[Trace]:
         kept = task if store else None
-        return finish(editor.invert_steps(clip, prompt=SOURCE, steps=steps, store=kept, latents=latents))
+        return editor.invert_steps(clip, prompt=SOURCE, steps=steps, store=kept, latents=latents)
 
-    def edit(trace: Any) -> Any:
-        return finish(editor.edit_steps(trace, prompt=EDIT, task=task, word=WORD, watch=True))
+    def edit(trace: Trace, task: Preset = task, watch: bool = True) -> Steps[Denoised]:
+        return editor.edit_steps(trace, prompt=EDIT, task=task, word=WORD, watch=watch)
 
     def whole(store: bool) -> None:
-        edit(invert(store))
+        finish(edit(finish(invert(store))))
 
-    rows: dict[str, list[float]] = {f"plain{n}": [] for n in (1, 2, 3)}
-    rows["peer"] = []
-    rows |= {f"{stage}_{kind}": [] for stage in ("invert", "edit") for kind in ("replay", "store")}
-    for n in (1, 2, 3):
-        plain(n)  # the first call of a shape sets up kernels
+    rounds: list[dict[str, tuple[float, float]]] = []  # seconds of each part, and of what it is compared with
+    for rows in (1, 2, 3):
+        plain(rows)  # the first call of a shape sets up kernels
     for i in range(repeats):
-        for n in (1, 2, 3):
-            rows[f"plain{n}"].append(statistics.median(timed(partial(plain, n), backbone.device)[0] for _ in range(3)))
-        for kind in ("replay", "store"):
-            seconds, trace = timed(partial(invert, kind == "store"), backbone.device)
-            rows[f"invert_{kind}"].append(seconds)
-            rows[f"edit_{kind}"].append(timed(partial(edit, trace), backbone.device)[0])
-            del trace
-        rows["peer"].append(peer_row(backbone, tuple(latents.shape)))
+        times: dict[str, tuple[float, float]] = {}
+        for kind in kinds:
+            edit_rows = [3 if kind == "replay" and j < window else 2 for j in range(n)]
+            times[f"invert_{kind}"], trace = in_turn(invert(kind == "store"), [partial(plain, 1)] * n, device)
+            times[f"edit_{kind}"], _ = in_turn(edit(trace), [partial(plain, rows) for rows in edit_rows], device)
+        times["peer"] = beside_peer(backbone, edit(trace, open_task, False), tuple(latents.shape), n)
+        del trace
+        rounds.append(times)
         yield Step("profile", i + 1, repeats + 2)
-    middle = {name: statistics.median(values) for name, values in rows.items()}
-    n = len(ts)
-    base = {
-        "invert": n * middle["plain1"],
-        "edit_replay": window * middle["plain3"] + (n - window) * middle["plain2"],
-        "edit_store": n * middle["plain2"],
-    }
+
+    def ratio(part: str) -> float:
+        return round(statistics.median(ours / theirs for ours, theirs in (times[part] for times in rounds)), 3)
+
     w, h = clip.frames.shape[2], clip.frames.shape[1]
     figures: dict[str, Any] = {"backbone": backbone.name, "device": _device_name(backbone.device)}
     figures |= {"dtype": str(backbone.unet.dtype).removeprefix("torch."), "steps": n, "frames": frames, "size": [w, h]}
-    figures["overhead_invert"] = {k: round(middle[f"invert_{k}"] / base["invert"], 3) for k in ("replay", "store")}
-    figures["overhead_edit"] = {k: round(middle[f"edit_{k}"] / base[f"edit_{k}"], 3) for k in ("replay", "store")}
-    figures["peer"] = round(middle["plain2"] / 2 / middle["peer"], 3)
+    for stage in ("invert", "edit"):
+        figures[f"overhead_{stage}"] = {kind: ratio(f"{stage}_{kind}") for kind in kinds}
+    figures["peer"] = ratio("peer")
     figures["extra_peak_mib"] = {
-        kind: round(extra_peak(partial(whole, kind == "store"), backbone.device)[0], 1) for kind in ("replay", "store")
+        kind: round(extra_peak(partial(whole, kind == "store"), backbone.device)[0], 1) for kind in kinds
     }
-    figures["seconds"] = {name: round(value, 4) for name, value in middle.items()}
+    figures["seconds"] = {
+        part: [round(statistics.median(seconds), 3) for seconds in zip(*(times[part] for times in rounds), strict=True)]
+        for part in rounds[0]
+    }
     yield Step("profile", repeats + 1, repeats + 2)
-    figures |= _against_arithmetic(editor, clip, steps, tuple(latents.shape), invert(False), task)
+    figures |= _against_arithmetic(editor, clip, steps, tuple(latents.shape), finish(invert(False)), task)
     yield Step("profile", repeats + 2, repeats + 2)
     return figures
 

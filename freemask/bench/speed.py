@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ from ..run import run_steps
 from ..toyworld.models import new_scheduler
 from ..video import Clip, write_clip
 
-__all__ = ["full_backbone", "matrix_rate", "other_costs", "peer_row", "row_flops", "timed", "whole_edit"]
+__all__ = ["beside_peer", "full_backbone", "in_turn", "matrix_rate", "other_costs", "row_flops", "timed", "whole_edit"]
 
 T = TypeVar("T")
 
@@ -94,30 +94,57 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = Non
     return 2 * side**3 / statistics.median(times[1:])
 
 
+def _advance(steps: Steps[T]) -> StopIteration | None:
+    """The next step of a stage; its end where there is none."""
+    try:
+        next(steps)
+    except StopIteration as end:
+        return end
+    return None
+
+
+def in_turn(
+    steps: Steps[T], others: Iterable[Callable[[], object]], device: torch.device
+) -> tuple[tuple[float, float], T]:
+    """Seconds of a stage, and of something else that runs once after each of its steps; what the stage returns."""
+    mine = theirs = 0.0
+    for other in others:
+        mine += timed(partial(next, steps), device)[0]
+        theirs += timed(other, device)[0]
+    seconds, end = timed(partial(_advance, steps), device)
+    assert end, "there are more steps than there is to compare them with"
+    return (mine + seconds, theirs), end.value
+
+
 @torch.inference_mode()
-def peer_row(backbone: Backbone, shape: tuple[int, ...], steps: int = 3) -> float:
-    """Seconds a batch row of diffusers' own text-to-video denoising, guidance included, on the same UNet."""
+def beside_peer(backbone: Backbone, steps: Steps[Any], shape: tuple[int, ...], n: int) -> tuple[float, float]:
+    """Seconds of a denoising of ours in `n` steps, and of diffusers' own on the same UNet and rows, guidance included,
+    taken in turn. The first step of both, with what comes before it, is left out."""
     parts = {"vae": backbone.vae, "text_encoder": backbone.text_encoder, "tokenizer": backbone.tokenizer}
     pipe = TextToVideoSDPipeline(unet=backbone.unet, scheduler=backbone.scheduler, **parts)
     pipe.set_progress_bar_config(disable=True)
     told = backbone.text(["", "a car"]).to(backbone.unet.dtype)
     height, width = (side * backbone.vae_factor for side in shape[3:])
+    ours, theirs, began = list[float](), list[float](), 0.0
 
-    def run(count: int) -> float:
-        draw = partial(
-            pipe,
-            prompt_embeds=told[1:],
-            negative_prompt_embeds=told[:1],
-            num_frames=shape[2],
-            height=height,
-            width=width,
-            num_inference_steps=count,
-            output_type="latent",
-        )
-        return timed(draw, backbone.device)[0]
+    def between(*_: object) -> None:
+        nonlocal began
+        _synchronize(backbone.device)
+        theirs.append(time.perf_counter() - began)
+        ours.append(timed(partial(_advance, steps), backbone.device)[0])
+        began = time.perf_counter()
 
-    run(1)
-    return (run(1 + steps) - run(1)) / (2 * steps)
+    pipe(
+        prompt_embeds=told[1:],
+        negative_prompt_embeds=told[:1],
+        num_frames=shape[2],
+        height=height,
+        width=width,
+        num_inference_steps=n,
+        output_type="latent",
+        callback=between,
+    )
+    return sum(ours[1:]), sum(theirs[1:])
 
 
 def other_costs(work: Any, device: torch.device, most: int = 3) -> list[dict[str, Any]]:
