@@ -13,6 +13,7 @@ import json
 import resource
 import sys
 import weakref
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,8 +31,9 @@ from torch.utils._pytree import tree_leaves
 
 from .attention import find_sites
 from .backbone import Backbone
-from .presets import FeatureSource, known_backbone
-from .spans import work
+from .fusing import fused_sites, windows
+from .presets import FeatureSource, Preset, known_backbone
+from .spans import spans
 
 __all__ = ["Need", "Peak", "choose_features", "free_bytes", "need", "run_dry"]
 
@@ -42,19 +44,24 @@ SLACK = 0.9  # of the free memory that is counted on
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes: `weights` that stay on the device, `forward` of the UNet with all batch rows of an edit, `autoencoder` for
-    the frames that it takes at once, `pivots` of the trajectory, and `features` of the source, if they are stored."""
+    """Bytes: `weights` that stay on the device, a batch `row` of the UNet's forward, `autoencoder` for the frames that
+    it takes at once, `pivots` of the trajectory; `features` of the source if they are stored, `pinned` if that is in
+    pinned host RAM, and `pair` of them that a site reads."""
 
     weights: int
-    forward: int
+    row: int
     autoencoder: int
     pivots: int
     features: int
+    pinned: int
+    pair: int
 
-    def peak(self, features: FeatureSource) -> int:
-        """On the device at once, where the source's features come from there."""
-        kept = self.features if features == "store" else 0
-        return self.weights + self.pivots + kept + max(self.forward, self.autoencoder) + WORKSPACE
+    def peak(self, features: FeatureSource, one_row: bool = False) -> int:
+        """On the device at once, where the source's features come from there: replayed, they are a third batch row;
+        from host RAM, the next pair comes while one is used."""
+        rows = 1 if one_row else 3 if features == "replay" else 2
+        kept = self.features if features == "store" else 2 * self.pair if features == "host" or one_row else 0
+        return self.weights + self.pivots + kept + max(rows * self.row, self.autoencoder) + WORKSPACE
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -127,41 +134,49 @@ def _config(model: Any) -> str:
     return json.dumps({k: v for k, v in model.config.items() if not k.startswith("_")}, sort_keys=True)
 
 
-def _feature_bytes(backbone: Backbone, fused: dict[str, int], shape: tuple[int, ...]) -> int:
-    """What Q and K of the fused sites take for a clip of latents (1, c, f, h, w); `fused` counts steps by kind."""
-    h, w = shape[3:]
-    seen = work(shape[2], backbone.native_frames)
+def _kept(backbone: Backbone, task: Preset, steps: int, shape: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    """Bytes of Q and of K of each site that a task fuses, in each span of latents (1, c, f, h, w), and in how many
+    steps."""
+    grid = shape[3], shape[4]
     each = next(backbone.unet.parameters()).element_size()
-    total = 0
-    for site in find_sites(backbone.unet):
+    count = windows(task, steps)
+    for site in fused_sites(find_sites(backbone.unet), grid, count, task):
         attn: Any = backbone.unet.get_submodule(site.name)
-        gh, gw = site.grid((h, w))
-        keys = backbone.text_shape[0] if site.kind == "cross" else gh * gw
-        total += fused.get(site.kind, 0) * seen * (gh * gw + keys) * attn.to_q.out_features * each
-    return total
+        h, w = site.grid(grid)
+        keys = backbone.text_shape[0] if site.kind == "cross" else h * w
+        for span in spans(shape[2], backbone.native_frames):
+            token = (span.stop - span.start) * attn.to_q.out_features * each
+            yield h * w * token, keys * token, count[site.kind]
 
 
-def need(backbone: Backbone, fused: dict[str, int], *, steps: int, shape: tuple[int, ...], rows: int) -> Need:
-    """What an edit of latents (1, c, f, h, w) needs, with at most `rows` batch rows at once; `fused` counts the steps
-    in which each kind of site is fused."""
+def _pinned(size: int) -> int:
+    """What torch takes from the host for so many bytes of pinned memory: a power of two."""
+    return 1 << max(0, size - 1).bit_length()
+
+
+def need(backbone: Backbone, task: Preset, *, steps: int, shape: tuple[int, ...]) -> Need:
+    """What an edit of latents (1, c, f, h, w) by a task needs."""
     unet, vae = backbone.unet, backbone.vae
     length = min(shape[2], backbone.native_frames)
     spec = known_backbone(backbone.name)
     if spec and spec.working_set:
         cells = shape[3] * shape[4]
-        forward = spec.working_set["unet"] * length * cells * unet.dtype.itemsize // 2
+        row = spec.working_set["unet"] * length * cells * unet.dtype.itemsize // 2
         decoded = spec.working_set["vae"] * cells * vae.dtype.itemsize // 2
     else:
         latents, text = (1, shape[1], length, *shape[3:]), (1, *backbone.text_shape)
-        forward = _dry_run(type(unet).__name__, _config(unet), unet.dtype, latents, text)
+        row = _dry_run(type(unet).__name__, _config(unet), unet.dtype, latents, text)
         decoded = _dry_run(type(vae).__name__, _config(vae), vae.dtype, (1, shape[1], *shape[3:]), ())
     models = (unet,) if backbone.low_vram else (unet, vae, backbone.text_encoder)
+    kept = list(_kept(backbone, task, steps, shape))
     return Need(
         weights=_size(*models),
-        forward=rows * forward,
+        row=row,
         autoencoder=min(shape[2], backbone.chunk) * decoded,
         pivots=(steps + 1) * 4 * int(torch.Size(shape).numel()),
-        features=_feature_bytes(backbone, fused, shape),
+        features=sum((q + k) * count for q, k, count in kept),
+        pinned=sum((_pinned(q) + _pinned(k)) * count for q, k, count in kept),
+        pair=max((q + k for q, k, count in kept if count), default=0),
     )
 
 
@@ -198,11 +213,12 @@ class Peak:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
-    def expected(self, wanted: Need, features: FeatureSource) -> float:
+    def expected(self, wanted: Need, features: FeatureSource, one_row: bool) -> float:
         """The peak in MiB that `wanted` tells; a process holds its code and its weights before."""
-        if self.device.type == "cuda":
-            return round(wanted.peak(features) / 2**20, 1)
-        return round(self.before + (wanted.peak(features) - wanted.weights) / 2**20, 1)
+        peak = wanted.peak(features, one_row) / 2**20
+        if self.device.type != "cuda":
+            peak += self.before - wanted.weights / 2**20
+        return round(peak, 1)
 
 
 def choose_features(asked: Need, device: torch.device, free: tuple[int, int]) -> FeatureSource:
@@ -212,9 +228,12 @@ def choose_features(asked: Need, device: torch.device, free: tuple[int, int]) ->
     `free` are bytes on the device and in host RAM, with the weights in place.
     """
     here, host = (SLACK * one for one in free)
-    rest = asked.peak("replay") - asked.weights
-    if rest + asked.features <= here and (device.type == "cuda" or asked.features <= min(HOST, host)):
+
+    def fits(features: FeatureSource) -> bool:
+        return asked.peak(features) - asked.weights <= here
+
+    if fits("store") and (device.type == "cuda" or asked.features <= min(HOST, host)):
         return "store"
-    if device.type == "cuda" and rest <= here and asked.features <= min(HOST, host):
+    if device.type == "cuda" and fits("host") and asked.pinned <= min(HOST, host):
         return "host"
     return "replay"

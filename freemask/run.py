@@ -23,13 +23,13 @@ import numpy as np
 from . import gallery
 from .attention import find_sites
 from .backbone import free_memory, is_out_of_memory
-from .edit import Denoised, Editor, Steps, Usage, windows
+from .edit import Denoised, Editor, Steps, Usage
 from .errors import MemoryShortage, SettingError
 from .explorer import save_word_files
 from .features import Features
 from .jobs import Step
 from .masks import resize
-from .memory import Need, Peak, choose_features, free_bytes, need
+from .memory import Peak, choose_features, free_bytes, need
 from .metrics import clip_metrics, load_clip, psnr
 from .mmc import find_site
 from .plan import is_time_aware
@@ -180,16 +180,12 @@ def run_steps(
         clip = read_clip(path, frames=settings.frames, start=settings.start, fps=settings.fps, size=size)
         with clock.measure("encode"), _told_of_shortage():
             latents = backbone.encode(clip.frames)
-    fused = windows(preset, settings.steps)
-
-    def needed(way: Way) -> Need:
-        return need(backbone, fused, steps=settings.steps, shape=tuple(latents.shape), rows=1 if way[1] else 3)
-
+    needed = need(backbone, preset, steps=settings.steps, shape=tuple(latents.shape))
     source: FeatureSource = "replay"
     if settings.features != "auto":
         source = settings.features
     elif not again and not settings.low_vram:
-        source = choose_features(needed((source, False)), backbone.device, free_bytes(backbone.device))
+        source = choose_features(needed, backbone.device, free_bytes(backbone.device))
     way: Way = source, settings.low_vram
 
     def invert(tried: Way) -> Steps[Trace]:
@@ -286,7 +282,7 @@ def run_steps(
         "memory": {
             "features": way[0],
             "one_row": way[1],
-            "expected_mib": memory.expected(needed(way), way[0]),
+            "expected_mib": memory.expected(needed, *way),
             "peak_mib": memory.mib(),
         },
         "metrics": metrics,

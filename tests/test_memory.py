@@ -1,5 +1,6 @@
 """What an edit needs is told before it begins, and what does not fit is done otherwise."""
 
+import math
 from dataclasses import replace
 
 import psutil
@@ -10,7 +11,7 @@ from diffusers import AutoencoderKL, UNet3DConditionModel
 from freemask import memory
 from freemask.backbone import Backbone
 from freemask.bench import full_backbone
-from freemask.edit import windows
+from freemask.edit import Editor
 from freemask.memory import Need, Peak, choose_features, need
 from freemask.presets import load_preset
 
@@ -41,9 +42,9 @@ def test_a_specs_working_set_is_what_a_dry_run_counts(name):
         backbone, shape = Backbone.load("mini", "cpu"), (1, 8, 8, 16, 16)
     else:
         backbone, shape = full_backbone("meta", torch.float16), (1, 4, 8, 64, 64)
-    told = need(backbone, {}, steps=2, shape=shape, rows=1)
-    counted = need(replace(backbone, name="another"), {}, steps=2, shape=shape, rows=1)
-    assert told.forward == pytest.approx(counted.forward, rel=0.01)
+    told = need(backbone, TASK, steps=2, shape=shape)
+    counted = need(replace(backbone, name="another"), TASK, steps=2, shape=shape)
+    assert told.row == pytest.approx(counted.row, rel=0.01)
     assert told.autoencoder == pytest.approx(counted.autoencoder, rel=0.01)
 
 
@@ -69,17 +70,29 @@ def test_what_the_dry_run_tells_is_what_a_forward_takes(editor, monkeypatch):
     assert told == pytest.approx(counter.peak, rel=0.05)
 
 
-def test_stored_features_are_counted_to_the_byte(editor, clip):
-    trace = editor.invert(clip, prompt="a red car", steps=3, store=TASK)
-    kept = sum(x.numel() * x.element_size() for pair in trace.features._kept.values() for x in pair)
-    shape = tuple(trace.latents[-1].shape)
-    assert need(editor.backbone, windows(TASK, 3), steps=3, shape=shape, rows=3).features == kept
+@pytest.mark.parametrize(("name", "native"), [("attribute", 24), ("attribute", 3), ("official", 24)])
+def test_stored_features_are_counted_to_the_byte(editor, clip, name, native):
+    """Of one span and of several, and of the sites alone that the task fuses."""
+    own = Editor(replace(editor.backbone, native_frames=native))
+    task = replace(load_preset(name), max_positions=16 if name == "official" else None)
+    trace = own.invert(clip, prompt="a red car", steps=3, store=task)
+    pairs = [[x.numel() * x.element_size() for x in pair] for pair in trace.features._kept.values()]
+    told = need(own.backbone, task, steps=3, shape=tuple(trace.latents[-1].shape))
+    assert told.features == sum(map(sum, pairs)) and told.pair == max(map(sum, pairs))
+    assert told.pinned == sum(2 ** math.ceil(math.log2(size)) for pair in pairs for size in pair)
+
+
+def test_what_is_stored_saves_a_row():
+    asked = Need(weights=100, row=10, autoencoder=1, pivots=2, features=50, pinned=64, pair=3)
+    told = [asked.peak(way) - memory.WORKSPACE for way in ("replay", "store", "host")]
+    assert told == [132, 172, 128]
+    assert asked.peak("replay", one_row=True) - memory.WORKSPACE == 118
 
 
 def test_a_long_clip_needs_no_more_forward_memory(editor):
     own = replace(editor.backbone, native_frames=8)
-    short, long = (need(own, windows(TASK, 4), steps=4, shape=(1, 4, f, 8, 8), rows=3) for f in (8, 64))
-    assert short.forward == long.forward and short.autoencoder == long.autoencoder
+    short, long = (need(own, TASK, steps=4, shape=(1, 4, f, 8, 8)) for f in (8, 64))
+    assert short.row == long.row and short.autoencoder == long.autoencoder
     assert long.features > 8 * short.features
 
 
@@ -91,11 +104,13 @@ def test_a_long_clip_needs_no_more_forward_memory(editor):
         ("cpu", GIB, 2 * GIB, "replay"),
         ("cuda", 30 * GIB, 80 * GIB, "store"),
         ("cuda", 65 * GIB, 60 * GIB, "replay"),
-        ("cuda", GIB, 3 * GIB, "host"),
+        ("cuda", GIB, 2 * GIB, "host"),
+        ("cuda", 3 * GIB // 2, 2 * GIB, "replay"),
     ],
 )
 def test_features_are_kept_where_they_fit(device, features, free, expected):
-    asked = Need(weights=4 * GIB, forward=2 * GIB, autoencoder=GIB, pivots=GIB // 100, features=features)
+    own = {"weights": 4 * GIB, "row": 2 * GIB // 3, "autoencoder": GIB, "pivots": GIB // 100}
+    asked = Need(**own, features=features, pinned=3 * features // 2, pair=GIB // 10)
     host = free if device == "cpu" else 16 * GIB
     assert choose_features(asked, torch.device(device), (free, host)) == expected
 

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from ..ddim import timesteps
-from ..edit import Denoised, Editor, Steps, finish, windows
+from ..edit import Denoised, Editor, Steps, finish
 from ..errors import SettingError
+from ..fusing import windows
 from ..jobs import Step
 from ..memory import Peak
 from ..presets import Preset, load_preset
