@@ -103,9 +103,7 @@ def main() -> None:
             own = SHIPPED[0].settings
             asked = {"source": own.source, "edit": own.edit, "task": own.task, "steps": STEPS}
             edit = Client(url, verbose=False).submit(handle_file(str(SHIPPED[0].clip)), **asked, api_name="/edit")
-            while not any("Inverting" in line for line, *_ in edit.outputs()):
-                assert not edit.done(), edit.exception()
-                time.sleep(0.1)
+            assert any("Inverting" in line for line, *_ in edit), "the edit ended before it had begun to invert"
             print("busy", json.dumps({name: measure(page, answer) for name, answer in ANSWERS.items()}), flush=True)
             assert not edit.done(), "the edit ended before the page had answered: raise STEPS"
             edit.cancel()

@@ -7,93 +7,25 @@ cannot be used ends with exit code 2 and one sentence, a model that cannot be lo
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Collection, Generator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .errors import FreeMaskError, InputError, SettingError
-from .jobs import Step
-from .presets import FAST, make_settings, read_settings
-
-if TYPE_CHECKING:
-    from .edit import Editor
+from ..errors import SettingError
+from ..presets import FAST, make_settings, read_settings
+from . import toyworld
+from .common import BACKBONE, DTYPE, errors, load, processes, refusals, size_of, watch
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-toyworld = typer.Typer(no_args_is_help=True, help="The rendered world that the mini backbone was trained on.")
-app.add_typer(toyworld, name="toyworld")
-_errors = Console(stderr=True, highlight=False)
-_BACKBONE = "mini, zeroscope, modelscope, a hub id or a folder."
-_DTYPE = "fp16, bf16 or fp32 (not on CUDA); left out: fp16 on CUDA, else fp32."
+app.add_typer(toyworld.app, name="toyworld")
 
 
 @app.callback()
 def main() -> None:
     """FreeMask: zero-shot, text-driven video editing with the masks that made the edit."""
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turns our errors into one sentence and an exit code."""
-    try:
-        yield
-    except FreeMaskError as error:
-        _errors.print(f"freemask: {error}", markup=False, soft_wrap=True)
-        raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
-
-
-def _watch(steps: Generator[Step, None, Any]) -> Any:
-    """Runs steps under a progress bar with an ETA on standard error; returns their result."""
-    columns = (
-        TextColumn("{task.description:>12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_errors) as progress:
-        tasks: dict[str, Any] = {}
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as stop:
-                return stop.value
-            if step.stage not in tasks:
-                tasks[step.stage] = progress.add_task(step.stage, total=step.total)
-            progress.update(tasks[step.stage], completed=step.index)
-
-
-def _processes(given: int | None, editor: Editor) -> int:
-    """How many processes measure: one a core without a GPU, this one alone (0) with."""
-    if given is not None:
-        return given
-    return (os.cpu_count() or 1) if editor.backbone.device.type == "cpu" else 0
-
-
-def _load(backbone: str, dtype: str, low_vram: bool = False) -> Editor:
-    """The editor in the precision asked for; one that cannot be is refused before anything is loaded."""
-    from .backbone import named_dtype
-    from .edit import Editor
-
-    return Editor.load(backbone, dtype=named_dtype(dtype), low_vram=low_vram)
-
-
-def _size(text: str) -> tuple[int, int] | None:
-    """ "576x320" -> (576, 320); "" -> None."""
-    if not text:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.strip().isdigit() for p in parts):
-        raise SettingError(f"size is {text!r}: write WIDTHxHEIGHT, such as 64x64.")
-    return int(parts[0]), int(parts[1])
 
 
 def _fps(text: str) -> float | None:
@@ -118,7 +50,7 @@ def edit(
     ] = None,
     task: Annotated[str, typer.Option(help="style, attribute, shape, place, official or official-style.")] = "style",
     word: Annotated[str, typer.Option(help="The edited word of the source prompt; inferred when left out.")] = "",
-    backbone: Annotated[str, typer.Option(help=_BACKBONE)] = "mini",
+    backbone: Annotated[str, typer.Option(help=BACKBONE)] = "mini",
     steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 25,
     solver: Annotated[str, typer.Option(help="ddim, or dpm: of second order, for few steps.")] = "ddim",
     fast: Annotated[
@@ -152,10 +84,10 @@ def edit(
         int | None, typer.Option(help="With --site: the map of this timestep at every step, else each step's own.")
     ] = None,
     masks: Annotated[Path | None, typer.Option(help="A zip of PNG masks, one a frame or one for all.")] = None,
-    dtype: Annotated[str, typer.Option(help=_DTYPE)] = "",
+    dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
 ) -> None:
     """Edit a clip by text; writes the videos, the masks and report.json into --out."""
-    with _refusals():
+    with refusals():
         values: dict[str, Any] = dict(
             source=source,
             edit=edit,
@@ -168,7 +100,7 @@ def edit(
             frames=frames,
             start=start,
             fps=_fps(fps),
-            size=_size(size),
+            size=size_of(size),
             eta=eta,
             seed=seed,
             features=features,
@@ -194,17 +126,17 @@ def edit(
         if fast:
             values |= FAST | given
         settings = make_settings(**values)
-        from .prompts import check
+        from ..prompts import check
 
         chosen = check(clip, settings)
         inferred = "" if settings.word else " (inferred; --word overrides it)"
-        _errors.print(f"Edited word: {chosen}{inferred}", markup=False)
-        from .run import run_steps  # torch is imported only once the input is known to be good
+        errors.print(f"Edited word: {chosen}{inferred}", markup=False)
+        from ..run import run_steps  # torch is imported only once the input is known to be good
 
-        editor = _load(settings.backbone, dtype, settings.low_vram) if dtype else None
-        report = _watch(run_steps(clip, settings, out, editor=editor))
+        editor = load(settings.backbone, dtype, settings.low_vram) if dtype else None
+        report = watch(run_steps(clip, settings, out, editor=editor))
     for warning in report["words"]["warnings"]:
-        _errors.print(f"Note: {warning}", markup=False, soft_wrap=True)
+        errors.print(f"Note: {warning}", markup=False, soft_wrap=True)
     print(json.dumps(report))
 
 
@@ -217,38 +149,38 @@ def download(
     Only what is needed is fetched, and of each part the smallest file that is safe. `edit` and the page do the same
     when they first need a backbone.
     """
-    with _refusals():
-        from .presets import backbone_folder
-        from .weights import plan_download
+    with refusals():
+        from ..presets import backbone_folder
+        from ..weights import plan_download
 
         folder = backbone_folder(backbone)
         if folder is not None:
             raise SettingError(f"{backbone} is no download: it is the folder {folder}.")
         plan = plan_download(backbone)
-        _errors.print(str(plan), markup=False, soft_wrap=True)
+        errors.print(str(plan), markup=False, soft_wrap=True)
         figures = {"hub_id": plan.hub_id, "licence": plan.licence, "bytes": plan.bytes, "folder": str(plan.run())}
-    _errors.print(f"Try it: python -m freemask selftest --backbone {backbone}", markup=False, soft_wrap=True)
+    errors.print(f"Try it: python -m freemask selftest --backbone {backbone}", markup=False, soft_wrap=True)
     print(json.dumps(figures))
 
 
 @app.command()
 def selftest(
-    backbone: Annotated[str, typer.Option(help=_BACKBONE)] = "mini",
+    backbone: Annotated[str, typer.Option(help=BACKBONE)] = "mini",
     out: Annotated[Path, typer.Option(help="The folder for masks.png, the sheet of word maps.")] = Path("out/selftest"),
     steps: Annotated[int, typer.Option(help="Inversion steps.", min=2, max=200)] = 10,
-    dtype: Annotated[str, typer.Option(help=_DTYPE)] = "",
+    dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
 ) -> None:
     """Test a backbone on a shipped clip: does it draw, invert, and look at the right words? The first thing to run.
 
     Says what each figure should be and what to do where it is not; ends with exit code 1 where it does not look right.
     """
-    with _refusals():
-        from .backbone import named_dtype
-        from .bench import selftest_steps
+    with refusals():
+        from ..backbone import named_dtype
+        from ..bench import selftest_steps
 
-        figures = _watch(selftest_steps(backbone, out, dtype=named_dtype(dtype), steps=steps))
+        figures = watch(selftest_steps(backbone, out, dtype=named_dtype(dtype), steps=steps))
     for line in figures.pop("words"):
-        _errors.print(line, markup=False, soft_wrap=True)
+        errors.print(line, markup=False, soft_wrap=True)
     print(json.dumps(figures))
     if not figures["passed"]:
         raise typer.Exit(1)
@@ -263,8 +195,8 @@ def score(
     Real clips are scored by CLIP ViT-L/14, 1.7 GB from the hub on the first call; LPIPS wants `pip install lpips`.
     What is not to be had is null, with the reason.
     """
-    with _refusals():
-        from .video import read_clip
+    with refusals():
+        from ..video import read_clip
 
         try:
             report = json.loads((folder / "report.json").read_text())
@@ -275,7 +207,7 @@ def score(
                 f"{folder} holds no report.json of an edit: give a folder that `edit --out` wrote."
             ) from None
         clips = [read_clip(folder / f"{name}.mp4", **read) for name in ("source", "edited")]
-        from .metrics import score as measure
+        from ..metrics import score as measure
 
         before, after = (clip.frames for clip in clips)
         prompts = {"source": settings["source"], "edit": settings["edit"]}
@@ -285,22 +217,22 @@ def score(
 
 @app.command()
 def profile(
-    backbone: Annotated[str, typer.Option(help="full (zeroscope's size with random weights), " + _BACKBONE)] = "mini",
+    backbone: Annotated[str, typer.Option(help="full (zeroscope's size with random weights), " + BACKBONE)] = "mini",
     steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 10,
     frames: Annotated[int, typer.Option(help="How many frames.")] = 8,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; the backbone's own where left out.")] = "",
     repeats: Annotated[int, typer.Option(help="Interleaved repetitions; medians are reported.", min=1)] = 5,
-    dtype: Annotated[str, typer.Option(help=_DTYPE)] = "",
+    dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
 ) -> None:
     """Time inversion and edit against the plain UNet forwards that they cannot avoid, and against the arithmetic."""
-    with _refusals():
-        from .backbone import named_dtype
-        from .bench import full_backbone, profile_steps
-        from .edit import Editor
+    with refusals():
+        from ..backbone import named_dtype
+        from ..bench import full_backbone, profile_steps
+        from ..edit import Editor
 
-        shape, precision = _size(size), named_dtype(dtype)
-        editor = Editor(full_backbone(dtype=precision)) if backbone == "full" else _load(backbone, dtype)
-        figures = _watch(profile_steps(editor, steps=steps, frames=frames, size=shape, repeats=repeats))
+        shape, precision = size_of(size), named_dtype(dtype)
+        editor = Editor(full_backbone(dtype=precision)) if backbone == "full" else load(backbone, dtype)
+        figures = watch(profile_steps(editor, steps=steps, frames=frames, size=shape, repeats=repeats))
     print(json.dumps(figures | {"backbone": backbone}))
 
 
@@ -311,42 +243,42 @@ def calibrate(
     ] = None,
     suite: Annotated[str, typer.Option(help="toyworld: rendered scenes in the place of a folder.")] = "",
     out: Annotated[Path, typer.Option(help="The codebook (JSON); the figure goes beside it.")] = Path("codebook.json"),
-    backbone: Annotated[str, typer.Option(help=_BACKBONE)] = "mini",
+    backbone: Annotated[str, typer.Option(help=BACKBONE)] = "mini",
     clips: Annotated[int, typer.Option(help="How many scenes of the suite.", min=1)] = 60,
     steps: Annotated[int, typer.Option(help="Inversion steps.", min=2, max=200)] = 25,
     frames: Annotated[int, typer.Option(help="How many frames of each clip.", min=1, max=64)] = 8,
     tau: Annotated[float, typer.Option(help="Mask threshold, between 0 and 1.")] = 0.3,
-    dtype: Annotated[str, typer.Option(help=_DTYPE)] = "",
+    dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
 ) -> None:
     """Measure a backbone's codebook on clips with known masks: its best site and timestep.
 
     Inverts every clip once: on 2 CPU cores mini takes about 8 seconds a clip. An interrupted run goes on where it
     stopped when the same command runs again.
     """
-    with _refusals():
+    with refusals():
         if (dataset is None) == (suite == "") or suite not in ("", "toyworld"):
             raise SettingError("Give a folder of clips, or --suite toyworld.")
         if not 0 < tau < 1:
             raise SettingError(f"tau is {tau}. Allowed: 0 to 1, ends excluded.")
         from dataclasses import asdict
 
-        from .bench import calibrate_steps, davis_samples, example_maps, toyworld_samples
-        from .gallery import save_codebook_figure
-        from .mmc import write_codebook
+        from ..bench import calibrate_steps, davis_samples, example_maps, toyworld_samples
+        from ..gallery import save_codebook_figure
+        from ..mmc import write_codebook
 
         samples = davis_samples(dataset) if dataset else toyworld_samples(clips)
-        editor = _load(backbone, dtype)
+        editor = load(backbone, dtype)
         part = out.with_suffix(".part")
         out.parent.mkdir(parents=True, exist_ok=True)
         name = dataset.resolve().name if dataset else suite
-        book = _watch(calibrate_steps(editor, samples, dataset=name, part=part, steps=steps, frames=frames, tau=tau))
+        book = watch(calibrate_steps(editor, samples, dataset=name, part=part, steps=steps, frames=frames, tau=tau))
         write_codebook(out, book)
         first = next(sample for sample in samples if sample.name == book.clips[0].name)
         frame, maps = example_maps(editor, first, steps=steps, frames=frames)
         save_codebook_figure([out.with_suffix(".png"), out.with_suffix(".pdf")], asdict(book), frame, maps)
         part.unlink(missing_ok=True)
     for reason in book.skipped:
-        _errors.print(f"Skipped {reason}", markup=False, soft_wrap=True)
+        errors.print(f"Skipped {reason}", markup=False, soft_wrap=True)
     figures = {
         "backbone": book.backbone,
         "dataset": book.dataset,
@@ -381,10 +313,10 @@ def benchmark(
     An interrupted run goes on where it stopped when the same command runs again, and measures only methods whose
     settings have changed since.
     """
-    with _refusals():
-        from .bench import METHODS, Options, benchmark_steps, markdown, save_figure
-        from .run import load_editor
-        from .toyworld.cases import CASE_TASKS
+    with refusals():
+        from ..bench import METHODS, Options, benchmark_steps, markdown, save_figure
+        from ..run import load_editor
+        from ..toyworld.cases import CASE_TASKS
 
         if suite != "toyworld":
             raise SettingError(f"There is no suite {suite!r}; choose toyworld.")
@@ -396,7 +328,7 @@ def benchmark(
                     raise SettingError(f"There is no {name} {one!r}; choose from: {', '.join(known)}.")
         options = Options(methods=chosen["method"], steps=steps, guidance=guidance, frames=frames)
         editor = load_editor(backbone)
-        table = _watch(
+        table = watch(
             benchmark_steps(
                 backbone,
                 out,
@@ -404,137 +336,12 @@ def benchmark(
                 limit=limit,
                 seed=seed,
                 tasks=chosen["task"],
-                workers=_processes(workers, editor),
+                workers=processes(workers, editor),
             )
         )
         text = markdown(table)
         (out / "table.json").write_text(json.dumps(table, indent=1) + "\n")
         (out / "table.md").write_text(text + "\n")
         save_figure(out / "table.png", table)
-    _errors.print(text, markup=False, soft_wrap=True)
+    errors.print(text, markup=False, soft_wrap=True)
     print(json.dumps(table))
-
-
-@toyworld.command()
-def train(
-    stage: Annotated[str, typer.Argument(help="decoder, frames, clips, in this order; or a judge: classifier, clip.")],
-    run: Annotated[Path, typer.Option(help="The folder for checkpoints, logs and sample sheets.")],
-    steps: Annotated[
-        int | None, typer.Option(help="Steps; for frames and clips, more of them. [4000; clip 2000]")
-    ] = None,
-    minutes: Annotated[float, typer.Option(help="How long (decoder).")] = 25,
-    batch: Annotated[int, typer.Option(help="Frames or clips a step (frames, clips).")] = 32,
-    lr: Annotated[float, typer.Option(help="Peak learning rate (frames, clips).")] = 2e-3,
-    size: Annotated[int, typer.Option(help="Side of a frame in pixels.")] = 64,
-    device: Annotated[str, typer.Option(help="cpu or cuda; judges train on the CPU.")] = "cpu",
-    init: Annotated[
-        Path | None, typer.Option(help="A backbone folder whose weights begin a new run (frames, clips).")
-    ] = None,
-) -> None:
-    """Train the mini backbone, resuming from the run's checkpoints, or one of the models that judge its clips."""
-    with _refusals():
-        from .toyworld.classify import train_classifier
-        from .toyworld.clip import train_clip
-        from .toyworld.decoder import train_decoder
-        from .toyworld.models import Recipe
-        from .toyworld.train import train_unet
-
-        recipe = Recipe(size=size)
-        if stage == "decoder":
-            train_decoder(run, recipe, minutes=minutes, device=device)
-        elif stage in ("frames", "clips"):
-            train_unet(run, recipe, stage=stage, steps=steps or 4000, batch=batch, lr=lr, device=device, init=init)
-        elif stage == "classifier":
-            train_classifier(run / "classifier.safetensors", size=size, steps=steps or 4000)
-        elif stage == "clip":
-            train_clip(run / "clip", size=size, steps=steps or 2000)
-        else:
-            raise SettingError(f"There is no stage {stage!r}: choose decoder, frames, clips, classifier or clip.")
-
-
-@toyworld.command()
-def export(
-    run: Annotated[Path, typer.Option(help="The folder of a training run.")],
-    out: Annotated[Path, typer.Option(help="Where the backbone is saved.")],
-    size: Annotated[int, typer.Option(help="Side of a frame in pixels.")] = 64,
-) -> None:
-    """Save a run's newest averaged weights as a backbone folder."""
-    from .toyworld.models import Recipe
-    from .toyworld.models import export as save
-
-    save(run, Recipe(size=size), out)
-
-
-@toyworld.command()
-def evaluate(
-    backbone: Annotated[str, typer.Option(help="mini or a folder.")] = "mini",
-    clips: Annotated[int, typer.Option(help="How many scenes.", min=1)] = 64,
-    steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 25,
-    seed: Annotated[int, typer.Option(help="The first scene's seed.")] = 3_000_000,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance of the generated clips.")] = 4.0,
-    workers: Annotated[int | None, typer.Option(help="Processes; one a core without a GPU when left out.")] = None,
-) -> None:
-    """Measure a backbone on the toy world: what it draws, how it reconstructs, where its words look."""
-    with _refusals():
-        from .run import load_editor
-        from .toyworld.evaluate import evaluate_steps
-
-        editor = load_editor(backbone)
-        figures = _watch(
-            evaluate_steps(
-                editor, clips=clips, steps=steps, seed=seed, guidance=guidance, workers=_processes(workers, editor)
-            )
-        )
-    for name, value in figures.items():
-        _errors.print(f"{name:>20}: {value}", markup=False)
-    print(json.dumps(figures))
-
-
-@toyworld.command()
-def render(
-    out: Annotated[Path, typer.Argument(help="The MP4 to write.")],
-    seed: Annotated[int, typer.Option(help="The scene; the options below replace its fields.")] = 0,
-    object: Annotated[str, typer.Option(help="car, jeep, bus, …")] = "",
-    colour: Annotated[str, typer.Option(help="red, yellow, …, or none.")] = "",
-    place: Annotated[str, typer.Option(help="grass, snow, …")] = "",
-    style: Annotated[str, typer.Option(help="sketch, watercolor, pixel, or none.")] = "",
-    size: Annotated[int, typer.Option(help="Side of a frame in pixels.", min=16)] = 256,
-    frames: Annotated[int, typer.Option(help="How many frames.", min=1)] = 8,
-) -> None:
-    """Render a scene of the toy world, a clip whose every word mini knows."""
-    from dataclasses import replace
-
-    from .toyworld.scenes import COLOURS, OBJECTS, PLACES, STYLES, sample_scene
-    from .toyworld.scenes import render as draw
-    from .video import Clip, write_clip
-
-    with _refusals():
-        fields: dict[str, str | None] = {}
-        given: dict[str, tuple[str, Collection[str]]] = {
-            "object": (object, OBJECTS),
-            "colour": (colour, COLOURS),
-            "place": (place, PLACES),
-            "style": (style, STYLES),
-        }
-        for name, (value, known) in given.items():
-            if value == "none" and name in ("colour", "style"):
-                fields[name] = None
-            elif value and value not in known:
-                raise SettingError(f"There is no {name} {value!r}; choose one of: {', '.join(known)}.")
-            elif value:
-                fields[name] = value
-        scene = draw(replace(sample_scene(seed), **fields), size, frames=frames)  # type: ignore[arg-type]
-        write_clip(out, Clip(scene.frames, 8.0))
-    print(json.dumps({"caption": scene.caption, "frames": frames, "size": size}))
-
-
-@toyworld.command()
-def showcase(
-    static: Annotated[Path, typer.Option(help="The folder that the page serves.")] = Path("static"),
-) -> None:
-    """Make the edits that ship with the page's examples, and the pictures of its task cards (some minutes on a CPU)."""
-    with _refusals():
-        from .toyworld.showcase import showcase_steps
-
-        made = _watch(showcase_steps(static))
-    print(json.dumps([str(folder) for folder in made]))

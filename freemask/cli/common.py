@@ -1,0 +1,81 @@
+"""What the commands share: refusals in one sentence, a progress bar, and the reading of options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..errors import FreeMaskError, InputError, SettingError
+from ..jobs import Step
+
+if TYPE_CHECKING:
+    from ..edit import Editor
+
+__all__ = ["BACKBONE", "DTYPE", "errors", "load", "processes", "refusals", "size_of", "watch"]
+
+BACKBONE = "mini, zeroscope, modelscope, a hub id or a folder."
+DTYPE = "fp16, bf16 or fp32 (not on CUDA); left out: fp16 on CUDA, else fp32."
+errors = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turns our errors into one sentence and an exit code."""
+    try:
+        yield
+    except FreeMaskError as error:
+        errors.print(f"freemask: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+
+
+def watch(steps: Generator[Step, None, Any]) -> Any:
+    """Runs steps under a progress bar with an ETA on standard error; returns their result."""
+    columns = (
+        TextColumn("{task.description:>12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors) as progress:
+        tasks: dict[str, Any] = {}
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as stop:
+                return stop.value
+            if step.stage not in tasks:
+                tasks[step.stage] = progress.add_task(step.stage, total=step.total)
+            progress.update(tasks[step.stage], completed=step.index)
+
+
+def processes(given: int | None, editor: Editor) -> int:
+    """How many processes measure: one a core without a GPU, this one alone (0) with."""
+    if given is not None:
+        return given
+    return (os.cpu_count() or 1) if editor.backbone.device.type == "cpu" else 0
+
+
+def load(backbone: str, dtype: str, low_vram: bool = False) -> Editor:
+    """The editor in the precision asked for; one that cannot be is refused before anything is loaded."""
+    from ..backbone import named_dtype
+    from ..edit import Editor
+
+    return Editor.load(backbone, dtype=named_dtype(dtype), low_vram=low_vram)
+
+
+def size_of(text: str) -> tuple[int, int] | None:
+    """ "576x320" -> (576, 320); "" -> None."""
+    if not text:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.strip().isdigit() for p in parts):
+        raise SettingError(f"size is {text!r}: write WIDTHxHEIGHT, such as 64x64.")
+    return int(parts[0]), int(parts[1])

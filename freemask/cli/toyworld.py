@@ -1,0 +1,142 @@
+"""`python -m freemask toyworld …`: train, judge and show the rendered world that mini knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import SettingError
+from .common import errors, processes, refusals, watch
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="The rendered world that the mini backbone was trained on.")
+
+
+@app.command()
+def train(
+    stage: Annotated[str, typer.Argument(help="decoder, frames, clips, in this order; or a judge: classifier, clip.")],
+    run: Annotated[Path, typer.Option(help="The folder for checkpoints, logs and sample sheets.")],
+    steps: Annotated[
+        int | None, typer.Option(help="Steps; for frames and clips, more of them. [4000; clip 2000]")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="How long (decoder).")] = 25,
+    batch: Annotated[int, typer.Option(help="Frames or clips a step (frames, clips).")] = 32,
+    lr: Annotated[float, typer.Option(help="Peak learning rate (frames, clips).")] = 2e-3,
+    size: Annotated[int, typer.Option(help="Side of a frame in pixels.")] = 64,
+    device: Annotated[str, typer.Option(help="cpu or cuda; judges train on the CPU.")] = "cpu",
+    init: Annotated[
+        Path | None, typer.Option(help="A backbone folder whose weights begin a new run (frames, clips).")
+    ] = None,
+) -> None:
+    """Train the mini backbone, resuming from the run's checkpoints, or one of the models that judge its clips."""
+    with refusals():
+        from ..toyworld.classify import train_classifier
+        from ..toyworld.clip import train_clip
+        from ..toyworld.decoder import train_decoder
+        from ..toyworld.models import Recipe
+        from ..toyworld.train import train_unet
+
+        recipe = Recipe(size=size)
+        if stage == "decoder":
+            train_decoder(run, recipe, minutes=minutes, device=device)
+        elif stage in ("frames", "clips"):
+            train_unet(run, recipe, stage=stage, steps=steps or 4000, batch=batch, lr=lr, device=device, init=init)
+        elif stage == "classifier":
+            train_classifier(run / "classifier.safetensors", size=size, steps=steps or 4000)
+        elif stage == "clip":
+            train_clip(run / "clip", size=size, steps=steps or 2000)
+        else:
+            raise SettingError(f"There is no stage {stage!r}: choose decoder, frames, clips, classifier or clip.")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Option(help="The folder of a training run.")],
+    out: Annotated[Path, typer.Option(help="Where the backbone is saved.")],
+    size: Annotated[int, typer.Option(help="Side of a frame in pixels.")] = 64,
+) -> None:
+    """Save a run's newest averaged weights as a backbone folder."""
+    from ..toyworld.models import Recipe
+    from ..toyworld.models import export as save
+
+    save(run, Recipe(size=size), out)
+
+
+@app.command()
+def evaluate(
+    backbone: Annotated[str, typer.Option(help="mini or a folder.")] = "mini",
+    clips: Annotated[int, typer.Option(help="How many scenes.", min=1)] = 64,
+    steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 25,
+    seed: Annotated[int, typer.Option(help="The first scene's seed.")] = 3_000_000,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance of the generated clips.")] = 4.0,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core without a GPU when left out.")] = None,
+) -> None:
+    """Measure a backbone on the toy world: what it draws, how it reconstructs, where its words look."""
+    with refusals():
+        from ..run import load_editor
+        from ..toyworld.evaluate import evaluate_steps
+
+        editor = load_editor(backbone)
+        figures = watch(
+            evaluate_steps(
+                editor, clips=clips, steps=steps, seed=seed, guidance=guidance, workers=processes(workers, editor)
+            )
+        )
+    for name, value in figures.items():
+        errors.print(f"{name:>20}: {value}", markup=False)
+    print(json.dumps(figures))
+
+
+@app.command()
+def render(
+    out: Annotated[Path, typer.Argument(help="The MP4 to write.")],
+    seed: Annotated[int, typer.Option(help="The scene; the options below replace its fields.")] = 0,
+    object: Annotated[str, typer.Option(help="car, jeep, bus, …")] = "",
+    colour: Annotated[str, typer.Option(help="red, yellow, …, or none.")] = "",
+    place: Annotated[str, typer.Option(help="grass, snow, …")] = "",
+    style: Annotated[str, typer.Option(help="sketch, watercolor, pixel, or none.")] = "",
+    size: Annotated[int, typer.Option(help="Side of a frame in pixels.", min=16)] = 256,
+    frames: Annotated[int, typer.Option(help="How many frames.", min=1)] = 8,
+) -> None:
+    """Render a scene of the toy world, a clip whose every word mini knows."""
+    from dataclasses import replace
+
+    from ..toyworld.scenes import COLOURS, OBJECTS, PLACES, STYLES, sample_scene
+    from ..toyworld.scenes import render as draw
+    from ..video import Clip, write_clip
+
+    with refusals():
+        fields: dict[str, str | None] = {}
+        given: dict[str, tuple[str, Collection[str]]] = {
+            "object": (object, OBJECTS),
+            "colour": (colour, COLOURS),
+            "place": (place, PLACES),
+            "style": (style, STYLES),
+        }
+        for name, (value, known) in given.items():
+            if value == "none" and name in ("colour", "style"):
+                fields[name] = None
+            elif value and value not in known:
+                raise SettingError(f"There is no {name} {value!r}; choose one of: {', '.join(known)}.")
+            elif value:
+                fields[name] = value
+        scene = draw(replace(sample_scene(seed), **fields), size, frames=frames)  # type: ignore[arg-type]
+        write_clip(out, Clip(scene.frames, 8.0))
+    print(json.dumps({"caption": scene.caption, "frames": frames, "size": size}))
+
+
+@app.command()
+def showcase(
+    static: Annotated[Path, typer.Option(help="The folder that the page serves.")] = Path("static"),
+) -> None:
+    """Make the edits that ship with the page's examples, and the pictures of its task cards (some minutes on a CPU)."""
+    with refusals():
+        from ..toyworld.showcase import showcase_steps
+
+        made = watch(showcase_steps(static))
+    print(json.dumps([str(folder) for folder in made]))
