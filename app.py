@@ -157,7 +157,7 @@ def build(
                 api_name="edit",
                 **watching,
             )
-        inputs.cancel.click(desk.cancel, None, results.status, cancels=edits, queue=False, **quiet)
+        inputs.cancel.click(desk.cancel, None, results.status, queue=False, **quiet)
 
         # What came of it.
         arrived = demo.load(desk.arrive, token, results.outputs, js=ARRIVE, concurrency_limit=None, **plain)

@@ -113,14 +113,15 @@ class Job:
         return self._cancel
 
     def cancel(self) -> None:
-        """End the job: at once while it waits, within one step while it runs. Harmless on a job that has ended."""
+        """End the job: at once while it waits, within one step while it runs. Those who follow it hear of it now.
+        Harmless on a job that has ended."""
         worker = self._worker
         with worker._changed:
             self._cancel = True
             if self._state == "waiting":
                 worker._waiting.remove(self)
                 worker._settle(self, "cancelled")
-                worker._tell(self, *worker._waiting)
+            worker._tell(self, *worker._waiting)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the end. False when `timeout` seconds passed first."""

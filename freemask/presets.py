@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -40,6 +41,7 @@ __all__ = [
     "load_preset",
     "make_settings",
     "read_settings",
+    "read_size",
     "task_names",
 ]
 
@@ -267,6 +269,16 @@ def make_settings(**values: Any) -> Settings:
         )
     backbone_folder(settings.backbone)
     return replace(settings, backbone=backbone_name(settings.backbone))
+
+
+def read_size(text: str) -> tuple[int, int] | None:
+    """A (width, height) as people write it, such as "576x320"; None for an empty text, else SettingError."""
+    if not text.strip():
+        return None
+    found = re.fullmatch(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*", text, re.IGNORECASE)
+    if found is None:
+        raise SettingError(f"size is {text!r}: write width x height in pixels, such as 128x128, or leave it empty.")
+    return int(found[1]), int(found[2])
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -89,7 +89,12 @@ def test_cancel_ends_a_running_job_within_one_step(worker: Worker) -> None:
     job = worker.submit(work)
     work.allow(2)
     assert any(state.step and state.step.index == 2 for state in job.follow(every=PATIENCE))
+    heard = threading.Event()
+    following = iter(job.follow(every=10 * PATIENCE))
+    next(following)
+    threading.Thread(target=lambda: next(following) and heard.set(), daemon=True).start()
     job.cancel()
+    assert heard.wait(PATIENCE) and job.snapshot.state == "running"  # those who follow hear of it before it ends
     work.allow(1)  # the step that was under way
     assert job.wait(PATIENCE)
     assert work.ended.is_set()

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SettingError
-from ..presets import FAST, make_settings, read_settings
+from ..presets import FAST, make_settings, read_settings, read_size
 from . import toyworld
-from .common import BACKBONE, DTYPE, errors, load, processes, refusals, size_of, watch
+from .common import BACKBONE, DTYPE, errors, load, processes, refusals, watch
 
 __all__ = ["app"]
 
@@ -100,7 +100,7 @@ def edit(
             frames=frames,
             start=start,
             fps=_fps(fps),
-            size=size_of(size),
+            size=read_size(size),
             eta=eta,
             seed=seed,
             features=features,
@@ -230,7 +230,7 @@ def profile(
         from ..bench import full_backbone, profile_steps
         from ..edit import Editor
 
-        shape, precision = size_of(size), named_dtype(dtype)
+        shape, precision = read_size(size), named_dtype(dtype)
         editor = Editor(full_backbone(dtype=precision)) if backbone == "full" else load(backbone, dtype)
         figures = watch(profile_steps(editor, steps=steps, frames=frames, size=shape, repeats=repeats))
     print(json.dumps(figures | {"backbone": backbone}))

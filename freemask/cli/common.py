@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..errors import FreeMaskError, InputError, SettingError
+from ..errors import FreeMaskError, InputError
 from ..jobs import Step
 
 if TYPE_CHECKING:
     from ..edit import Editor
 
-__all__ = ["BACKBONE", "DTYPE", "errors", "load", "processes", "refusals", "size_of", "watch"]
+__all__ = ["BACKBONE", "DTYPE", "errors", "load", "processes", "refusals", "watch"]
 
 BACKBONE = "mini, zeroscope, modelscope, a hub id or a folder."
 DTYPE = "fp16, bf16 or fp32 (not on CUDA); left out: fp16 on CUDA, else fp32."
@@ -69,13 +69,3 @@ def load(backbone: str, dtype: str, low_vram: bool = False) -> Editor:
     from ..edit import Editor
 
     return Editor.load(backbone, dtype=named_dtype(dtype), low_vram=low_vram)
-
-
-def size_of(text: str) -> tuple[int, int] | None:
-    """ "576x320" -> (576, 320); "" -> None."""
-    if not text:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.strip().isdigit() for p in parts):
-        raise SettingError(f"size is {text!r}: write WIDTHxHEIGHT, such as 64x64.")
-    return int(parts[0]), int(parts[1])

@@ -22,13 +22,13 @@ from ..errors import SettingError
 from ..explorer import unpack_bits
 from ..gallery import MASK_SIDE, save_mask_zip
 from ..jobs import Job, QueueFull, Step, Worker
-from ..presets import Example, Settings, make_settings
+from ..presets import Example, Settings, make_settings, read_size
 from ..prompts import check
 from ..video import read_clip
 from . import status
 from .bodies import Body
 from .estimate import Estimates
-from .fields import FIELDS, changed_fields, field_values, follow_link, optional, read_size, same_clip
+from .fields import FIELDS, changed_fields, field_values, follow_link, optional, same_clip
 from .visits import Run, Visit, Visits
 from .wire import collecting, file_data, picture_uri, shown
 from .zero import in_context
@@ -213,12 +213,13 @@ class Desk:
         """A page was closed, is loaded again, or lost its connection."""
         self._visits.leave(request.session_hash or "")
 
-    def cancel(self, request: gr.Request) -> str:
-        """Cancel what this visitor has queued or running."""
+    def cancel(self, request: gr.Request) -> Any:
+        """Cancel what this visitor has queued or running. The edit itself tells of it, as its last word: were it told
+        here, what the edit told just before could come after it and stay."""
         jobs = self._visits.of(request.session_hash or "").active
         for job in jobs:
             job.cancel()
-        return status.cancelled() if jobs else status.idle()
+        return gr.skip() if jobs else status.idle()
 
     def history(self, request: gr.Request) -> tuple[Any, str]:
         """The choices among this visitor's last runs, and the table that compares them."""
@@ -313,13 +314,13 @@ class Desk:
         """The status at each change, then the results."""
         glance = ""
         for now in job.follow():
+            if job.cancelled and now.state != "done":
+                yield status.cancelled(), *SKIPPED
+                return
             if now.step and now.step.picture is not None:
                 glance = picture_uri(now.step.picture)
             if not now.ended:
                 yield status.running(now, glance), *SKIPPED
-        if now.state == "cancelled":
-            yield status.cancelled(), *SKIPPED
-            return
         with collecting() as errors:
             run: Run = job.result()
         for error in errors:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Sequence
 from dataclasses import fields as dataclass_fields
 from functools import lru_cache
@@ -14,8 +13,8 @@ from urllib.parse import parse_qsl, urlencode
 import gradio as gr
 import numpy as np
 
-from ..errors import FreeMaskError, InputError, SettingError
-from ..presets import Example, Settings, backbone_name, load_preset, make_settings, read_settings
+from ..errors import FreeMaskError, InputError
+from ..presets import Example, Settings, backbone_name, load_preset, make_settings, read_settings, read_size
 from ..prompts import align, find_word, infer_word, word_spans, words
 from ..video import probe, read_clip
 from . import status
@@ -37,7 +36,6 @@ __all__ = [
     "follow_trim",
     "link",
     "optional",
-    "read_size",
     "same_clip",
     "take_pace",
     "take_trim",
@@ -241,15 +239,6 @@ def same_clip(run: Run, **mask: Any) -> list[Any]:
 def optional(text: str | None) -> str | None:
     """What was typed into a field that may be empty: its number is read, and refused, by the settings."""
     return (text or "").strip().replace(",", ".") or None
-
-
-def read_size(text: str) -> tuple[int, int] | None:
-    if not text.strip():
-        return None
-    found = re.fullmatch(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*", text, re.IGNORECASE)
-    if found is None:
-        raise SettingError(f"size is {text!r}: write width x height in pixels, such as 128x128, or leave it empty.")
-    return int(found[1]), int(found[2])
 
 
 def _holds(prompt: str, word: str) -> bool:
