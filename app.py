@@ -128,8 +128,8 @@ def build(
         costly += [advanced.features, advanced.low_vram]
         gr.on([part.change for part in costly], desk.tell_cost, costly, inputs.estimate, **live)
 
-        # The edit. The worker is the queue that visitors see: as many edits as it holds may watch it, one computes.
-        watching: dict[str, Any] = {"concurrency_limit": WAITING + 1, "concurrency_id": "edit"}
+        # The edit. The worker is the queue that visitors see, and refuses what it cannot hold: none waits before it.
+        watching: dict[str, Any] = {"concurrency_limit": None}
         cell = results.studio.use(page.take_cell, results.run, inputs.all, **plain)
         painted = results.studio.paint(desk.take_painting, results.run, inputs.all, **plain)
         edits = []
@@ -174,7 +174,7 @@ def build(
             opened.then(page.open_link, results.run, results.link, **quiet)
             opened.then(desk.tell_cost, costly, inputs.estimate, **quiet)
         for finished in (*edits, arrived):
-            finished.success(desk.history, None, [results.choice, results.history], **quiet)
+            finished.success(desk.history, results.run, [results.choice, results.history], **quiet)
         gr.on(
             [results.word.input, results.frame.input],
             page.show_masks,

@@ -117,6 +117,8 @@ class Job:
         Harmless on a job that has ended."""
         worker = self._worker
         with worker._changed:
+            if self._look().ended:
+                return
             self._cancel = True
             if self._state == "waiting":
                 worker._waiting.remove(self)

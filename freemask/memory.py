@@ -47,7 +47,7 @@ SLACK = 0.9  # of the free memory that is counted on
 class Need:
     """Bytes: `weights` that stay on the device, a batch `row` of the UNet's forward, `autoencoder` for the frames that
     it takes at once, `pivots` of the trajectory; `features` of the source if they are stored, `pinned` if that is in
-    pinned host RAM, and `pair` of them that a site reads."""
+    pinned host RAM, `step` those of a span's forward, and `pair` those that a site reads."""
 
     weights: int
     row: int
@@ -55,6 +55,7 @@ class Need:
     pivots: int
     features: int
     pinned: int
+    step: int
     pair: int
 
     def peak(self, features: FeatureSource, one_row: bool = False) -> int:
@@ -63,6 +64,11 @@ class Need:
         rows = 1 if one_row else 3 if features == "replay" else 2
         kept = self.features if features == "store" else 2 * self.pair if features == "host" or one_row else 0
         return self.weights + self.pivots + kept + max(rows * self.row, self.autoencoder) + WORKSPACE
+
+    def in_process(self) -> Need:
+        """The same where the device is the host: the heap holds more than lives in a forward, and what waits in host
+        RAM for its step is there too."""
+        return replace(self, row=int(HEAP * self.row), pair=self.step // 2)
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -177,6 +183,7 @@ def need(backbone: Backbone, task: Preset, *, steps: int, shape: tuple[int, ...]
         pivots=(steps + 1) * 4 * int(torch.Size(shape).numel()),
         features=sum((q + k) * count for q, k, count in kept),
         pinned=sum((_pinned(q) + _pinned(k)) * count for q, k, count in kept),
+        step=sum(q + k for q, k, count in kept if count) // len(spans(shape[2], backbone.native_frames)),
         pair=max((q + k for q, k, count in kept if count), default=0),
     )
 
@@ -215,13 +222,11 @@ class Peak:
         return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
     def expected(self, wanted: Need, features: FeatureSource, one_row: bool) -> float:
-        """The peak in MiB that `wanted` tells. On the CPU it is the process's, with code and weights, what is kept in
-        host RAM, and more than lives of what comes and goes."""
+        """The peak in MiB that `wanted` tells; on the CPU the process's, which holds its code and weights before."""
         if self.device.type == "cuda":
             return round(wanted.peak(features, one_row) / 2**20, 1)
-        heap = replace(wanted, row=int(HEAP * wanted.row))
-        peak = heap.peak("store" if features == "host" else features, one_row)
-        return round(self.before + (peak - heap.weights) / 2**20, 1)
+        peak = wanted.in_process().peak("store" if features == "host" else features, one_row)
+        return round(self.before + (peak - wanted.weights) / 2**20, 1)
 
 
 def choose_features(asked: Need, device: torch.device, free: tuple[int, int]) -> FeatureSource:
@@ -231,9 +236,10 @@ def choose_features(asked: Need, device: torch.device, free: tuple[int, int]) ->
     `free` are bytes on the device and in host RAM, with the weights in place.
     """
     here, host = (SLACK * one for one in free)
+    needed = asked if device.type == "cuda" else asked.in_process()
 
     def fits(features: FeatureSource) -> bool:
-        return asked.peak(features) - asked.weights <= here
+        return needed.peak(features) - needed.weights <= here
 
     if fits("store") and (device.type == "cuda" or asked.features <= min(HOST, host)):
         return "store"

@@ -242,8 +242,10 @@ def test_a_visitors_runs_masks_and_fields(clip: Path, tmp_path: Path) -> None:
             *_, done = desk.edit(one, **(fields(None, steps=2, seed=seed) | {"clip": str(clip)}))
             runs.append(done[-1])
         assert not runs[0].folder.exists() and all(run.folder.exists() for run in runs[1:])
-        choices, table = desk.history(one)
+        choices, table = desk.history(runs[-1], one)
         assert [name for _, name in choices.choices] == [run.folder.name for run in runs[1:]]
+        assert choices.value == runs[-1].folder.name
+        assert desk.history(runs[3], one)[0].value == runs[3].folder.name
         assert "seed" in table and "guidance" not in table
         assert desk.show_run(runs[3].folder.name, one)[-1] is runs[3]
         for gone in (runs[0].folder.name, "../..", None):

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -22,6 +23,7 @@ from freemask.bench import (
     markdown,
     save_figure,
     selftest_steps,
+    speed,
     toyworld_samples,
 )
 from freemask.bench.benchmark import warped_psnr
@@ -318,6 +320,29 @@ def test_the_paper_sized_row_is_counted():
     assert row_flops(full_backbone("meta"), (1, 4, 8, 64, 64)) == pytest.approx(10.4e12, rel=0.01)
 
 
+def test_what_is_compared_takes_turns(monkeypatch):
+    """A stage of three steps and what it does after the last; seconds are counted by a clock that the test moves."""
+    clock, order = [0.0], list[str]()
+
+    def spend(name, seconds):
+        order.append(name)
+        clock[0] += seconds
+
+    def stage():
+        for _ in range(3):
+            spend("ours", 2)
+            yield
+        spend("ours", 1)
+        return "made"
+
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
+    told = speed.in_turn(stage(), [lambda: spend("theirs", 1)] * 3, torch.device("cpu"))
+    assert told == ((7, 3), "made")
+    assert order == ["ours", "theirs"] * 3 + ["ours"]
+    with pytest.raises(AssertionError, match="more steps"):
+        speed.in_turn(stage(), [lambda: None] * 2, torch.device("cpu"))
+
+
 def test_a_profile_accounts_for_the_time():
     told = CliRunner().invoke(app, ["profile", "--steps", "2", "--repeats", "1", "--frames", "2"])
     assert not told.exception, told.exception
@@ -327,7 +352,10 @@ def test_a_profile_accounts_for_the_time():
     assert table["invert"]["tflop"] == pytest.approx(2 * row, abs=1e-3)
     assert 0 < table["edit"]["share"] < 1.5 and "tflop" not in table["decode"]
     assert 0 < figures["floor_seconds"] < table["all, files written"]["seconds"]
-    assert all(figures[name] > 0 for name in ("matrix_tflops", "peer"))
+    assert figures["matrix_tflops"] > 0
+    ours, theirs = figures["seconds"]["edit_replay"]
+    assert figures["overhead_edit"]["replay"] == pytest.approx(ours / theirs, abs=0.01)
+    assert 0.2 < figures["peer"] < 5 and 0.2 < figures["overhead_invert"]["store"] < 5
     others = figures["others"]
     assert 0 < sum(one["share"] for one in others) < 1
     assert [one["ms"] for one in others] == sorted((one["ms"] for one in others), reverse=True)

@@ -79,14 +79,32 @@ def test_stored_features_are_counted_to_the_byte(editor, clip, name, native):
     pairs = [[x.numel() * x.element_size() for x in pair] for pair in trace.features._kept.values()]
     told = need(own.backbone, task, steps=3, shape=tuple(trace.latents[-1].shape))
     assert told.features == sum(map(sum, pairs)) and told.pair == max(map(sum, pairs))
+    steps: dict[tuple[int, int], int] = {}  # by timestep and span
+    for (t, _, start), pair in zip(trace.features._kept, pairs, strict=True):
+        steps[t, start] = steps.get((t, start), 0) + sum(pair)
+    assert told.step == max(steps.values())
     assert told.pinned == sum(2 ** math.ceil(math.log2(size)) for pair in pairs for size in pair)
 
 
 def test_what_is_stored_saves_a_row():
-    asked = Need(weights=100, row=10, autoencoder=1, pivots=2, features=50, pinned=64, pair=3)
+    asked = Need(weights=100, row=10, autoencoder=1, pivots=2, features=50, pinned=64, step=6, pair=3)
     told = [asked.peak(way) - memory.WORKSPACE for way in ("replay", "store", "host")]
     assert told == [132, 172, 128]
     assert asked.peak("replay", one_row=True) - memory.WORKSPACE == 118
+
+
+def test_a_process_holds_what_is_kept_anywhere_and_more_than_lives(monkeypatch):
+    """Of 100 bytes of weights that it held before; in bytes where a MiB is one."""
+    monkeypatch.setattr(memory, "HEAP", 2)
+    mib = 2**20
+    sizes = {"weights": 100, "row": 10, "autoencoder": 1, "pivots": 2, "features": 50, "pinned": 64, "step": 6}
+    asked = Need(**{name: size * mib for name, size in sizes.items()}, pair=3 * mib)
+    peak = Peak(torch.device("cpu"))
+    peak.before = 1000
+    workspace = memory.WORKSPACE // mib
+    told = [peak.expected(asked, way, False) for way in ("replay", "store", "host")]
+    assert told == [1062 + workspace, 1092 + workspace, 1092 + workspace]
+    assert peak.expected(asked, "replay", True) == 1028 + workspace
 
 
 def test_a_long_clip_needs_no_more_forward_memory(editor):
@@ -110,7 +128,7 @@ def test_a_long_clip_needs_no_more_forward_memory(editor):
 )
 def test_features_are_kept_where_they_fit(device, features, free, expected):
     own = {"weights": 4 * GIB, "row": 2 * GIB // 3, "autoencoder": GIB, "pivots": GIB // 100}
-    asked = Need(**own, features=features, pinned=3 * features // 2, pair=GIB // 10)
+    asked = Need(**own, features=features, pinned=3 * features // 2, step=GIB, pair=GIB // 10)
     host = free if device == "cpu" else 16 * GIB
     assert choose_features(asked, torch.device(device), (free, host)) == expected
 

@@ -15,7 +15,7 @@ import typer
 from ..errors import SettingError
 from ..presets import FAST, make_settings, read_settings, read_size
 from . import toyworld
-from .common import BACKBONE, DTYPE, errors, load, processes, refusals, watch
+from .common import BACKBONE, DTYPE, console, load, processes, refusals, watch
 
 __all__ = ["app"]
 
@@ -130,13 +130,13 @@ def edit(
 
         chosen = check(clip, settings)
         inferred = "" if settings.word else " (inferred; --word overrides it)"
-        errors.print(f"Edited word: {chosen}{inferred}", markup=False)
+        console.print(f"Edited word: {chosen}{inferred}", markup=False)
         from ..run import run_steps  # torch is imported only once the input is known to be good
 
         editor = load(settings.backbone, dtype, settings.low_vram) if dtype else None
         report = watch(run_steps(clip, settings, out, editor=editor))
     for warning in report["words"]["warnings"]:
-        errors.print(f"Note: {warning}", markup=False, soft_wrap=True)
+        console.print(f"Note: {warning}", markup=False, soft_wrap=True)
     print(json.dumps(report))
 
 
@@ -157,9 +157,9 @@ def download(
         if folder is not None:
             raise SettingError(f"{backbone} is no download: it is the folder {folder}.")
         plan = plan_download(backbone)
-        errors.print(str(plan), markup=False, soft_wrap=True)
+        console.print(str(plan), markup=False, soft_wrap=True)
         figures = {"hub_id": plan.hub_id, "licence": plan.licence, "bytes": plan.bytes, "folder": str(plan.run())}
-    errors.print(f"Try it: python -m freemask selftest --backbone {backbone}", markup=False, soft_wrap=True)
+    console.print(f"Try it: python -m freemask selftest --backbone {backbone}", markup=False, soft_wrap=True)
     print(json.dumps(figures))
 
 
@@ -180,7 +180,7 @@ def selftest(
 
         figures = watch(selftest_steps(backbone, out, dtype=named_dtype(dtype), steps=steps))
     for line in figures.pop("words"):
-        errors.print(line, markup=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=True)
     print(json.dumps(figures))
     if not figures["passed"]:
         raise typer.Exit(1)
@@ -218,7 +218,7 @@ def score(
 @app.command()
 def profile(
     backbone: Annotated[str, typer.Option(help="full (zeroscope's size with random weights), " + BACKBONE)] = "mini",
-    steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 10,
+    steps: Annotated[int, typer.Option(help="Steps in each direction.", min=2, max=200)] = 10,
     frames: Annotated[int, typer.Option(help="How many frames.")] = 8,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; the backbone's own where left out.")] = "",
     repeats: Annotated[int, typer.Option(help="Interleaved repetitions; medians are reported.", min=1)] = 5,
@@ -278,7 +278,7 @@ def calibrate(
         save_codebook_figure([out.with_suffix(".png"), out.with_suffix(".pdf")], asdict(book), frame, maps)
         part.unlink(missing_ok=True)
     for reason in book.skipped:
-        errors.print(f"Skipped {reason}", markup=False, soft_wrap=True)
+        console.print(f"Skipped {reason}", markup=False, soft_wrap=True)
     figures = {
         "backbone": book.backbone,
         "dataset": book.dataset,
@@ -343,5 +343,5 @@ def benchmark(
         (out / "table.json").write_text(json.dumps(table, indent=1) + "\n")
         (out / "table.md").write_text(text + "\n")
         save_figure(out / "table.png", table)
-    errors.print(text, markup=False, soft_wrap=True)
+    console.print(text, markup=False, soft_wrap=True)
     print(json.dumps(table))

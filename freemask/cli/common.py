@@ -17,11 +17,11 @@ from ..jobs import Step
 if TYPE_CHECKING:
     from ..edit import Editor
 
-__all__ = ["BACKBONE", "DTYPE", "errors", "load", "processes", "refusals", "watch"]
+__all__ = ["BACKBONE", "DTYPE", "console", "load", "processes", "refusals", "watch"]
 
 BACKBONE = "mini, zeroscope, modelscope, a hub id or a folder."
 DTYPE = "fp16, bf16 or fp32 (not on CUDA); left out: fp16 on CUDA, else fp32."
-errors = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False)
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except FreeMaskError as error:
-        errors.print(f"freemask: {error}", markup=False, soft_wrap=True)
+        console.print(f"freemask: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
 
 
@@ -44,7 +44,7 @@ def watch(steps: Generator[Step, None, Any]) -> Any:
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors) as progress:
+    with Progress(*columns, console=console) as progress:
         tasks: dict[str, Any] = {}
         while True:
             try:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import SettingError
-from .common import errors, processes, refusals, watch
+from .common import console, processes, refusals, watch
 
 __all__ = ["app"]
 
@@ -88,7 +88,7 @@ def evaluate(
             )
         )
     for name, value in figures.items():
-        errors.print(f"{name:>20}: {value}", markup=False)
+        console.print(f"{name:>20}: {value}", markup=False)
     print(json.dumps(figures))
 
 

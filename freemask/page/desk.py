@@ -221,11 +221,13 @@ class Desk:
             job.cancel()
         return gr.skip() if jobs else status.idle()
 
-    def history(self, request: gr.Request) -> tuple[Any, str]:
-        """The choices among this visitor's last runs, and the table that compares them."""
+    def history(self, shown: Run | None, request: gr.Request) -> tuple[Any, str]:
+        """The choices among this visitor's last runs, with the one that is shown, and the table that compares them."""
         runs = self._visits.of(request.session_hash or "").runs
         names = [(str(i + 1), run.folder.name) for i, run in enumerate(runs)]
-        choices = gr.Radio(choices=names, value=names[-1][1] if names else None, visible=bool(names))
+        here = shown.folder.name if shown else None
+        value = here if here in [name for _, name in names] else names[-1][1] if names else None
+        choices = gr.Radio(choices=names, value=value, visible=bool(names))
         return choices, status.history([(one.report, _poster(one.folder)) for one in runs])
 
     def show_run(self, name: str, request: gr.Request) -> tuple[Any, ...]:

@@ -77,11 +77,12 @@ class Estimates:
         if cost:
             return cost.memory
         spec = known_backbone(settings.backbone)
-        if not (spec and spec.hub_id and spec.working_set and spec.weight_bytes):
+        kept = settings.features in ("store", "auto")  # so much that only the device can tell
+        if kept or not (spec and spec.hub_id and spec.working_set and spec.weight_bytes):
             return None
         width, height = settings.size or spec.size
         cells = width * height / spec.vae_factor**2
-        batch = 1 if settings.low_vram else 3
+        batch = 1 if settings.low_vram else 3 if settings.features == "replay" else 2
         unet = batch * min(settings.frames, spec.frames) * cells * spec.working_set["unet"]
         return (spec.weight_bytes + unet) / 2**20
 
