@@ -76,7 +76,7 @@ class Fusing:
         self.keep_changed = False
         self.sites: dict[Site, Hook] = {}
         self.features = trace.features
-        self.cached: dict[tuple[str, int], tuple[Tensor, bool, bool]] = {}
+        self.cached: dict[tuple[str, int], tuple[Tensor, bool | None]] = {}
 
     def begin(self, t: int, kinds: set[str], keep_changed: bool) -> None:
         """A step with label `t` begins, in which sites are fused whose kind's window is open."""
@@ -117,8 +117,9 @@ class Fusing:
         """E: the object, or for a style the background."""
         return self.object(t) if self.task.region == "object" else ~self.object(t)
 
-    def _mask(self, what: str, site: Site, device: torch.device) -> Tensor:
-        """E, m or the temporal m of this step on the span's frames at a site's grid: (f, p) bool, True = may change."""
+    def _mask(self, what: str, site: Site, device: torch.device) -> tuple[Tensor, bool | None]:
+        """E, m or the temporal m of this step on the span's frames at a site's grid, (f, p) bool, True = may change;
+        and what it is on the whole clip, where it is the same everywhere: known without asking the device."""
         key = what, site.level
         if key not in self.cached:
             grid = site.grid(self.trace.grid)
@@ -129,13 +130,9 @@ class Fusing:
             else:
                 mask = resize(self.object(self.t), grid) & (self.task.delta == 0)
             flat = torch.from_numpy(rearrange(mask, "f h w -> f (h w)"))
-            self.cached[key] = flat.to(device), bool(flat.any()), bool(flat.all())
-        return self.cached[key][0][self.span.frames]
-
-    def _is(self, every: bool, what: str, site: Site) -> bool:
-        """Whether a mask that was asked for holds everywhere, or nowhere: known without asking the device."""
-        _, some, whole = self.cached[what, site.level]
-        return whole if every else not some
+            self.cached[key] = flat.to(device), True if flat.all() else None if flat.any() else False
+        there, whole = self.cached[key]
+        return there[self.span.frames], whole
 
     def keep(self, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of the source's row alone, its Q and K kept for the edit's."""
@@ -152,17 +149,17 @@ class Fusing:
             q0, k0 = self.features.read((self.t, site.name, self.span.start))
         q1, k1, v1 = qs[at], ks[at], vs[at]
         if site.kind == "temporal":
-            m = rearrange(self._mask("temporal", site, q.device), "f p -> p f")
+            m = rearrange(self._mask("temporal", site, q.device)[0], "f p -> p f")
             q1.copy_(fuse_temporal(q0, q1, m))
             k1.copy_(fuse_temporal(k0, k1, m))
             return attend(q, k, v)
         if site.kind == "self":
-            e = self._mask("E", site, q.device)
-            if self._is(False, "E", site):  # A0 alone
+            e, whole = self._mask("E", site, q.device)
+            if whole is False:  # A0 alone
                 q1.copy_(q0)
                 k1.copy_(k0)
             out = attend(q, k, v)
-            if not (self._is(True, "E", site) or self._is(False, "E", site)):
+            if whole is None:
                 edit = out.chunk(count)[at]
                 edit.copy_(fuse_self(q0, k0, v1, edit, e))
             return out
@@ -171,7 +168,7 @@ class Fusing:
         a = fuse_cross(
             probabilities(q0, k0),
             a1,
-            self._mask("m", site, q.device),
+            self._mask("m", site, q.device)[0],
             self.tokens,
             reweight=self.task.reweight,
             keep_changed=self.keep_changed,

@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 from .attention import find_sites
 from .backbone import Backbone
 from .fusing import fused_sites, windows
-from .presets import FeatureSource, Preset, known_backbone
+from .presets import FeatureSource, Preset, batch_rows, known_backbone
 from .spans import spans
 
 __all__ = ["Need", "Peak", "choose_features", "free_bytes", "need", "run_dry"]
@@ -61,9 +61,9 @@ class Need:
     def peak(self, features: FeatureSource, one_row: bool = False) -> int:
         """On the device at once, where the source's features come from there: replayed, they are a third batch row;
         from host RAM, the next pair comes while one is used."""
-        rows = 1 if one_row else 3 if features == "replay" else 2
+        rows = batch_rows(features, one_row) * self.row
         kept = self.features if features == "store" else 2 * self.pair if features == "host" or one_row else 0
-        return self.weights + self.pivots + kept + max(rows * self.row, self.autoencoder) + WORKSPACE
+        return self.weights + self.pivots + kept + max(rows, self.autoencoder) + WORKSPACE
 
     def in_process(self) -> Need:
         """The same where the device is the host: the heap holds more than lives in a forward, and what waits in host

@@ -31,6 +31,7 @@ __all__ = [
     "Preset",
     "Settings",
     "Solver",
+    "batch_rows",
     "backbone_folder",
     "backbone_name",
     "backbone_spec",
@@ -277,8 +278,13 @@ def read_size(text: str) -> tuple[int, int] | None:
         return None
     found = re.fullmatch(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*", text, re.IGNORECASE)
     if found is None:
-        raise SettingError(f"size is {text!r}: write width x height in pixels, such as 128x128, or leave it empty.")
+        raise SettingError(f"size is {text!r}: write WIDTHxHEIGHT in pixels, such as 128x128, or leave it empty.")
     return int(found[1]), int(found[2])
+
+
+def batch_rows(features: FeatureSource, one_row: bool) -> int:
+    """How many batch rows an edit's forwards have: two of guidance, and the source's own where it is replayed."""
+    return 1 if one_row else 3 if features == "replay" else 2
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -192,19 +191,19 @@ def test_a_visitor_has_one_place_for_inversions(address: str, clip: Path, gate: 
 
 
 def test_what_is_a_visitors_goes_after_they_left(clip: Path, tmp_path: Path) -> None:
-    request = SimpleNamespace(session_hash="one")
+    request, away = SimpleNamespace(session_hash="one"), 0.1
     with Worker() as worker:
         desk = page.Desk(
-            worker, lambda *args: page.painted_circles(*args, pause=lambda: None), folder=tmp_path, away=0.1
+            worker, lambda *args: page.painted_circles(*args, pause=lambda: None), folder=tmp_path, away=away
         )
         settings = fields(None, steps=2) | {"clip": str(clip)}
         *_, last = desk.edit(request, **settings)  # a session that no page began, as a client of the API
         folder = last[-1].folder
         assert folder.exists()
-        deadline = time.monotonic() + PATIENCE
-        while any(tmp_path.iterdir()) and time.monotonic() < deadline:  # the run's folder goes first, the visit's last
-            time.sleep(0.02)
-        assert not any(tmp_path.iterdir())
+        for timer in threading.enumerate():
+            if isinstance(timer, threading.Timer) and timer.interval == away:
+                timer.join(PATIENCE)
+        assert not folder.exists() and not any(tmp_path.iterdir())
 
 
 def test_a_reloaded_page_finds_its_job_and_its_result(clip: Path, gate: Gate, tmp_path: Path) -> None:

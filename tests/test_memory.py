@@ -94,7 +94,7 @@ def test_what_is_stored_saves_a_row():
 
 
 def test_a_process_holds_what_is_kept_anywhere_and_more_than_lives(monkeypatch):
-    """Of 100 bytes of weights that it held before; in bytes where a MiB is one."""
+    """In MiB: 1000 are held before, 100 of weights among them."""
     monkeypatch.setattr(memory, "HEAP", 2)
     mib = 2**20
     sizes = {"weights": 100, "row": 10, "autoencoder": 1, "pivots": 2, "features": 50, "pinned": 64, "step": 6}

@@ -266,7 +266,7 @@ def refuse(*changes: str) -> str:
         (("--frames", "400"), "1 to 64"),
         (("--frames", "60"), "fewer frames"),
         (("--start", "90"), "start"),
-        (("--size", "huge"), "width x height"),
+        (("--size", "huge"), "WIDTHxHEIGHT"),
         (("--fps", "quick"), "fps"),
         (("--task", "shapes"), "did you mean 'shape'"),
         (("--backbone", "maxi"), "no backbone 'maxi'"),

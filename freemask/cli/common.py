@@ -1,4 +1,4 @@
-"""What the commands share: refusals in one sentence, a progress bar, and the reading of options."""
+"""What the commands share: refusals in one sentence, a progress bar, and how a backbone is loaded."""
 
 from __future__ import annotations
 

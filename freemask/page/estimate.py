@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FreeMaskError
-from ..presets import NATIVE_FRAMES, Settings, backbone_spec, known_backbone
+from ..presets import NATIVE_FRAMES, Settings, backbone_spec, batch_rows, known_backbone
 from ..spans import work
 
 __all__ = ["Estimates", "native_frames", "rows"]
@@ -77,13 +77,14 @@ class Estimates:
         if cost:
             return cost.memory
         spec = known_backbone(settings.backbone)
-        kept = settings.features in ("store", "auto")  # so much that only the device can tell
-        if kept or not (spec and spec.hub_id and spec.working_set and spec.weight_bytes):
+        source = settings.features
+        if source == "auto" or source == "store":  # as much as the device has
+            return None
+        if not (spec and spec.hub_id and spec.working_set and spec.weight_bytes):
             return None
         width, height = settings.size or spec.size
-        cells = width * height / spec.vae_factor**2
-        batch = 1 if settings.low_vram else 3 if settings.features == "replay" else 2
-        unet = batch * min(settings.frames, spec.frames) * cells * spec.working_set["unet"]
+        cells = min(settings.frames, spec.frames) * width * height / spec.vae_factor**2
+        unet = batch_rows(source, settings.low_vram) * cells * spec.working_set["unet"]
         return (spec.weight_bytes + unet) / 2**20
 
 
