@@ -9,9 +9,7 @@ import hashlib
 import json
 import math
 import time
-import zipfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,25 +18,25 @@ from typing import TypeVar
 
 import numpy as np
 
-from . import gallery
 from .attention import find_sites
 from .backbone import free_memory, is_out_of_memory
 from .edit import Denoised, Editor, Steps, Usage
 from .errors import MemoryShortage, SettingError
-from .explorer import save_word_files
 from .features import Features
+from .files import save_files
+from .gallery import read_mask_zip
 from .jobs import Step
 from .masks import resize
 from .memory import Peak, choose_features, free_bytes, need
 from .metrics import clip_metrics, load_clip, psnr
 from .mmc import find_site
 from .plan import is_time_aware
-from .presets import MASKS, FeatureSource, Settings, known_words
-from .prompts import align, check, find_word, warnings, words
-from .trace import CLEAN, SoftMap, Trace, load_trace, save_trace
-from .video import Clip, probe, read_clip, side_by_side, write_clip, write_gif
+from .presets import FeatureSource, Settings, known_words
+from .prompts import align, check, warnings, words
+from .trace import CLEAN, Trace, load_trace, save_trace
+from .video import probe, read_clip
 
-__all__ = ["load_editor", "run_steps", "save_masks"]
+__all__ = ["load_editor", "run_steps"]
 
 
 T = TypeVar("T")
@@ -127,7 +125,7 @@ def _inversion_name(path: Path, settings: Settings, size: tuple[int, int]) -> st
 
 def _read_masks(path: Path, frames: int, size: tuple[int, int]) -> np.ndarray:
     """Masks (f, h, w) bool of a zip at the frames' (width, height); raises SettingError where the shapes differ."""
-    masks = gallery.read_mask_zip(path, frames=frames)
+    masks = read_mask_zip(path, frames=frames)
     (h, w), (width, height) = masks.shape[1:], size
     if abs(w * height / (h * width) - 1) > 0.1:
         raise SettingError(f"The masks are {w}x{h}, the frames {width}x{height}: draw them on this clip's own frames.")
@@ -242,7 +240,6 @@ def run_steps(
         assert trace.restored is not None
         reconstruction = editor.decode(trace.restored, clip)
         result = editor.decode(edited.latents, clip)
-    clock.seconds["total"] = round(time.perf_counter() - start, 4)
     # a style changes every pixel, unless latent blending holds the object, as it does where the place is edited
     held = "background" if preset.region == "object" else "object" if preset.alpha_latent else "nothing"
     keep = {"background": ~edited.plan.shown, "object": edited.plan.shown, "nothing": None}[held]
@@ -288,31 +285,21 @@ def run_steps(
         "metrics": metrics,
         "clip": {"width": size[0], "height": size[1], "frames": len(clip.frames), "fps": clip.fps},
     }
-    out.mkdir(parents=True, exist_ok=True)
-    made = f"Made with AI: FreeMask, a text-driven edit with the model {settings.backbone}."
-
-    def video(name: str, shown: Clip, note: str) -> None:
-        write_clip(out / f"{name}.mp4", shown, audio_from=path, start=settings.start, note=note)
-
-    def maps() -> None:
-        save_masks(out, trace, edited, word, settings.edit)
-        save_word_files(out)
-        sheet = gallery.mask_sheet(out / "words.npz", word, frame=0)
-        gallery.save_png(out / "masks.png", sheet)
-        gallery.save_pdf(out / "masks.pdf", sheet)
-
-    with ThreadPoolExecutor() as pool:  # encoders and compression leave the interpreter to each other
-        writing = [
-            pool.submit(maps),
-            pool.submit(video, "source", clip, ""),
-            pool.submit(video, "edited", result, made),
-            pool.submit(video, "reconstruction", reconstruction, made),
-            pool.submit(video, "comparison", side_by_side(clip, reconstruction, result), made),
-            pool.submit(write_gif, out / "edited.gif", result, note=made),
-        ]
-    for done in writing:
-        done.result()
-    gallery.save_mask_zip(out / MASKS, edited.plan.shown if mask is None else mask)
+    with clock.measure("write"):
+        save_files(
+            out,
+            trace,
+            edited,
+            result,
+            reconstruction,
+            word=word,
+            prompt=settings.edit,
+            mask=mask,
+            audio=path,
+            start=settings.start,
+            note=f"Made with AI: FreeMask, a text-driven edit with the model {settings.backbone}.",
+        )
+    clock.seconds["total"] = round(time.perf_counter() - start, 4)
     (out / "settings.json").write_text(json.dumps(report["settings"], indent=2) + "\n")
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     yield Step("decode", 1, 1)
@@ -322,53 +309,3 @@ def run_steps(
 def _finite(value: float) -> float | None:
     """A figure for JSON, which has neither infinity nor NaN: None."""
     return round(value, 3) if math.isfinite(value) else None
-
-
-def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, prompt: str) -> None:
-    """Writes `masks.npz` (the edited word's maps) and `words.npz` (every word's), both per grid.
-
-    `maps_{h}x{w}` uint8 (t, site, f, h, w) in masks.npz and (t, site, token, f, h, w) in words.npz, with
-    `scales_{h}x{w}` float32 over (t, site, [token,] f): probability = maps / 255 · scale. Timesteps rise.
-    The words of words.npz are the source prompt's, whose maps are the inversion's, then those of the edit prompt that
-    the source lacks, as the edit saw them; `edit_words` are their positions there. `chosen` bool (t, site) marks the
-    maps that the mask was made from, and `mask` bool (f, h, w) is that mask at the latents' grid.
-    """
-    at = find_word(trace.prompt, word)
-    found = words(trace.prompt)
-    cross = [site for site in trace.sites if site.kind == "cross"]
-    shared = {"timesteps": np.array(trace.timesteps), "sites": np.array([s.name for s in cross])}
-    masks, every = dict(shared), dict(shared)
-    for grid in dict.fromkeys(site.grid(trace.grid) for site in cross):
-        sites = [site for site in cross if site.grid(trace.grid) == grid]
-        size = f"{grid[0]}x{grid[1]}"
-        one, each = [], []
-        for t in trace.timesteps:
-            for site in sites:
-                one.append(SoftMap.pack(trace.word_map(t, site, at)[None]))
-                rows = [trace.word_map(t, site, [i]) for i in range(len(found))]
-                rows += [edited.maps[t, site.name].of([n]) for n in range(len(edited.watched))]
-                each.append(SoftMap.pack(np.stack(rows)))
-        lead = (len(trace.timesteps), len(sites))
-        for target, packed, words_axis in ((masks, one, False), (every, each, True)):
-            values = np.stack([p.values for p in packed]).reshape(*lead, -1, *packed[0].values.shape[1:])
-            scales = np.stack([p.scales for p in packed]).reshape(*lead, -1, packed[0].scales.shape[-1])
-            target[f"maps_{size}"] = values if words_axis else values[:, :, 0]
-            target[f"scales_{size}"] = scales if words_axis else scales[:, :, 0]
-            target[f"sites_{size}"] = np.array([s.name for s in sites])
-    masks["tokens"] = np.array([found[i] for i in at])
-    masks["mask"] = edited.plan.shown
-    every["tokens"] = np.array([*found, *(words(prompt)[j] for j in edited.watched)])
-    every["edit_words"] = np.array(edited.watched, np.int64)
-    cells = set(edited.plan.cells)
-    every["chosen"] = np.array([[(t, site.name) in cells for site in cross] for t in trace.timesteps])
-    every["mask"] = edited.plan.object_at[edited.plan.choice.timestep]
-    _save_arrays(out / "masks.npz", masks)
-    _save_arrays(out / "words.npz", every)
-
-
-def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """`numpy.savez_compressed` at the fastest level: on maps it takes a third of the time for a tenth more bytes."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
-        for name, array in arrays.items():
-            with packed.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, array, allow_pickle=False)

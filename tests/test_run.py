@@ -68,7 +68,7 @@ def test_the_report_accounts_for_the_run(done):
     assert report["words"]["word"] == "car" and report["words"]["changed"] == ["bus"]
     assert report["mask"]["timestep"] == "every" and report["mask"]["origin"] == "measured"
     assert 0 < report["mask"]["area"] < 1
-    assert set(report["seconds"]) >= {"encode", "invert", "reconstruct", "edit", "decode", "total"}
+    assert set(report["seconds"]) >= {"encode", "invert", "reconstruct", "edit", "decode", "write", "total"}
     judged = {"clip", "clip_temporal", "frame_accuracy"}
     assert report["metrics"].keys() == {"reconstruction_psnr", "background_psnr"} | judged
 

@@ -25,6 +25,7 @@ from ..backbone import default_device
 from ..ddim import timesteps
 from ..edit import Denoised, Editor
 from ..errors import MaskError
+from ..files import save_masks
 from ..gallery import mask_sheet, save_png
 from ..jobs import Step
 from ..memory import Peak
@@ -32,7 +33,6 @@ from ..metrics import psnr
 from ..mmc import codebook_path, iou, read_codebook
 from ..presets import ROOT, BackboneSpec, backbone_spec, load_preset
 from ..prompts import find_word
-from ..run import save_masks
 from ..toyworld.scenes import render, sample_scene
 from ..trace import Trace
 from ..video import read_clip
