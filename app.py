@@ -20,7 +20,8 @@ import gradio as gr
 from freemask import page
 from freemask.jobs import Worker
 from freemask.page import zero
-from freemask.presets import backbone_name, examples
+from freemask.presets import examples
+from freemask.specs import backbone_name
 
 HERE = Path(__file__).resolve().parent
 WAITING = 8  # jobs that may wait behind the running one

@@ -30,8 +30,8 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .errors import BackboneError, SettingError
-from .presets import NATIVE_FRAMES, backbone_name, backbone_spec, known_backbone
 from .prompts import word_spans
+from .specs import NATIVE_FRAMES, backbone_name, backbone_spec, known_backbone
 from .weights import PARTS, choose_weights, fetch
 
 __all__ = [

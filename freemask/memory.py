@@ -32,8 +32,9 @@ from torch.utils._pytree import tree_leaves
 from .attention import find_sites
 from .backbone import Backbone
 from .fusing import fused_sites, windows
-from .presets import FeatureSource, Preset, batch_rows, known_backbone
+from .presets import FeatureSource, Preset, batch_rows
 from .spans import spans
+from .specs import known_backbone
 
 __all__ = ["Need", "Peak", "choose_features", "free_bytes", "need", "run_dry"]
 

@@ -22,7 +22,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .backbone import signed_pixels
 from .errors import MetricError
-from .presets import TOY_CLIP, known_words
+from .specs import TOY_CLIP, known_words
 
 __all__ = ["ClipScore", "clip_metrics", "clip_pixels", "load_clip", "lpips", "psnr", "score", "ssim"]
 

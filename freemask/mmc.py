@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from .errors import SettingError
-from .presets import PRESETS, known_backbone
+from .specs import PRESETS, known_backbone
 from .trace import Site
 
 __all__ = [

@@ -1,13 +1,11 @@
-"""Tasks, settings, examples and backbones: data, validated before anything runs.
+"""Tasks, settings and examples: data, validated before anything runs.
 
-A `Preset` is a task read from `presets/*.yaml`, a `BackboneSpec` a model read from `presets/backbones/*.yaml`;
-`Settings` is everything one job is asked to do. All are frozen, and an unknown key is an error that names its nearest
-neighbour.
+A `Preset` is a task read from `presets/*.yaml`; `Settings` is everything one job is asked to do. Both are frozen, and
+an unknown key is an error that names its nearest neighbour.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from dataclasses import asdict, fields, replace
@@ -16,29 +14,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from .errors import BackboneError, SettingError
+from .errors import SettingError
+from .specs import PRESETS, ROOT, backbone_folder, backbone_name
+from .validation import STRICT, unknown, validated
 
 __all__ = [
     "FAST",
     "MASKS",
-    "NATIVE_FRAMES",
-    "BackboneSpec",
     "Example",
     "FeatureSource",
     "Preset",
     "Settings",
     "Solver",
     "batch_rows",
-    "backbone_folder",
-    "backbone_name",
-    "backbone_spec",
-    "backbones",
     "examples",
-    "known_backbone",
-    "known_words",
     "load_preset",
     "make_settings",
     "read_settings",
@@ -46,26 +38,18 @@ __all__ = [
     "task_names",
 ]
 
-ROOT = Path(__file__).resolve().parent.parent
-PRESETS = ROOT / "presets"
-TOY_CLIP = ROOT / "freemask" / "toyworld" / "clip"  # the CLIP of mini's world
 TASKS = ("style", "attribute", "shape", "place", "official", "official-style")
-
-NATIVE_FRAMES = 24  # what zeroscope-like models were trained on, where no spec says; configs do not
 MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
 
 Selection = Literal["codebook", "adaptive", "consensus"]
-FeatureSource = Literal[
-    "store", "host", "replay"
-]  # where the source's features come from: the device, host RAM, a new run
+FeatureSource = Literal["store", "host", "replay"]  # the source's: from the device, from host RAM, by a run of its own
 Solver = Literal["ddim", "dpm"]
 FAST: dict[str, Any] = {"steps": 15, "solver": "dpm"}  # about as good as 50 steps of DDIM (ddim.py)
 SELECTION_TAU = {"codebook": 0.3, "adaptive": 0.3, "consensus": 0.2}  # a pooled map, or a mean of many that is not
 Share = Annotated[float, Field(ge=0, le=1)]
-_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Preset:
     """How a task masks and fuses (FreeMask Eq. 7-11; FateZero; Prompt-to-Prompt).
 
@@ -112,7 +96,7 @@ class Preset:
     max_positions: Annotated[int, Field(ge=1)] | None = None
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Settings:
     """One job: the two prompts, the task and the numbers. None means the task's or the clip's own value.
 
@@ -170,7 +154,7 @@ class Settings:
         return asdict(self) | {"word": word, "masks": MASKS if self.masks else None}
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Example:
     """A shipped clip with settings that fill every field; `clip` is a file under `static/clips/`, `made` the folder of
     the edit that ships with it."""
@@ -181,81 +165,9 @@ class Example:
     made: Path
 
 
-@dataclass(frozen=True, kw_only=True, config=_CONFIG)
-class BackboneSpec:
-    """What is known of a text-to-video model before it is loaded.
-
-    `name` is the short one that every part of FreeMask takes; `title` is its line in a list. The weights are in
-    `folder`, or on the hub as `hub_id` (`aliases`: other ids of the same weights). `size` is (width, height) in pixels
-    and `frames` the clip length that it was trained on; one latent cell stands for `vae_factor` pixels along a side.
-    `guidance` is what suits it, `parameters` counts each part's, None where they have not been counted; `working_set`
-    is what a part computes in at its peak, in bytes a latent cell, frame and batch row in halves (see `memory`);
-    `codebook` is the file under presets/codebooks/ that holds its measured masks, once they are.
-    """
-
-    name: str
-    title: str
-    licence: str
-    size: tuple[Annotated[int, Field(ge=16, le=2048)], Annotated[int, Field(ge=16, le=2048)]]
-    frames: Annotated[int, Field(ge=1, le=64)]
-    vae_factor: Annotated[int, Field(ge=1, le=64)]
-    prediction: Literal["epsilon", "v_prediction"]
-    guidance: Annotated[float, Field(ge=1, le=30)] = 7.5
-    hub_id: str | None = None
-    aliases: tuple[str, ...] = ()
-    folder: Path | None = None
-    parameters: dict[Literal["unet", "vae", "text_encoder"], Annotated[int, Field(ge=1)]] | None = None
-    working_set: dict[Literal["unet", "vae"], Annotated[int, Field(ge=1)]] | None = None
-    codebook: str | None = None
-
-    @property
-    def weight_bytes(self) -> int | None:
-        """What the weights take in memory as fp16 or bf16, two bytes a parameter."""
-        return 2 * sum(self.parameters.values()) if self.parameters else None
-
-
-def _unknown(kind: str, given: str, known: list[str] | tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"There is no {kind} {given!r}{hint} Known: {', '.join(known)}."
-
-
-def _validated(cls: type, values: dict[str, Any], where: str) -> Any:
-    """An instance of a dataclass, or SettingError naming the field, its range and what was given."""
-    try:
-        return TypeAdapter(cls).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "?"
-        if first["type"] == "unexpected_keyword_argument":
-            message = _unknown("setting", name, [f.name for f in fields(cls)])
-        else:
-            message = f"{name.replace('_', ' ')} is {first.get('input')!r}: {first['msg'].lower()}."
-            limits = _limits(cls, name)
-            message += f" Allowed: {limits}." if limits else ""
-        raise SettingError(f"{where}{message}") from None
-
-
-def _limits(cls: type, name: str) -> str:
-    """The range or the choices of a field in words, "" where it has none."""
-    schema = TypeAdapter(cls).json_schema()["properties"].get(name, {})
-    options = [schema, *schema.get("anyOf", [])]
-    for option in options:
-        option = option.get("prefixItems", [option])[0]
-        if "enum" in option:
-            return " or ".join(map(str, option["enum"]))
-        low = option.get("minimum", option.get("exclusiveMinimum"))
-        high = option.get("maximum", option.get("exclusiveMaximum"))
-        if low is not None and high is not None:
-            return f"{low} to {high}" + (", ends excluded" if "exclusiveMinimum" in option else "")
-        if low is not None:
-            return f"{low} or more"
-    return ""
-
-
 def make_settings(**values: Any) -> Settings:
     """Validated settings; raises SettingError naming the field, what was given and the range."""
-    settings: Settings = _validated(Settings, values, "")
+    settings: Settings = validated(Settings, values, "")
     task = load_preset(settings.task)
     own = [name for name in ("selection", "site", "masks") if getattr(settings, name)]
     if own and task.mask != "mmc":
@@ -309,9 +221,9 @@ def task_names() -> tuple[str, ...]:
 def load_preset(name: str) -> Preset:
     """The task of a name; raises SettingError for an unknown one."""
     if name not in TASKS:
-        raise SettingError(_unknown("task", name, TASKS))
+        raise SettingError(unknown("task", name, TASKS))
     values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) | {"name": name}
-    preset: Preset = _validated(Preset, values, f"presets/{name}.yaml: ")
+    preset: Preset = validated(Preset, values, f"presets/{name}.yaml: ")
     return preset
 
 
@@ -325,96 +237,3 @@ def examples() -> list[Example]:
         made = ROOT / "static" / "examples" / path.stem
         found.append(Example(name=name, clip=clip, settings=make_settings(**values), made=made))
     return found
-
-
-@lru_cache(maxsize=1)
-def backbones() -> tuple[BackboneSpec, ...]:
-    """The backbones of `presets/backbones/*.yaml`, those that ship with the code first."""
-    found = []
-    for path in sorted((PRESETS / "backbones").glob("*.yaml")):
-        values = yaml.safe_load(path.read_text()) | {"name": path.stem}
-        spec: BackboneSpec = _validated(BackboneSpec, values, f"presets/backbones/{path.name}: ")
-        if (spec.folder is None) == (spec.hub_id is None):
-            raise SettingError(f"presets/backbones/{path.name}: give a folder or a hub_id, one of them.")
-        found.append(replace(spec, folder=ROOT / spec.folder) if spec.folder else spec)
-    return tuple(sorted(found, key=lambda spec: spec.folder is None))
-
-
-def known_backbone(name: str) -> BackboneSpec | None:
-    """The spec of a short name or a hub id, None where there is none."""
-    return next((spec for spec in backbones() if name in (spec.name, spec.hub_id, *spec.aliases)), None)
-
-
-def backbone_name(name: str) -> str:
-    """The short name of a backbone where it has one, so that settings, codebooks and lists agree; else `name`."""
-    spec = known_backbone(name)
-    return spec.name if spec else name
-
-
-def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
-    """The spec of a short name, a hub id or a folder; one without a file is read from the configs in its folder.
-
-    `folder` is where an unlisted hub id lies. Raises SettingError for an unknown name, BackboneError where the configs
-    are missing or say too little.
-    """
-    spec = known_backbone(name)
-    if spec:
-        return spec
-    folder = folder or backbone_folder(name)
-    if folder is None:
-        raise BackboneError(f"Nothing is known of {name!r} before it is here: `python -m freemask download {name}`.")
-    path = folder
-    try:
-        configs = []
-        for part, file in (("unet", "config"), ("vae", "config"), ("scheduler", "scheduler_config")):
-            path = folder / part / f"{file}.json"
-            configs.append(json.loads(path.read_text(encoding="utf-8")))
-        unet, vae, scheduler = configs
-        factor = 2 ** (len(vae.get("encoder_block_out_channels") or vae["block_out_channels"]) - 1)
-        side = unet.get("sample_size") or 32  # what all text-to-video models of this class were trained at
-        h, w = (side, side) if isinstance(side, int) else side
-        prediction = scheduler.get("prediction_type", "epsilon")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BackboneError(f"{path} does not describe a part of a text-to-video pipeline ({error!r}).") from None
-    values = {
-        "name": name,
-        "title": name,
-        "licence": "unknown: see where you got it",
-        "size": (w * factor, h * factor),
-        "frames": NATIVE_FRAMES,
-        "vae_factor": factor,
-        "prediction": prediction,
-        "folder": folder,
-    }
-    try:
-        derived: BackboneSpec = _validated(BackboneSpec, values, f"{folder}: ")
-    except SettingError as error:
-        raise BackboneError(str(error)) from None
-    return derived
-
-
-def backbone_folder(name: str) -> Path | None:
-    """The local folder of a backbone, or None where the name stands for a hub id such as "owner/model".
-
-    Raises SettingError where the name is neither.
-    """
-    spec = known_backbone(name)
-    if spec:
-        return spec.folder
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return None
-    short = [spec.name for spec in backbones()]
-    raise SettingError(
-        f"{_unknown('backbone', name, short)} Or give a hub id such as 'cerspense/zeroscope_v2_576w', or a folder that "
-        "holds a diffusers text-to-video pipeline."
-    )
-
-
-def known_words(backbone: str) -> tuple[str, ...] | None:
-    """The only words that a backbone has seen (its `vocabulary.json`), or None where it knows the language."""
-    folder = backbone_folder(backbone)
-    path = folder / "vocabulary.json" if folder else None
-    return tuple(json.loads(path.read_text())) if path and path.exists() else None

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from .errors import ClipError, PromptError
 from .gallery import read_mask_zip
-from .presets import Settings, known_words
+from .presets import Settings
+from .specs import known_words
 from .video import MIN_SIDE, read_clip
 
 __all__ = ["Alignment", "align", "check", "find_word", "infer_word", "warnings", "word_spans", "words"]

@@ -31,8 +31,9 @@ from .memory import Peak, choose_features, free_bytes, need
 from .metrics import clip_metrics, load_clip, psnr
 from .mmc import find_site
 from .plan import is_time_aware
-from .presets import FeatureSource, Settings, known_words
+from .presets import FeatureSource, Settings
 from .prompts import align, check, warnings, words
+from .specs import known_words
 from .trace import CLEAN, Trace, load_trace, save_trace
 from .video import probe, read_clip
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BackboneError
-from .presets import backbone_folder, backbones, known_backbone
+from .specs import backbone_folder, backbones, known_backbone
 
 __all__ = ["PARTS", "Download", "Weights", "choose_weights", "fetch", "needed_files", "plan_download"]
 

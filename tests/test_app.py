@@ -35,7 +35,8 @@ from freemask.page import status, zero
 from freemask.page.estimate import Estimates, rows
 from freemask.page.fields import NAMES, field_values, link
 from freemask.page.parts import PACES
-from freemask.presets import Example, Settings, backbones, examples
+from freemask.presets import Example, Settings, examples
+from freemask.specs import backbones
 
 PATIENCE = 20.0
 SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"

@@ -13,7 +13,7 @@ from freemask.attention import find_sites
 from freemask.backbone import Backbone, named_dtype
 from freemask.bench import full_backbone
 from freemask.errors import BackboneError, SettingError
-from freemask.presets import backbone_spec
+from freemask.specs import backbone_spec
 
 
 class Bomb:

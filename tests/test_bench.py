@@ -35,8 +35,9 @@ from freemask.cli import app
 from freemask.edit import finish
 from freemask.errors import ClipError
 from freemask.metrics import psnr
-from freemask.presets import ROOT, load_preset
+from freemask.presets import load_preset
 from freemask.prompts import align, words
+from freemask.specs import ROOT
 from freemask.toyworld.cases import CASE_TASKS, sample_case
 from freemask.toyworld.scenes import DEVELOP, render
 from freemask.video import read_clip

@@ -29,8 +29,9 @@ from ..jobs import Step
 from ..masks import candidates, consensus, extract, resize
 from ..metrics import ClipScore, clip_metrics, load_clip, psnr, ssim
 from ..mmc import codebook_path, iou
-from ..presets import TOY_CLIP, Preset, backbone_folder, load_preset
+from ..presets import Preset, load_preset
 from ..run import load_editor
+from ..specs import TOY_CLIP, backbone_folder
 from ..toyworld.cases import CASE_TASKS, Case, sample_case
 from ..toyworld.classify import CLASSES, WEIGHTS, Classifier, load_classifier
 from ..toyworld.scenes import REPORT, Rendered, Scene, motion, render

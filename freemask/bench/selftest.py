@@ -31,8 +31,9 @@ from ..jobs import Step
 from ..memory import Peak
 from ..metrics import psnr
 from ..mmc import codebook_path, iou, read_codebook
-from ..presets import ROOT, BackboneSpec, backbone_spec, load_preset
+from ..presets import load_preset
 from ..prompts import find_word
+from ..specs import ROOT, BackboneSpec, backbone_spec
 from ..toyworld.scenes import render, sample_scene
 from ..trace import Trace
 from ..video import read_clip

@@ -25,8 +25,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ..backbone import Backbone, default_device, default_dtype
 from ..edit import Editor, Steps
 from ..memory import run_dry
-from ..presets import backbone_folder, known_backbone, make_settings
+from ..presets import make_settings
 from ..run import run_steps
+from ..specs import backbone_folder, known_backbone
 from ..toyworld.models import new_scheduler
 from ..video import Clip, write_clip
 

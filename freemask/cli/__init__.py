@@ -150,7 +150,7 @@ def download(
     when they first need a backbone.
     """
     with refusals():
-        from ..presets import backbone_folder
+        from ..specs import backbone_folder
         from ..weights import plan_download
 
         folder = backbone_folder(backbone)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FreeMaskError
-from ..presets import NATIVE_FRAMES, Settings, backbone_spec, batch_rows, known_backbone
+from ..presets import Settings, batch_rows
 from ..spans import work
+from ..specs import NATIVE_FRAMES, backbone_spec, known_backbone
 
 __all__ = ["Estimates", "native_frames", "rows"]
 

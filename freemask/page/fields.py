@@ -14,8 +14,9 @@ import gradio as gr
 import numpy as np
 
 from ..errors import FreeMaskError, InputError
-from ..presets import Example, Settings, backbone_name, load_preset, make_settings, read_settings, read_size
+from ..presets import Example, Settings, load_preset, make_settings, read_settings, read_size
 from ..prompts import align, find_word, infer_word, word_spans, words
+from ..specs import backbone_name
 from ..video import probe, read_clip
 from . import status
 from .parts import PACES, TASK_OWN

@@ -10,7 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from ..presets import FAST, Example, backbones, known_backbone, known_words, load_preset, task_names
+from ..presets import FAST, Example, load_preset, task_names
+from ..specs import backbones, known_backbone, known_words
 from . import status
 
 __all__ = ["PACES", "TASK_OWN", "Advanced", "Inputs", "Results", "cards", "header", "theme", "toy_world"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from ..metrics import clip_pixels
-from ..presets import TOY_CLIP
+from ..specs import TOY_CLIP
 from .classify import descend, disturbed, training_frames, training_scenes
 from .models import load_tokenizer, token_ids
 from .scenes import caption

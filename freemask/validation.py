@@ -1,0 +1,54 @@
+"""Data from outside against a dataclass: what is wrong is told with the field, its range and its nearest neighbour."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from .errors import SettingError
+
+__all__ = ["STRICT", "unknown", "validated"]
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+def unknown(kind: str, given: str, known: list[str] | tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"There is no {kind} {given!r}{hint} Known: {', '.join(known)}."
+
+
+def validated(cls: type, values: dict[str, Any], where: str) -> Any:
+    """An instance of a dataclass, or SettingError naming the field, its range and what was given."""
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        if first["type"] == "unexpected_keyword_argument":
+            message = unknown("setting", name, [f.name for f in fields(cls)])
+        else:
+            message = f"{name.replace('_', ' ')} is {first.get('input')!r}: {first['msg'].lower()}."
+            limits = _limits(cls, name)
+            message += f" Allowed: {limits}." if limits else ""
+        raise SettingError(f"{where}{message}") from None
+
+
+def _limits(cls: type, name: str) -> str:
+    """The range or the choices of a field in words, "" where it has none."""
+    schema = TypeAdapter(cls).json_schema()["properties"].get(name, {})
+    options = [schema, *schema.get("anyOf", [])]
+    for option in options:
+        option = option.get("prefixItems", [option])[0]
+        if "enum" in option:
+            return " or ".join(map(str, option["enum"]))
+        low = option.get("minimum", option.get("exclusiveMinimum"))
+        high = option.get("maximum", option.get("exclusiveMaximum"))
+        if low is not None and high is not None:
+            return f"{low} to {high}" + (", ends excluded" if "exclusiveMinimum" in option else "")
+        if low is not None:
+            return f"{low} or more"
+    return ""
