@@ -15,7 +15,8 @@ from .fields import (
     take_pace,
     take_trim,
 )
-from .parts import Inputs, Results, cards, header, theme, toy_world
+from .look import cards, header, theme
+from .parts import Inputs, Results, toy_world
 from .studio import open_link, open_sheet, open_studio, show_masks, take_cell
 from .visits import Run
 

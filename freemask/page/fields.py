@@ -19,7 +19,8 @@ from ..prompts import align, find_word, infer_word, word_spans, words
 from ..specs import backbone_name
 from ..video import probe, read_clip
 from . import status
-from .parts import PACES, TASK_OWN
+from .advanced import TASK_OWN
+from .parts import PACES
 from .visits import Run
 from .wire import file_data, picture_uri, shown
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,93 +10,17 @@ from typing import Any
 import gradio as gr
 
 from ..presets import FAST, Example, load_preset, task_names
-from ..specs import backbones, known_backbone, known_words
+from ..specs import known_words
 from . import status
+from .advanced import Advanced
 
-__all__ = ["PACES", "TASK_OWN", "Advanced", "Inputs", "Results", "cards", "header", "theme", "toy_world"]
+__all__ = ["PACES", "Inputs", "Results", "toy_world"]
 
 STATIC = Path(__file__).resolve().parents[2] / "static"
-TASK_OWN = {
-    "tau": "τ",
-    "alpha_self": "α self",
-    "alpha_cross": "α cross",
-    "alpha_temporal": "α temporal",
-    "alpha_latent": "α latent",
-    "dilate": "Grow mask",
-}
 PACES: dict[str, dict[str, Any]] = {
     "Usual: 25 steps of DDIM": {"steps": 25, "solver": "ddim"},
     "Fast: 15 steps of DPM-Solver": FAST,
 }
-TITLE = """<header class="fm-head"><h1>FreeMask</h1>
-<p>Edit a video by text, and see the attention masks that made the edit.</p></header>"""
-
-
-def theme() -> gr.themes.Base:
-    """Quiet greys, one violet, system fonts: nothing is fetched from elsewhere."""
-    fonts = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-    mono = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
-    return gr.themes.Base(
-        primary_hue=gr.themes.colors.violet,
-        neutral_hue=gr.themes.colors.zinc,
-        radius_size=gr.themes.sizes.radius_lg,
-        font=fonts,
-        font_mono=mono,
-    ).set(
-        body_background_fill="#f6f6f4",
-        body_background_fill_dark="#111216",
-        block_background_fill="#ffffff",
-        block_background_fill_dark="#191b21",
-        body_text_color_subdued="#63636b",
-        body_text_color_subdued_dark="#a3a6b1",
-        input_placeholder_color="#8b8b93",
-        input_placeholder_color_dark="#767a86",
-        block_border_color="#e6e5e1",
-        block_border_color_dark="#2a2d36",
-        block_label_background_fill="transparent",
-        block_label_background_fill_dark="transparent",
-        block_label_border_width="0px",
-        block_title_text_weight="600",
-        input_background_fill="#fbfbfa",
-        input_background_fill_dark="#14161b",
-        border_color_primary="#e6e5e1",
-        border_color_primary_dark="#2a2d36",
-        button_primary_background_fill="#4c3a9e",
-        button_primary_background_fill_hover="#3d2e86",
-        button_primary_background_fill_dark="#6d59cf",
-        button_primary_background_fill_hover_dark="#5f4bc0",
-        button_primary_text_color="#ffffff",
-        button_secondary_background_fill="#ffffff",
-        button_secondary_background_fill_dark="#22252d",
-        button_secondary_border_color="#d9d8d3",
-        button_secondary_border_color_dark="#363a45",
-        button_border_width="1px",
-        checkbox_label_background_fill="transparent",
-        checkbox_label_background_fill_dark="transparent",
-        checkbox_label_border_color="#dedcd6",
-        checkbox_label_border_color_dark="#363a45",
-        checkbox_label_border_width="1px",
-        link_text_color="*primary_700",
-        link_text_color_dark="*primary_300",
-        block_shadow="0 1px 2px rgb(20 20 30 / 4%)",
-        block_shadow_dark="none",
-    )
-
-
-def cards(folder: Path) -> str:
-    """CSS that puts each task's picture, before and after, on its card."""
-    rules = []
-    for i, name in enumerate(task_names()):
-        path = folder / f"{name}.jpg"
-        if path.exists():
-            data = base64.b64encode(path.read_bytes()).decode()
-            picture = f'content: ""; background-image: url(data:image/jpeg;base64,{data})'
-            rules.append(f"#task label:nth-of-type({i + 1})::before {{ {picture} }}")
-    return "\n".join(rules)
-
-
-def header() -> None:
-    gr.HTML(TITLE)
 
 
 def toy_world(backbone: str) -> str:
@@ -111,141 +34,6 @@ def toy_world(backbone: str) -> str:
         '<div class="fm-toy"><p><b>mini knows only its toy world.</b> For real clips choose <code>zeroscope</code> '
         f"under Advanced, on a machine with a GPU.</p>{listed}</div>"
     )
-
-
-@dataclass(frozen=True)
-class Advanced:
-    """The numbers that most edits leave alone.
-
-    What may be left empty for the task's own value is a text field: a number field turns empty into 0 when shown.
-    """
-
-    backbone: gr.Dropdown
-    steps: gr.Slider
-    solver: gr.Radio
-    guidance: gr.Slider
-    frames: gr.Slider
-    start: gr.Number
-    fps: gr.Textbox
-    size: gr.Textbox
-    tau: gr.Textbox
-    alpha_self: gr.Textbox
-    alpha_cross: gr.Textbox
-    alpha_temporal: gr.Textbox
-    alpha_latent: gr.Textbox
-    dilate: gr.Textbox
-    union: gr.Checkbox
-    selection: gr.Dropdown
-    site: gr.Textbox
-    timestep: gr.Textbox
-    masks: gr.File
-    features: gr.Radio
-    low_vram: gr.Checkbox
-    eta: gr.Slider
-    seed: gr.Number
-
-    @property
-    def own(self) -> list[gr.Textbox]:
-        """The fields that show the task's own value while they are empty."""
-        return [getattr(self, name) for name in TASK_OWN]
-
-    @classmethod
-    def build(cls, *, backbone: str) -> Advanced:
-        spec = known_backbone(backbone)
-        listed = [(one.title, one.name) for one in backbones()]
-        if spec is None:
-            listed.append((backbone, backbone))
-        preset = load_preset(task_names()[0])
-        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-            chosen = gr.Dropdown(listed, value=spec.name if spec else backbone, label="Backbone", filterable=False)
-            steps = gr.Slider(2, 200, 25, step=1, label="Steps", buttons=[])
-            solver = gr.Radio(
-                [("DDIM", "ddim"), ("DPM-Solver: exact in fewer steps", "dpm")], value="ddim", label="Solver"
-            )
-            with gr.Row():
-                usual = spec.guidance if spec else 7.5
-                guidance = gr.Slider(1, 30, usual, step=0.5, label="Guidance", buttons=[])
-                frames = gr.Slider(1, 64, 8, step=1, label="Frames, at most 64", buttons=[])
-            with gr.Row():
-                start = gr.Number(0, label="Start (s)", step=0.1, min_width=90)
-                fps = gr.Textbox("", label="Frames a second", placeholder="auto", max_lines=1, min_width=90)
-                size = gr.Textbox("", label="Size", placeholder="auto", max_lines=1, min_width=90)
-            gr.HTML(
-                status.note(
-                    "Mask threshold τ, the shares α of the steps that are fused or blended, and by how many cells the "
-                    "mask grows. Empty: the task's own."
-                )
-            )
-            with gr.Row():
-                tau, alpha_self, alpha_cross, alpha_temporal, alpha_latent, dilate = (
-                    gr.Textbox("", label=label, placeholder=f"{getattr(preset, name):g}", max_lines=1, min_width=130)
-                    for name, label in TASK_OWN.items()
-                )
-            union = gr.Checkbox(False, label="Join the mask with the edit word's own (shape)")
-            selection = gr.Dropdown(
-                [
-                    ("the task's own", ""),
-                    ("the layer and timestep that this backbone's codebook names", "codebook"),
-                    ("this clip's best layer and timestep", "adaptive"),
-                    ("what this clip's sharper maps agree on", "consensus"),
-                ],
-                value="",
-                label="Mask from",
-                filterable=False,
-                elem_id="selection",
-            )
-            with gr.Row():
-                site = gr.Textbox(
-                    "", label="Mask of one layer", placeholder="such as up 3.0", max_lines=1, min_width=120
-                )
-                timestep = gr.Textbox(
-                    "", label="at timestep", placeholder="each step its own", max_lines=1, min_width=120
-                )
-            masks = gr.File(
-                label="Masks of your own: a zip of PNGs, one a frame or one for all",
-                file_types=[".zip"],
-                height=90,
-                elem_id="own-masks",
-            )
-            features = gr.Radio(
-                [
-                    ("replay: least memory", "replay"),
-                    ("store: less computing", "store"),
-                    ("host: stored in RAM", "host"),
-                    ("auto: by what is free", "auto"),
-                ],
-                value="replay",
-                label="Source features",
-            )
-            low_vram = gr.Checkbox(label="Least memory, for the most time (low VRAM)")
-            with gr.Row():
-                eta = gr.Slider(0, 1, 0, step=0.05, label="η: noise added", buttons=[])
-                seed = gr.Number(0, label="Seed (acts where η > 0)", precision=0, min_width=120)
-        return cls(
-            chosen,
-            steps,
-            solver,
-            guidance,
-            frames,
-            start,
-            fps,
-            size,
-            tau,
-            alpha_self,
-            alpha_cross,
-            alpha_temporal,
-            alpha_latent,
-            dilate,
-            union,
-            selection,
-            site,
-            timestep,
-            masks,
-            features,
-            low_vram,
-            eta,
-            seed,
-        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""The numbers that most edits leave alone, folded away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from ..presets import load_preset, task_names
+from ..specs import backbones, known_backbone
+from . import status
+
+__all__ = ["TASK_OWN", "Advanced"]
+
+TASK_OWN = {
+    "tau": "τ",
+    "alpha_self": "α self",
+    "alpha_cross": "α cross",
+    "alpha_temporal": "α temporal",
+    "alpha_latent": "α latent",
+    "dilate": "Grow mask",
+}
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """The numbers that most edits leave alone.
+
+    What may be left empty for the task's own value is a text field: a number field turns empty into 0 when shown.
+    """
+
+    backbone: gr.Dropdown
+    steps: gr.Slider
+    solver: gr.Radio
+    guidance: gr.Slider
+    frames: gr.Slider
+    start: gr.Number
+    fps: gr.Textbox
+    size: gr.Textbox
+    tau: gr.Textbox
+    alpha_self: gr.Textbox
+    alpha_cross: gr.Textbox
+    alpha_temporal: gr.Textbox
+    alpha_latent: gr.Textbox
+    dilate: gr.Textbox
+    union: gr.Checkbox
+    selection: gr.Dropdown
+    site: gr.Textbox
+    timestep: gr.Textbox
+    masks: gr.File
+    features: gr.Radio
+    low_vram: gr.Checkbox
+    eta: gr.Slider
+    seed: gr.Number
+
+    @property
+    def own(self) -> list[gr.Textbox]:
+        """The fields that show the task's own value while they are empty."""
+        return [getattr(self, name) for name in TASK_OWN]
+
+    @classmethod
+    def build(cls, *, backbone: str) -> Advanced:
+        spec = known_backbone(backbone)
+        listed = [(one.title, one.name) for one in backbones()]
+        if spec is None:
+            listed.append((backbone, backbone))
+        preset = load_preset(task_names()[0])
+        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+            chosen = gr.Dropdown(listed, value=spec.name if spec else backbone, label="Backbone", filterable=False)
+            steps = gr.Slider(2, 200, 25, step=1, label="Steps", buttons=[])
+            solver = gr.Radio(
+                [("DDIM", "ddim"), ("DPM-Solver: exact in fewer steps", "dpm")], value="ddim", label="Solver"
+            )
+            with gr.Row():
+                usual = spec.guidance if spec else 7.5
+                guidance = gr.Slider(1, 30, usual, step=0.5, label="Guidance", buttons=[])
+                frames = gr.Slider(1, 64, 8, step=1, label="Frames, at most 64", buttons=[])
+            with gr.Row():
+                start = gr.Number(0, label="Start (s)", step=0.1, min_width=90)
+                fps = gr.Textbox("", label="Frames a second", placeholder="auto", max_lines=1, min_width=90)
+                size = gr.Textbox("", label="Size", placeholder="auto", max_lines=1, min_width=90)
+            gr.HTML(
+                status.note(
+                    "Mask threshold τ, the shares α of the steps that are fused or blended, and by how many cells the "
+                    "mask grows. Empty: the task's own."
+                )
+            )
+            with gr.Row():
+                tau, alpha_self, alpha_cross, alpha_temporal, alpha_latent, dilate = (
+                    gr.Textbox("", label=label, placeholder=f"{getattr(preset, name):g}", max_lines=1, min_width=130)
+                    for name, label in TASK_OWN.items()
+                )
+            union = gr.Checkbox(False, label="Join the mask with the edit word's own (shape)")
+            selection = gr.Dropdown(
+                [
+                    ("the task's own", ""),
+                    ("the layer and timestep that this backbone's codebook names", "codebook"),
+                    ("this clip's best layer and timestep", "adaptive"),
+                    ("what this clip's sharper maps agree on", "consensus"),
+                ],
+                value="",
+                label="Mask from",
+                filterable=False,
+                elem_id="selection",
+            )
+            with gr.Row():
+                site = gr.Textbox(
+                    "", label="Mask of one layer", placeholder="such as up 3.0", max_lines=1, min_width=120
+                )
+                timestep = gr.Textbox(
+                    "", label="at timestep", placeholder="each step its own", max_lines=1, min_width=120
+                )
+            masks = gr.File(
+                label="Masks of your own: a zip of PNGs, one a frame or one for all",
+                file_types=[".zip"],
+                height=90,
+                elem_id="own-masks",
+            )
+            features = gr.Radio(
+                [
+                    ("replay: least memory", "replay"),
+                    ("store: less computing", "store"),
+                    ("host: stored in RAM", "host"),
+                    ("auto: by what is free", "auto"),
+                ],
+                value="replay",
+                label="Source features",
+            )
+            low_vram = gr.Checkbox(label="Least memory, for the most time (low VRAM)")
+            with gr.Row():
+                eta = gr.Slider(0, 1, 0, step=0.05, label="η: noise added", buttons=[])
+                seed = gr.Number(0, label="Seed (acts where η > 0)", precision=0, min_width=120)
+        return cls(
+            chosen,
+            steps,
+            solver,
+            guidance,
+            frames,
+            start,
+            fps,
+            size,
+            tau,
+            alpha_self,
+            alpha_cross,
+            alpha_temporal,
+            alpha_latent,
+            dilate,
+            union,
+            selection,
+            site,
+            timestep,
+            masks,
+            features,
+            low_vram,
+            eta,
+            seed,
+        )
