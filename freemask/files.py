@@ -83,14 +83,18 @@ def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, prompt: str
     for grid in dict.fromkeys(site.grid(trace.grid) for site in cross):
         sites = [site for site in cross if site.grid(trace.grid) == grid]
         size = f"{grid[0]}x{grid[1]}"
-        each = [list(_by_word(trace, edited, site)) for site in sites]
-        one = [
-            rows[at[0]] if len(at) == 1 else _together(trace, site, at) for site, rows in zip(sites, each, strict=True)
-        ]
-        every[f"maps_{size}"] = np.stack([np.stack([row.values for row in rows], 1) for rows in each], 1)
-        every[f"scales_{size}"] = np.stack([np.stack([row.scales for row in rows], 1) for rows in each], 1)
-        masks[f"maps_{size}"] = np.stack([soft.values for soft in one], 1)
-        masks[f"scales_{size}"] = np.stack([soft.scales for soft in one], 1)
+        count = len(trace.timesteps), len(sites), len(found) + len(edited.watched), len(trace.clip.frames)
+        values, scales = np.empty((*count, *grid), np.uint8), np.empty(count, np.float32)
+        for row, site in enumerate(sites):
+            for k, soft in enumerate(_by_word(trace, edited, site)):
+                values[:, row, k], scales[:, row, k] = soft
+        every[f"maps_{size}"], every[f"scales_{size}"] = values, scales
+        if len(at) == 1:
+            masks[f"maps_{size}"], masks[f"scales_{size}"] = values[:, :, at[0]], scales[:, :, at[0]]
+        else:
+            together = [_together(trace, site, at) for site in sites]
+            masks[f"maps_{size}"] = np.stack([soft.values for soft in together], 1)
+            masks[f"scales_{size}"] = np.stack([soft.scales for soft in together], 1)
         masks[f"sites_{size}"] = every[f"sites_{size}"] = np.array([s.name for s in sites])
     masks["tokens"] = np.array([found[i] for i in at])
     masks["mask"] = edited.plan.shown
