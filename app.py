@@ -58,6 +58,15 @@ ARRIVE = """() => {
     try { sessionStorage.setItem("freemask", token); } catch { /* likewise */ }
     return token;
 }"""
+# Where the status is out of sight, Edit tells of it in a line.
+PROGRESS = """(told) => {
+    const card = new DOMParser().parseFromString(told, "text/html").querySelector(".fm-status");
+    if (!card || card.dataset.state === "idle") return "";
+    const title = card.querySelector("strong").innerHTML;
+    const detail = card.dataset.state === "running" ? " · " + card.querySelector("p").innerHTML : "";
+    const there = ["done", "failed"].includes(card.dataset.state) ? ' <a href="#status">See it</a>' : "";
+    return `<p class="fm-note">${title}${detail}${there}</p>`;
+}"""
 
 
 def build(
@@ -107,7 +116,13 @@ def build(
             concurrency_limit=2,
             **quiet,
         )
-        gr.on([inputs.clip.upload, inputs.clip.clear], lambda: (0, ""), None, [advanced.start, advanced.fps], **live)
+        own = [advanced.site, advanced.timestep, advanced.masks]
+        dropped: dict[str, Any] = {"inputs": [advanced.site, advanced.tau, advanced.masks]}
+        dropped |= {"fn": page.drop_mask, "outputs": [*own, advanced.tau]} | live
+        another = [inputs.clip.upload, inputs.clip.clear]
+        gr.on(another, lambda: (0, ""), None, [advanced.start, advanced.fps], **live)
+        gr.on([*another, inputs.own_mask.click], **dropped)
+        gr.on([part.change for part in own], page.own_mask, own, inputs.own_mask, **live)
         inputs.trim.trim(page.take_trim, advanced.frames, [advanced.start, advanced.fps], **live)
         filled = inputs.examples.click(
             lambda index: page.fill_example(shipped[index]), inputs.examples, inputs.all, **plain
@@ -115,12 +130,14 @@ def build(
         inputs.settings.upload(lambda file: page.fill_settings(file, offered), inputs.settings, inputs.all[1:], **plain)
         advanced.backbone.change(page.toy_world, advanced.backbone, toy, **live)
         gr.on(
-            [inputs.source.change, inputs.edit.change, inputs.task.change, inputs.word.change],
+            [inputs.source.change, inputs.edit.change, inputs.task.change],
             page.follow_prompts,
             [inputs.source, inputs.edit, inputs.task, inputs.word, inputs.inferred],
             [inputs.word, inputs.inferred, inputs.aligned],
             **live,
         )
+        told = [inputs.source, inputs.edit, inputs.task, inputs.word]
+        inputs.word.change(page.follow_word, told, inputs.aligned, **live)
         inputs.task.change(page.follow_task, inputs.task, [inputs.summary, *advanced.own], **live)
         paced = [advanced.steps, advanced.solver]
         inputs.pace.input(page.take_pace, inputs.pace, paced, **live)
@@ -165,6 +182,8 @@ def build(
         recalled = f"() => [({ARRIVE})(), location.search]"
         demo.load(desk.recall, [token, query], inputs.all, js=recalled, **plain)
         chosen = results.choice.input(desk.show_run, results.choice, results.outputs, **plain)
+        chosen.success(page.fill_run, results.run, inputs.all, **plain)
+        results.status.change(None, results.status, inputs.progress, js=PROGRESS, **quiet)
         example = filled.success(
             lambda index: desk.show_example(shipped[index]), inputs.examples, results.outputs, **plain
         )

@@ -209,7 +209,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         values = {**values.get("settings", values)}
         return values | {"masks": path.parent / values["masks"]} if values.get("masks") else values
     except (OSError, ValueError, AttributeError, TypeError):
-        raise SettingError(f'"{path}" holds no settings: give a settings.json or report.json of an edit.') from None
+        raise SettingError(
+            f'"{path.name}" holds no settings: give a settings.json or report.json of an edit.'
+        ) from None
 
 
 def task_names() -> tuple[str, ...]:

@@ -30,6 +30,8 @@ def validated(cls: type, values: dict[str, Any], where: str) -> Any:
         name = str(first["loc"][0]) if first["loc"] else "?"
         if first["type"] == "unexpected_keyword_argument":
             message = unknown("setting", name, [f.name for f in fields(cls)])
+        elif first["type"] == "missing":
+            message = f"{name.replace('_', ' ')} is missing."
         else:
             message = f"{name.replace('_', ' ')} is {first.get('input')!r}: {first['msg'].lower()}."
             limits = _limits(cls, name)

@@ -333,7 +333,7 @@ def _not_a_video(path: Path, log: str, streams: list[str]) -> ClipError:
         return ClipError(f'"{path.name}" holds no frames: {_REEXPORT}.')
     if "moov atom not found" in log and "low score" not in log:
         return ClipError(f'"{path.name}" is cut off, its index is missing: download it again, or {_REEXPORT}.')
-    return ClipError(f'"{path.name}" is not a video that can be read: give an MP4, MOV, WebM, MKV, AVI or GIF.')
+    return ClipError(f'"{path.name}" is not a video that can be read: give an MP4, MOV, WebM or MKV.')
 
 
 def _undecodable(path: Path, codec: str, where: str = "") -> ClipError:

@@ -784,9 +784,9 @@ function inspector(value, state, store, act, clips) {
 
   for (const event of ["seeked", "loadeddata"]) clips.source.addEventListener(event, () => maps && draw());
   const figures = [["Area", area], ["IoU, mask in use", iou], ["Flicker", flicker], ["Maximum", maximum]];
-  const use = button("Use this cell", "Edit again with this cell's mask (Enter in the matrix)", () => act.use(false), "fm-button primary");
+  const use = button("Edit with this cell", "Edit again with this cell's mask (Enter in the matrix)", () => act.use(false), "fm-button primary");
   const fill = check("fill the mask", set("overlay", "fill")), outlined = check("outline the mask in use", set("overlay", "used"));
-  const useRow = button("Use this row", "Edit again with this layer: every timestep its own mask", () => act.use(true));
+  const useRow = button("Edit with this row", "Edit again with this layer: every timestep its own mask", () => act.use(true));
   return {
     node: el("section", { className: "fm-panel fm-inspector", ariaLabel: "Inspector" }, title,
       el("div", { className: "fm-view" }, canvas, el("p", { className: "fm-scale" }, "0", scale, scaleTop, scaleText)),
@@ -884,7 +884,7 @@ function painter(value, state, used, canvas, host) {
   const start = choice("Begin with", [["used", "the mask in use"], ["cell", "this cell's mask"], ["none", "nothing"]], begin);
   const size = slider("Brush", { min: 1, max: Math.round(w / 4), step: 1, value: radius, show: (n) => `${2 * n} px` }, (n) => (radius = n));
   const send = () => host.use({ w, h, data: pack(bits) });
-  const use = button("Use the painted mask", "Edit again with the painted mask", send, "fm-button primary");
+  const use = button("Edit with the painting", "Edit again with the painted mask", send, "fm-button primary");
   const node = el("div", { className: "fm-paint", hidden: true }, start.node, size.node,
     el("div", { className: "fm-actions" }, ...modes,
       button("Undo", "Take the last step back", undo), button("Clear", "Empty this frame", clear)),

@@ -2,7 +2,7 @@
 // Python appends the call `trim(element, props, trigger, watch)` and hands this text to gr.HTML as its js_on_load.
 
 function trim(element, props, trigger, watch) {
-  const step = 0.05, rate = 60; // seconds of one move, and the most frames a second
+  const step = 0.05; // seconds of one move
   const make = (tag, attributes = {}, ...children) => {
     const node = Object.assign(document.createElement(tag), attributes);
     node.append(...children);
@@ -18,6 +18,7 @@ function trim(element, props, trigger, watch) {
   const used = make("div", { className: "fm-used" });
   root.append(strip, line, used);
   let duration = 0, least = 2 * step; // seconds: of the clip, and between the handles
+  let length = 0; // seconds: of the part
 
   /** Start and end as the handles stand; the last step of the end may reach beyond the clip. */
   const part = () => ({ start: +start.value, end: Math.min(+end.value, duration) });
@@ -33,15 +34,16 @@ function trim(element, props, trigger, watch) {
     line.classList.toggle("bad", !!problem);
   }
 
-  /** The handle that moves pushes the other one. */
+  /** The first handle moves the part, as long as it is; the second one changes how long it is. */
   start.oninput = () => {
-    start.value = Math.min(start.value, duration - least);
-    if (end.value - start.value < least) end.value = +start.value + least;
+    start.value = Math.min(start.value, duration - length);
+    end.value = +start.value + length;
     show();
   };
   end.oninput = () => {
     end.value = Math.max(end.value, least);
     if (end.value - start.value < least) start.value = end.value - least;
+    length = end.value - start.value;
     show();
   };
   start.onchange = end.onchange = () => trigger("trim", part());
@@ -51,11 +53,12 @@ function trim(element, props, trigger, watch) {
     root.hidden = !value;
     if (!value) return;
     duration = value.duration;
-    least = Math.min(duration, Math.max(2, Math.ceil(value.frames / rate / step)) * step);
+    least = Math.min(duration, Math.max(2, Math.ceil(value.frames / Math.min(60, value.rate) / step)) * step);
     picture.src = value.strip;
     start.max = end.max = Math.ceil(duration / step) * step;
     start.value = value.start;
     end.value = value.end;
+    length = Math.min(duration, end.value - start.value);
     used.replaceChildren(...Array.from(value.used, (src, i) => make("img", { src, alt: `Frame ${i + 1}` })));
     show();
   }

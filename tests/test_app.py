@@ -248,6 +248,8 @@ def test_a_visitors_runs_masks_and_fields(clip: Path, tmp_path: Path) -> None:
         assert desk.history(runs[3], one)[0].value == runs[3].folder.name
         assert "seed" in table and "guidance" not in table
         assert desk.show_run(runs[3].folder.name, one)[-1] is runs[3]
+        back = page.fill_run(runs[3])
+        assert back[0]["path"] == str(clip) and back[NAMES.index("seed")] == 3 and back[NAMES.index("masks")] is None
         for gone in (runs[0].folder.name, "../..", None):
             with pytest.raises(gr.Error, match="choose another"):
                 desk.show_run(gone, one)
@@ -263,7 +265,8 @@ def test_a_visitors_runs_masks_and_fields(clip: Path, tmp_path: Path) -> None:
         ):
             with pytest.raises(gr.Error, match="too large|paint it again"):
                 desk.take_painting(runs[3], SimpleNamespace(_data=bad), one)
-        list(desk.edit(one, **(fields(None, steps=2) | {"clip": str(clip), "masks": masks})))
+        *_, masked = desk.edit(one, **(fields(None, steps=2) | {"clip": str(clip), "masks": masks}))
+        assert page.fill_run(masked[-1])[NAMES.index("masks")]["path"] == str(masked[-1].folder / "masks.zip")
         recalled = desk.recall(token, "", SimpleNamespace(session_hash="b"))
         assert recalled[0]["path"] == str(clip) and recalled[NAMES.index("masks")]["path"] == str(masks)
         linked = desk.recall(token, "?source=a+cat&edit=a+dog&task=shape", SimpleNamespace(session_hash="c"))
@@ -284,6 +287,18 @@ def test_a_second_press_waits_for_the_first_edit(clip: Path, gate: Gate, tmp_pat
         gate.open.set()
         *_, done = desk.edit(one, **(fields(None, steps=2) | {"clip": str(clip)}))
         assert isinstance(done[-1], page.Run)
+
+
+def test_a_cancel_is_heard_while_the_input_is_checked(
+    clip: Path, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = SimpleNamespace(session_hash="a")
+    with Worker() as worker:
+        desk = page.Desk(worker, gate, folder=tmp_path)
+        list(desk.arrive("t" * 32, one))
+        monkeypatch.setattr("freemask.page.desk.check", lambda *_: desk.cancel(one))
+        told = list(desk.edit(one, **(fields(None) | {"clip": str(clip)})))
+        assert [line for line, *_ in told] == [status.cancelled()]
 
 
 def test_the_trimmer_tells_what_is_wrong_and_stays(clip: Path, tmp_path: Path) -> None:
@@ -400,6 +415,29 @@ def test_the_word_follows_the_prompts_until_it_is_typed() -> None:
     assert typed == "grass"
     gone, _, _ = page.follow_prompts("a red car on snow", "a blue car on snow", "attribute", typed, inferred)
     assert gone == "car"
+    assert "&#x27;gra&#x27; is not in the first prompt" in page.follow_word(SOURCE, EDIT, "attribute", "gra")
+    assert ">grass</mark>" in page.follow_word(SOURCE, EDIT, "attribute", "grass")
+    assert ">car</mark>" in page.follow_word(SOURCE, EDIT, "attribute", " ")
+
+
+def test_a_task_that_does_not_suit_the_prompts_is_told_of_before_the_edit() -> None:
+    *_, told = page.follow_prompts("a red car", "a red bus", "attribute", "", "")
+    assert "use the task &#x27;shape&#x27;" in told
+    *_, told = page.follow_prompts("a red car", "a red bus", "shape", "", "")
+    assert "fm-note" not in told
+
+
+def test_a_mask_of_ones_own_is_told_of_until_it_is_dropped() -> None:
+    for own, told in (
+        (("up 3.0", "", None), "up 3.0, each step its own"),
+        (("up 3.0", "241", None), "up 3.0, timestep 241"),
+        (("", "", "drawn.zip"), "painted or uploaded"),
+    ):
+        tag = page.own_mask(*own)
+        assert tag.visible and told in tag.value
+        assert page.drop_mask(own[0], "0.5", own[2]) == ("", "", None, "")
+    assert not page.own_mask("", "", None).visible
+    assert page.drop_mask("", "0.5", None) == ("", "", None, "0.5")
 
 
 def test_prompts_are_shown_as_text_not_as_html() -> None:

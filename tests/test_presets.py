@@ -38,6 +38,11 @@ def test_bad_settings_name_the_range_or_the_neighbour(changes, message):
         make_settings(**({"source": "a car", "edit": "a bus"} | changes))
 
 
+def test_a_missing_setting_is_named():
+    with pytest.raises(SettingError, match="edit is missing"):
+        make_settings(source="a car")
+
+
 def test_a_jobs_own_values_override_the_task():
     settings = make_settings(source="a car", edit="a bus", task="shape", tau=0.5, alpha_cross=0.0)
     preset = settings.preset()

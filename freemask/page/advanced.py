@@ -113,7 +113,7 @@ class Advanced:
             masks = gr.File(
                 label="Masks of your own: a zip of PNGs, one a frame or one for all",
                 file_types=[".zip"],
-                height=90,
+                height=130,
                 elem_id="own-masks",
             )
             features = gr.Radio(

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 
 from ..explorer import save_word_files
-from ..gallery import mask_sheet, save_png
+from ..gallery import mask_sheet, save_mask_zip, save_png
 from ..jobs import Step
-from ..presets import Settings
+from ..presets import MASKS, Settings
 from ..prompts import align, check, warnings, words
 from ..video import Clip, read_clip, side_by_side, write_clip
 
@@ -65,6 +65,8 @@ def painted_circles(
     _maps(out / "words.npz", tokens, fresh, timesteps, settings.frames, chosen if delta else -1)
     _maps(out / "masks.npz", [word], (), timesteps, settings.frames, chosen if delta else -1)
     save_word_files(out)
+    with np.load(out / "masks.npz") as made:
+        save_mask_zip(out / MASKS, made["mask"])
     save_png(out / "masks.png", mask_sheet(out / "words.npz", word, frame=0))
     report: dict[str, Any] = {
         "settings": settings.record(word),

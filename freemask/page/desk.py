@@ -129,6 +129,7 @@ class Desk:
             seed: Of that noise.
         """
         session = request.session_hash or ""
+        before = self._cancelled(session)
         with collecting() as errors:
             settings = make_settings(
                 source=source or "",
@@ -171,6 +172,8 @@ class Desk:
             yield status.failed((told := shown(error)).message), *SKIPPED
             raise told
         visit.jobs = [*visit.active, job]
+        if self._cancelled(session) != before:  # while the input was checked
+            job.cancel()
         visit.asked = path, settings
         self._visits.look(visit, job.id)
         try:
@@ -216,8 +219,9 @@ class Desk:
     def cancel(self, request: gr.Request) -> Any:
         """Cancel what this visitor has queued or running. The edit itself tells of it, as its last word: were it told
         here, what the edit told just before could come after it and stay."""
-        jobs = self._visits.of(request.session_hash or "").active
-        for job in jobs:
+        visit = self._visits.of(request.session_hash or "")
+        visit.cancelled += 1
+        for job in (jobs := visit.active):
             job.cancel()
         return gr.skip() if jobs else status.idle()
 
@@ -311,6 +315,10 @@ class Desk:
         except SettingError:
             return status.note("&nbsp;")
         return status.estimate(self.estimates.seconds(settings), self.estimates.memory(settings))
+
+    def _cancelled(self, session: str) -> int:
+        """How often a page's visitor has pressed Cancel."""
+        return self._visits.of(session).cancelled if self._visits.is_page(session) else 0
 
     def _follow(self, job: Job) -> Generator[tuple[Any, ...], None, None]:
         """The status at each change, then the results."""

@@ -14,8 +14,8 @@ import gradio as gr
 import numpy as np
 
 from ..errors import FreeMaskError, InputError
-from ..presets import Example, Settings, load_preset, make_settings, read_settings, read_size
-from ..prompts import align, find_word, infer_word, word_spans, words
+from ..presets import MASKS, Example, Settings, load_preset, make_settings, read_settings, read_size
+from ..prompts import align, find_word, infer_word, warnings, word_spans, words
 from ..specs import backbone_name
 from ..video import probe, read_clip
 from . import status
@@ -28,16 +28,20 @@ __all__ = [
     "FIELDS",
     "changed_fields",
     "describe_clip",
+    "drop_mask",
     "field_values",
     "fill_example",
+    "fill_run",
     "fill_settings",
     "follow_link",
     "follow_pace",
     "follow_prompts",
     "follow_task",
     "follow_trim",
+    "follow_word",
     "link",
     "optional",
+    "own_mask",
     "same_clip",
     "take_pace",
     "take_trim",
@@ -49,7 +53,7 @@ PLAYED = ("h264", "vp8", "vp9", "av1")
 def describe_clip(clip: str | None) -> str:
     """One line on an upload: what it is, or why it cannot be used."""
     if clip is None:
-        return status.note("H.264, HEVC and most others; up to 5 minutes. Only the frames in use are decoded.")
+        return status.CLIPS
     try:
         info = probe(Path(clip))
     except InputError as error:
@@ -97,9 +101,22 @@ def follow_trim(clip: str | None, frames: float, start: float | None, fps: str) 
         "start": begin,
         "end": round(begin + length, 2),
         "frames": int(frames),
+        "rate": info.fps,
         "used": used,
         "problem": problem,
     }
+
+
+def own_mask(site: str | None, timestep: str | None, masks: str | None) -> Any:
+    """The button that tells of a mask of the visitor's own, which every edit takes until it is dropped."""
+    layer = f"{site}, " + (f"timestep {timestep}" if timestep else "each step its own") if site else ""
+    what = "painted or uploaded" if masks else layer
+    return gr.Button(f"Mask in use: {what}. Click for the task's own", visible=bool(what))
+
+
+def drop_mask(site: str | None, tau: str | None, masks: str | None) -> tuple[Any, ...]:
+    """Site, timestep, masks and τ of an edit with the task's own mask; the τ that came with a cell goes with it."""
+    return "", "", None, "" if site or masks else tau
 
 
 def take_trim(frames: float, event: gr.EventData) -> tuple[float, str]:
@@ -113,13 +130,15 @@ def follow_prompts(source: str, edit: str, task: str, word: str, inferred: str) 
 
     A word that the visitor typed stays as long as the prompt holds it.
     """
-    try:
-        fresh = infer_word(source, edit, task)
-    except InputError:
-        fresh = ""
+    fresh = _inferred(source, edit, task)
     if not word.strip() or word == inferred or not _holds(source, word):
         word = fresh
     return word, fresh, _aligned(source, edit, word, task)
+
+
+def follow_word(source: str, edit: str, task: str, word: str) -> str:
+    """The two prompts with what changes marked, for a word as it stands: one that is being typed is left alone."""
+    return _aligned(source, edit, word.strip() or _inferred(source, edit, task), task)
 
 
 def follow_task(task: str) -> tuple[Any, ...]:
@@ -223,6 +242,14 @@ def field_values(own: Settings) -> list[Any]:
     return [text[name] if name in text else getattr(own, name) for name in NAMES[1:]]
 
 
+def fill_run(run: Run) -> list[Any]:
+    """A run's values for every field, so that what is shown is what is edited on."""
+    own = make_settings(**run.report["settings"] | {"masks": None})
+    masks = run.folder / MASKS if run.report["settings"].get("masks") else None
+    fields = [file_data(run.clip) if run.clip.exists() else gr.skip(), *field_values(own)]
+    return changed_fields(fields, masks=file_data(masks) if masks else None)
+
+
 def changed_fields(fields: Sequence[Any] = (), **changed: Any) -> list[Any]:
     """All fields with some changed, the others as given, or as they are."""
     values = list(fields) or [gr.skip()] * FIELDS
@@ -243,6 +270,14 @@ def optional(text: str | None) -> str | None:
     return (text or "").strip().replace(",", ".") or None
 
 
+def _inferred(source: str, edit: str, task: str) -> str:
+    """The word that an edit would take of itself, "" where there is none."""
+    try:
+        return infer_word(source, edit, task)
+    except InputError:
+        return ""
+
+
 def _holds(prompt: str, word: str) -> bool:
     try:
         return bool(find_word(prompt, word))
@@ -259,7 +294,12 @@ def _aligned(source: str, edit: str, word: str, task: str) -> str:
     after = {j: "new" for j in change.changed}
     told = words(edit)
     becomes = " ".join(told[j] for j, i in enumerate(change.source_of) if i in where)
-    return status.prompts(_marked(source, before), _marked(edit, after), _meaning(word, becomes, task) if where else "")
+    meaning, bad = "", []
+    if where and told:
+        meaning, bad = _meaning(word, becomes, task), warnings(source, edit, word, load_preset(task).delta)
+    elif words(source) and word and not where:
+        bad = [f"{word!r} is not in the first prompt: write a word of it, or leave the field empty."]
+    return status.prompts(_marked(source, before), _marked(edit, after), meaning, [html.escape(one) for one in bad])
 
 
 def _meaning(word: str, becomes: str, task: str) -> str:

@@ -59,6 +59,7 @@ def theme() -> gr.themes.Base:
         checkbox_label_border_color="#dedcd6",
         checkbox_label_border_color_dark="#363a45",
         checkbox_label_border_width="1px",
+        checkbox_label_border_width_dark="1px",
         link_text_color="*primary_700",
         link_text_color_dark="*primary_300",
         block_shadow="0 1px 2px rgb(20 20 30 / 4%)",

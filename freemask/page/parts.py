@@ -55,6 +55,8 @@ class Inputs:
     advanced: Advanced
     settings: gr.UploadButton
     estimate: gr.HTML
+    own_mask: gr.Button
+    progress: gr.HTML
     run: gr.Button
     cancel: gr.Button
 
@@ -83,7 +85,7 @@ class Inputs:
             loop=True,
             buttons=[],
         )
-        facts = gr.HTML(status.note("&nbsp;"), elem_id="facts")
+        facts = gr.HTML(status.CLIPS, elem_id="facts")
         trim = _script("trim")
         source = gr.Textbox(
             "", label="What the clip shows", placeholder="a red car driving on the grass", elem_id="source"
@@ -102,9 +104,12 @@ class Inputs:
         advanced = Advanced.build(backbone=backbone)
         settings = gr.UploadButton("Load a settings.json", file_types=[".json"], size="sm", elem_id="settings")
         estimate = gr.HTML(status.note("&nbsp;"), elem_id="estimate")
-        with gr.Row(elem_id="actions"):
-            run = gr.Button("Edit", variant="primary", size="lg", scale=3, elem_id="run")
-            cancel = gr.Button("Cancel", variant="secondary", size="lg", scale=1, min_width=100, elem_id="cancel")
+        own_mask = gr.Button(visible=False, size="sm", elem_id="own-mask")
+        with gr.Column(elem_id="actions"):
+            progress = gr.HTML("", elem_id="progress")
+            with gr.Row():
+                run = gr.Button("Edit", variant="primary", size="lg", scale=3, elem_id="run")
+                cancel = gr.Button("Cancel", variant="secondary", size="lg", scale=1, min_width=100, elem_id="cancel")
         return cls(
             examples,
             clip,
@@ -121,6 +126,8 @@ class Inputs:
             advanced,
             settings,
             estimate,
+            own_mask,
+            progress,
             run,
             cancel,
         )

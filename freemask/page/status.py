@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from ..jobs import Snapshot
 
-__all__ = ["cancelled", "done", "estimate", "failed", "history", "idle", "note", "prompts", "running"]
+__all__ = ["CLIPS", "cancelled", "done", "estimate", "failed", "history", "idle", "note", "prompts", "running"]
 
 STAGES = {
     "load": ("Load", "Loading the model"),
@@ -33,7 +34,7 @@ def running(now: Snapshot, glance: str = "") -> str:
     if step is None:
         return _line("running", "Starting", f"{now.elapsed:.0f} s so far")
     parts = [f"step {step.index} of {step.total}"] if step.total > 1 else []
-    parts += [f"about {_duration(now.eta)} left in this stage"] if now.eta is not None else []
+    parts += [f"about {_duration(now.eta)} left in this stage"] if now.eta and now.eta >= 0.5 else []
     title = STAGES.get(step.stage, ("", step.stage.capitalize()))[1]
     detail = " · ".join([*parts, f"{_duration(now.elapsed)} so far"])
     return _line("running", title, detail, stage=step.stage, share=step.index / max(1, step.total), glance=glance)
@@ -53,7 +54,7 @@ def done(report: dict[str, Any], elapsed: float | None) -> str:
     if str(report.get("inversion")).startswith("kept"):
         figures.append("begun at denoising, with the inversion of an earlier edit")
     warned = [html.escape(warning) for warning in report["words"]["warnings"]]
-    detail = " · ".join([*figures, f"word <b>{html.escape(report['words']['word'])}</b>", *warned])
+    detail = "<br>".join([" · ".join([*figures, f"word <b>{html.escape(report['words']['word'])}</b>"]), *warned])
     title = "Made beforehand: press Edit to make it here" if elapsed is None else f"Done in {_duration(elapsed)}"
     return _line("done", title, detail, stage="", share=1)
 
@@ -63,18 +64,19 @@ def failed(why: str) -> str:
 
 
 def cancelled() -> str:
-    return _line("cancelled", "Cancelled", "The fields are as they were: press Edit to run again.")
+    return _line("cancelled", "Cancelled", "Nothing is lost: press Edit to run it again.")
 
 
 def note(text: str, *, bad: bool = False) -> str:
     return f'<p class="fm-note{" bad" if bad else ""}">{text}</p>'
 
 
-def prompts(source: str, edit: str, meaning: str = "") -> str:
-    """The two prompts, their words marked already, and what the change means."""
+def prompts(source: str, edit: str, meaning: str = "", warnings: Sequence[str] = ()) -> str:
+    """The two prompts, their words marked already, what the change means, and what speaks against it."""
     if not source and not edit:
         source = "What differs between the two prompts is marked here."
-    return f'<div class="fm-prompts"><p>{source}</p><p>{edit}</p><p class="meaning">{meaning}</p></div>'
+    bad = "".join(note(warning, bad=True) for warning in warnings)
+    return f'<div class="fm-prompts"><p>{source}</p><p>{edit}</p><p class="meaning">{meaning}</p>{bad}</div>'
 
 
 def estimate(seconds: float | None, mebibytes: float | None) -> str:
@@ -83,9 +85,10 @@ def estimate(seconds: float | None, mebibytes: float | None) -> str:
         needed = f"About <b>{mebibytes / 1024:.1f} GiB</b> of GPU memory. " if mebibytes else ""
         return note(f"{needed}The first edit with this backbone measures how long one takes here.")
     memory = f" and {mebibytes / 1024:.1f} GiB" if mebibytes else ""
-    return note(f"About <b>{_duration(max(1.0, seconds))}</b>{memory}, as this server's last edits took.")
+    return note(f"About <b>{_duration(max(1.0, seconds))}</b>{memory}, as measured on this server.")
 
 
+CLIPS = note("H.264, HEVC and most others; up to 5 minutes. Only the frames in use are decoded.")
 FIGURES = {
     "reconstruction_psnr": ("Reconstruction", "dB"),
     "background_psnr": ("Kept part", "dB"),

@@ -39,6 +39,7 @@ class Visit:
     jobs: list[Job] = field(default_factory=list)
     asked: tuple[Path, Settings] | None = None
     eyes: set[str] = field(default_factory=set)
+    cancelled: int = 0  # how often; an edit whose input is still being checked then ends as it begins
     left: threading.Timer | None = None
     _runs: list[Run] = field(default_factory=list)
 

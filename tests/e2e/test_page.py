@@ -81,8 +81,8 @@ def test_a_second_edit_begins_at_denoising(browser: Browser, real: str) -> None:
     state(page, "done")
     explorer(page, words="car")
     assert report(page)["unet"]["invert"]["forwards"] == 2
-    expect(page.locator("#estimate")).to_contain_text("as this server's last edits took")
-    page.get_by_role("button", name="Use this row").click()
+    expect(page.locator("#estimate")).to_contain_text("as measured on this server")
+    page.get_by_role("button", name="Edit with this row").click()
     expect(page.locator(".fm-history")).to_be_visible(timeout=1000 * PATIENCE)
     expect(page.locator(".fm-status")).to_contain_text("begun at denoising")
     told = report(page)
@@ -103,10 +103,47 @@ def test_a_painted_mask_is_used(page: Page, clip: Path) -> None:
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.3, steps=4)
     page.mouse.up()
-    page.get_by_role("button", name="Use the painted mask").click()
+    page.get_by_role("button", name="Edit with the painting").click()
     expect(page.locator(".fm-history")).to_be_visible(timeout=1000 * PATIENCE)
     told = report(page)
     assert told["mask"]["origin"] == "painted" and told["settings"]["masks"] == "masks.zip"
+    tag = page.locator("#own-mask")
+    expect(tag).to_contain_text("painted")
+    tag.click()
+    expect(tag).to_be_hidden()
+    press_edit(page)
+    expect(page.get_by_label("3", exact=True)).to_be_checked(timeout=1000 * PATIENCE)
+    assert report(page)["mask"]["origin"] != "painted"
+    page.get_by_label("2", exact=True).check()  # its fields come back with it
+    expect(tag).to_contain_text("painted")
+    page.locator("#clip").get_by_label("Clear").click()  # and a mask belongs to its clip
+    expect(tag).to_be_hidden()
+
+
+def test_the_edited_word_can_be_typed(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    word = page.get_by_label("Word that is edited")
+    word.press("ControlOrMeta+a")
+    word.press_sequentially("grxss", delay=150)
+    expect(page.locator("#aligned")).to_contain_text("'grxss' is not in the first prompt")
+    for _ in range(3):
+        word.press("Backspace", delay=150)
+    word.press_sequentially("ass", delay=150)
+    expect(page.locator("#aligned mark.word")).to_have_text("grass")
+    expect(word).to_have_value("grass")
+    press_edit(page)
+    expect(page.locator("#progress")).to_contain_text(re.compile("Done in .* See it"))
+    assert report(page)["words"]["word"] == "grass"
+
+
+def test_the_first_handle_moves_the_part(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    line = page.locator("#trim .fm-note")
+    expect(line).to_have_text("8 frames from 0 s to 1 s")
+    page.get_by_label("Start", exact=True).fill("0.3")
+    expect(line).to_have_text("8 frames from 0.3 s to 1.3 s")
+    page.get_by_label("End", exact=True).fill("0.5")  # no shorter than its frames: they would repeat
+    expect(line).to_have_text("8 frames from 0 s to 1 s")
 
 
 def test_uploaded_masks_are_used_or_refused(page: Page, clip: Path, tmp_path: Path) -> None:
