@@ -117,17 +117,24 @@ def build(
             **quiet,
         )
         own = [advanced.site, advanced.timestep, advanced.masks]
-        dropped: dict[str, Any] = {"inputs": [advanced.site, advanced.tau, advanced.masks]}
-        dropped |= {"fn": page.drop_mask, "outputs": [*own, advanced.tau]} | live
-        another = [inputs.clip.upload, inputs.clip.clear]
-        gr.on(another, lambda: (0, ""), None, [advanced.start, advanced.fps], **live)
-        gr.on([*another, inputs.own_mask.click], **dropped)
+        inputs.clip.clear(lambda: (0, ""), None, [advanced.start, advanced.fps], **live)
+        gr.on(
+            [inputs.clip.clear, inputs.own_mask.click],
+            page.drop_mask,
+            [advanced.site, advanced.tau],
+            [*own, advanced.tau],
+            **live,
+        )
+        inputs.own_mask.click(None, js="() => document.querySelector('#run').focus()", **quiet)
         gr.on([part.change for part in own], page.own_mask, own, inputs.own_mask, **live)
         inputs.trim.trim(page.take_trim, advanced.frames, [advanced.start, advanced.fps], **live)
+        every = [*inputs.all, inputs.inferred]
         filled = inputs.examples.click(
-            lambda index: page.fill_example(shipped[index]), inputs.examples, inputs.all, **plain
+            lambda index: page.with_inferred(page.fill_example(shipped[index])), inputs.examples, every, **plain
         )
-        inputs.settings.upload(lambda file: page.fill_settings(file, offered), inputs.settings, inputs.all[1:], **plain)
+        inputs.settings.upload(
+            lambda file: page.with_inferred(page.fill_settings(file, offered)), inputs.settings, every[1:], **plain
+        )
         advanced.backbone.change(page.toy_world, advanced.backbone, toy, **live)
         gr.on(
             [inputs.source.change, inputs.edit.change, inputs.task.change],
@@ -180,9 +187,9 @@ def build(
         # What came of it.
         arrived = demo.load(desk.arrive, token, results.outputs, js=ARRIVE, concurrency_limit=None, **plain)
         recalled = f"() => [({ARRIVE})(), location.search]"
-        demo.load(desk.recall, [token, query], inputs.all, js=recalled, **plain)
+        demo.load(desk.recall, [token, query], every, js=recalled, **plain)
         chosen = results.choice.input(desk.show_run, results.choice, results.outputs, **plain)
-        chosen.success(page.fill_run, results.run, inputs.all, **plain)
+        chosen.success(desk.fill_run, results.run, every, **plain)
         results.status.change(None, results.status, inputs.progress, js=PROGRESS, **quiet)
         example = filled.success(
             lambda index: desk.show_example(shipped[index]), inputs.examples, results.outputs, **plain

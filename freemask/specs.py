@@ -1,7 +1,4 @@
-"""Backbones as data: what is known of a text-to-video model before it is loaded.
-
-A `BackboneSpec` is read from `presets/backbones/*.yaml`, or for a folder that has no such file from its configs.
-"""
+"""Backbones as data: `BackboneSpec`, read from `presets/backbones/*.yaml`, or for another folder from its configs."""
 
 from __future__ import annotations
 

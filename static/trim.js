@@ -36,6 +36,7 @@ function trim(element, props, trigger, watch) {
 
   /** The first handle moves the part, as long as it is; the second one changes how long it is. */
   start.oninput = () => {
+    if (duration - length < step) length = Math.max(least, Math.min(duration, end.value) - start.value); // no room to move
     start.value = Math.min(start.value, duration - length);
     end.value = +start.value + length;
     show();
@@ -58,7 +59,7 @@ function trim(element, props, trigger, watch) {
     start.max = end.max = Math.ceil(duration / step) * step;
     start.value = value.start;
     end.value = value.end;
-    length = Math.min(duration, end.value - start.value);
+    length = Math.min(duration, Math.max(least, end.value - start.value));
     used.replaceChildren(...Array.from(value.used, (src, i) => make("img", { src, alt: `Frame ${i + 1}` })));
     show();
   }

@@ -7,7 +7,6 @@ from .fields import (
     describe_clip,
     drop_mask,
     fill_example,
-    fill_run,
     fill_settings,
     follow_link,
     follow_pace,
@@ -18,6 +17,7 @@ from .fields import (
     own_mask,
     take_pace,
     take_trim,
+    with_inferred,
 )
 from .look import cards, header, theme
 from .parts import Inputs, Results, toy_world
@@ -36,7 +36,6 @@ __all__ = [
     "diffusion",
     "drop_mask",
     "fill_example",
-    "fill_run",
     "fill_settings",
     "follow_link",
     "follow_pace",
@@ -56,4 +55,5 @@ __all__ = [
     "take_trim",
     "theme",
     "toy_world",
+    "with_inferred",
 ]

@@ -1,4 +1,4 @@
-"""The numbers that most edits leave alone, folded away."""
+"""The folded panel of the page."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from ..video import read_clip
 from . import status
 from .bodies import Body
 from .estimate import Estimates
-from .fields import FIELDS, changed_fields, field_values, follow_link, optional, same_clip
+from .fields import FIELDS, changed_fields, field_values, fill_run, follow_link, optional, same_clip, with_inferred
 from .visits import Run, Visit, Visits
 from .wire import collecting, file_data, picture_uri, shown
 from .zero import in_context
@@ -204,13 +204,13 @@ class Desk:
         asked = self._visits.greet(token, request.session_hash or "").asked
         linked = follow_link(query, self._backbones)
         if linked is not None:
-            return [gr.skip(), *linked]
+            return with_inferred([gr.skip(), *linked])
         if asked is None or not asked[0].exists():
-            return [gr.skip()] * FIELDS
+            return with_inferred([gr.skip()] * FIELDS)
         clip, settings = asked
         fields = [file_data(clip), *field_values(settings)]
         kept = settings.masks if settings.masks and settings.masks.exists() else None
-        return changed_fields(fields, masks=file_data(kept)) if kept else fields
+        return with_inferred(changed_fields(fields, masks=file_data(kept)) if kept else fields)
 
     def leave(self, request: gr.Request) -> None:
         """A page was closed, is loaded again, or lost its connection."""
@@ -240,6 +240,11 @@ class Desk:
             if run.folder.name == name:
                 return _results(run, status.done(run.report, run.report["seconds"]["total"]))
         raise shown(SettingError("That run is gone: choose another, or edit again."))
+
+    def fill_run(self, run: Run, request: gr.Request) -> list[Any]:
+        """The fields of a run that is shown again, but while an edit goes on, whose fields they are then."""
+        active = self._visits.of(request.session_hash or "").active
+        return with_inferred([gr.skip()] * FIELDS if active else fill_run(run))
 
     def show_example(self, example: Example) -> tuple[Any, ...]:
         """The edit that ships with an example, where it does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import shutil
 from collections.abc import Sequence
 from dataclasses import fields as dataclass_fields
 from functools import lru_cache
@@ -45,6 +46,7 @@ __all__ = [
     "same_clip",
     "take_pace",
     "take_trim",
+    "with_inferred",
 ]
 
 PLAYED = ("h264", "vp8", "vp9", "av1")
@@ -109,14 +111,15 @@ def follow_trim(clip: str | None, frames: float, start: float | None, fps: str) 
 
 def own_mask(site: str | None, timestep: str | None, masks: str | None) -> Any:
     """The button that tells of a mask of the visitor's own, which every edit takes until it is dropped."""
+    site = (site or "").strip()
     layer = f"{site}, " + (f"timestep {timestep}" if timestep else "each step its own") if site else ""
     what = "painted or uploaded" if masks else layer
     return gr.Button(f"Mask in use: {what}. Click for the task's own", visible=bool(what))
 
 
-def drop_mask(site: str | None, tau: str | None, masks: str | None) -> tuple[Any, ...]:
+def drop_mask(site: str | None, tau: str | None) -> tuple[Any, ...]:
     """Site, timestep, masks and τ of an edit with the task's own mask; the τ that came with a cell goes with it."""
-    return "", "", None, "" if site or masks else tau
+    return "", "", None, "" if (site or "").strip() else tau
 
 
 def take_trim(frames: float, event: gr.EventData) -> tuple[float, str]:
@@ -125,15 +128,15 @@ def take_trim(frames: float, event: gr.EventData) -> tuple[float, str]:
     return round(start, 2), f"{min(60.0, max(0.5, frames / max(0.1, end - start))):.3g}"
 
 
-def follow_prompts(source: str, edit: str, task: str, word: str, inferred: str) -> tuple[str, str, str]:
-    """The word in use, the word last inferred, and the two prompts with what changes marked.
+def follow_prompts(source: str, edit: str, task: str, word: str, inferred: str) -> tuple[Any, str, str]:
+    """The word in use where it is another now, the word last inferred, and the two prompts with what changes marked.
 
     A word that the visitor typed stays as long as the prompt holds it.
     """
     fresh = _inferred(source, edit, task)
-    if not word.strip() or word == inferred or not _holds(source, word):
-        word = fresh
-    return word, fresh, _aligned(source, edit, word, task)
+    now = fresh if not word.strip() or word == inferred or not _holds(source, word) else word
+    # an answer that said the same word again could undo what is typed meanwhile
+    return gr.skip() if now == word else now, fresh, _aligned(source, edit, now, task)
 
 
 def follow_word(source: str, edit: str, task: str, word: str) -> str:
@@ -243,11 +246,22 @@ def field_values(own: Settings) -> list[Any]:
 
 
 def fill_run(run: Run) -> list[Any]:
-    """A run's values for every field, so that what is shown is what is edited on."""
+    """A run's values for every field, so that what is shown is what is edited on. Its masks are copied: its folder may
+    go before the page does."""
     own = make_settings(**run.report["settings"] | {"masks": None})
-    masks = run.folder / MASKS if run.report["settings"].get("masks") else None
     fields = [file_data(run.clip) if run.clip.exists() else gr.skip(), *field_values(own)]
-    return changed_fields(fields, masks=file_data(masks) if masks else None)
+    if not run.report["settings"].get("masks"):
+        return fields
+    masks = run.folder.parent / f"masks-{run.folder.name}.zip"
+    shutil.copyfile(run.folder / MASKS, masks)
+    return changed_fields(fields, masks=file_data(masks))
+
+
+def with_inferred(fields: list[Any]) -> list[Any]:
+    """Filled fields, all or all but the clip, and the word that their prompts imply: one that is another was chosen."""
+    source, edit, task = (fields[NAMES.index(name) - FIELDS] for name in ("source", "edit", "task"))
+    told = all(isinstance(one, str) for one in (source, edit, task))
+    return [*fields, _inferred(source, edit, task) if told else gr.skip()]
 
 
 def changed_fields(fields: Sequence[Any] = (), **changed: Any) -> list[Any]:

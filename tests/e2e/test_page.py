@@ -136,6 +136,15 @@ def test_the_edited_word_can_be_typed(page: Page, clip: Path) -> None:
     assert report(page)["words"]["word"] == "grass"
 
 
+def test_what_a_link_says_outlasts_the_upload(page: Page, clip: Path) -> None:
+    page.goto(page.url + "?source=a+red+car&edit=a+blue+car&task=attribute&site=up+3.0&timestep=241&start=0.2")
+    tag = page.locator("#own-mask")
+    expect(tag).to_contain_text("up 3.0, timestep 241")
+    page.set_input_files("#clip input[type=file]", clip)
+    expect(page.locator("#trim .fm-note")).to_have_text("8 frames from 0.2 s to 1.2 s")
+    expect(tag).to_contain_text("up 3.0, timestep 241")
+
+
 def test_the_first_handle_moves_the_part(page: Page, clip: Path) -> None:
     fill(page, clip)
     line = page.locator("#trim .fm-note")
