@@ -113,7 +113,7 @@ class Advanced:
             masks = gr.File(
                 label="Masks of your own: a zip of PNGs, one a frame or one for all",
                 file_types=[".zip"],
-                height=130,
+                height=150,
                 elem_id="own-masks",
             )
             features = gr.Radio(
