@@ -136,14 +136,14 @@ def build(
             lambda file: page.with_inferred(page.fill_settings(file, offered)), inputs.settings, every[1:], **plain
         )
         advanced.backbone.change(page.toy_world, advanced.backbone, toy, **live)
+        told = [inputs.source, inputs.edit, inputs.task, inputs.word]
         gr.on(
             [inputs.source.change, inputs.edit.change, inputs.task.change],
             page.follow_prompts,
-            [inputs.source, inputs.edit, inputs.task, inputs.word, inputs.inferred],
+            [*told, inputs.inferred],
             [inputs.word, inputs.inferred, inputs.aligned],
             **live,
         )
-        told = [inputs.source, inputs.edit, inputs.task, inputs.word]
         inputs.word.change(page.follow_word, told, inputs.aligned, **live)
         inputs.task.change(page.follow_task, inputs.task, [inputs.summary, *advanced.own], **live)
         paced = [advanced.steps, advanced.solver]

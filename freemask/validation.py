@@ -16,6 +16,7 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def unknown(kind: str, given: str, known: list[str] | tuple[str, ...]) -> str:
+    """That there is no such thing, with the nearest name that there is."""
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"There is no {kind} {given!r}{hint} Known: {', '.join(known)}."

@@ -32,7 +32,7 @@ function studio(element, props, trigger, watch) {
 
 function empty(root) {
   delete root.dataset.size;
-  root.replaceChildren(el("p", { className: "fm-quiet" }, "The players and the attention explorer appear here after an edit."));
+  root.replaceChildren(el("div", { className: "fm-quiet" }, "The players and the attention explorer appear here after an edit."));
   return () => {};
 }
 

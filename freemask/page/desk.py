@@ -28,7 +28,7 @@ from ..video import read_clip
 from . import status
 from .bodies import Body
 from .estimate import Estimates
-from .fields import FIELDS, changed_fields, field_values, fill_run, follow_link, optional, same_clip, with_inferred
+from .fields import FIELDS, edit_fields, fill_run, follow_link, optional, same_clip, with_inferred
 from .visits import Run, Visit, Visits
 from .wire import collecting, file_data, picture_uri, shown
 from .zero import in_context
@@ -208,9 +208,7 @@ class Desk:
         if asked is None or not asked[0].exists():
             return with_inferred([gr.skip()] * FIELDS)
         clip, settings = asked
-        fields = [file_data(clip), *field_values(settings)]
-        kept = settings.masks if settings.masks and settings.masks.exists() else None
-        return with_inferred(changed_fields(fields, masks=file_data(kept)) if kept else fields)
+        return with_inferred(edit_fields(clip, settings, settings.masks))
 
     def leave(self, request: gr.Request) -> None:
         """A page was closed, is loaded again, or lost its connection."""

@@ -30,6 +30,7 @@ __all__ = [
     "changed_fields",
     "describe_clip",
     "drop_mask",
+    "edit_fields",
     "field_values",
     "fill_example",
     "fill_run",
@@ -164,7 +165,7 @@ def follow_pace(steps: float, solver: str) -> str | None:
 
 def fill_example(example: Example) -> list[Any]:
     """An example's values for every field, in the order of `Inputs.all`."""
-    return [file_data(example.clip), *field_values(example.settings)]
+    return edit_fields(example.clip, example.settings)
 
 
 def fill_settings(file: str | None, offered: Sequence[str]) -> list[Any]:
@@ -248,13 +249,22 @@ def field_values(own: Settings) -> list[Any]:
 def fill_run(run: Run) -> list[Any]:
     """A run's values for every field, so that what is shown is what is edited on. Its masks are copied: its folder may
     go before the page does."""
-    own = make_settings(**run.report["settings"] | {"masks": None})
-    fields = [file_data(run.clip) if run.clip.exists() else gr.skip(), *field_values(own)]
-    if not run.report["settings"].get("masks"):
-        return fields
-    masks = run.folder.parent / f"masks-{run.folder.name}.zip"
-    shutil.copyfile(run.folder / MASKS, masks)
-    return changed_fields(fields, masks=file_data(masks))
+    masks = None
+    if run.report["settings"].get("masks"):
+        masks = run.folder.parent / f"masks-{run.folder.name}.zip"
+        shutil.copyfile(run.folder / MASKS, masks)
+    return edit_fields(run.clip, _made_with(run), masks)
+
+
+def edit_fields(clip: Path, own: Settings, masks: Path | None = None) -> list[Any]:
+    """All fields as an edit has them, with those of its files that are there still."""
+    fields = [file_data(clip) if clip.exists() else gr.skip(), *field_values(own)]
+    return changed_fields(fields, masks=file_data(masks)) if masks and masks.exists() else fields
+
+
+def _made_with(run: Run) -> Settings:
+    """The settings of a run without its masks, whose place is not the one where they were given."""
+    return make_settings(**run.report["settings"] | {"masks": None})
 
 
 def with_inferred(fields: list[Any]) -> list[Any]:
@@ -274,8 +284,7 @@ def changed_fields(fields: Sequence[Any] = (), **changed: Any) -> list[Any]:
 
 def same_clip(run: Run, **mask: Any) -> list[Any]:
     """All fields for another edit of the clip that a run shows, from its inversion, with another mask."""
-    settings = make_settings(**run.report["settings"] | {"masks": None})
-    own = dict(zip(NAMES[1:], field_values(settings), strict=True))
+    own = dict(zip(NAMES[1:], field_values(_made_with(run)), strict=True))
     return changed_fields(clip=file_data(run.clip), **{name: own[name] for name in SHARED}, **mask)
 
 
