@@ -136,7 +136,7 @@ def build(
             lambda file: page.with_inferred(page.fill_settings(file, offered)), inputs.settings, every[1:], **plain
         )
         advanced.backbone.change(page.toy_world, advanced.backbone, toy, **live)
-        told = [inputs.source, inputs.edit, inputs.task, inputs.word]
+        told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone]
         gr.on(
             [inputs.source.change, inputs.edit.change, inputs.task.change],
             page.follow_prompts,
@@ -144,7 +144,7 @@ def build(
             [inputs.word, inputs.inferred, inputs.aligned],
             **live,
         )
-        inputs.word.change(page.follow_word, told, inputs.aligned, **live)
+        gr.on([inputs.word.change, advanced.backbone.change], page.follow_word, told, inputs.aligned, **live)
         inputs.task.change(page.follow_task, inputs.task, [inputs.summary, *advanced.own], **live)
         paced = [advanced.steps, advanced.solver]
         inputs.pace.input(page.take_pace, inputs.pace, paced, **live)

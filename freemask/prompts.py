@@ -18,7 +18,7 @@ from .presets import Settings
 from .specs import known_words
 from .video import MIN_SIDE, read_clip
 
-__all__ = ["Alignment", "align", "check", "find_word", "infer_word", "warnings", "word_spans", "words"]
+__all__ = ["Alignment", "align", "check", "find_word", "infer_word", "unseen", "warnings", "word_spans", "words"]
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _FUNCTION = frozenset(
@@ -140,6 +140,13 @@ def warnings(source: str, edit: str, word: str, delta: int) -> list[str]:
     return []
 
 
+def unseen(prompt: str, backbone: str) -> list[str]:
+    """The words, each once and without case, that a backbone with a vocabulary of its own has never seen; none for one
+    that knows the language. Raises SettingError where there is no such backbone."""
+    known = known_words(backbone)
+    return [] if known is None else [word for word in dict.fromkeys(_folded(prompt)) if word not in known]
+
+
 def check(clip: Path | None, settings: Settings) -> str:
     """Refuses what cannot be edited before any model runs; returns the word that will be edited.
 
@@ -152,14 +159,11 @@ def check(clip: Path | None, settings: Settings) -> str:
             raise PromptError(f"The prompt for {label} is empty; write a short sentence, such as 'a red car driving'.")
     if _folded(settings.source) == _folded(settings.edit):
         raise PromptError("The two prompts are the same; change a word in the second one to say what to edit.")
-    known = known_words(settings.backbone)
-    if known is not None:
-        strange = [w for w in dict.fromkeys(_folded(f"{settings.source} {settings.edit}")) if w not in known]
-        if strange:
-            raise PromptError(
-                f"The backbone {settings.backbone!r} has never seen: {', '.join(strange)}. "
-                f"It knows only these words: {', '.join(known)}."
-            )
+    if strange := unseen(f"{settings.source} {settings.edit}", settings.backbone):
+        raise PromptError(
+            f"The backbone {settings.backbone!r} has never seen: {', '.join(strange)}. "
+            f"It knows only these words: {', '.join(known_words(settings.backbone) or ())}."
+        )
     word = settings.word or infer_word(settings.source, settings.edit, settings.task)
     word = " ".join(words(settings.source)[i] for i in find_word(settings.source, word))
     if settings.masks:

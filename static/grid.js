@@ -15,7 +15,7 @@ const MARGIN = 14; // left and right of all cells, so that the outer timesteps a
 const SMALLEST = 14, LARGEST = 40, PHONE = 52; // a cell's width on a wide page, and on a phone
 const FETCHED = 12; // words whose maps are fetched before they are asked for
 const CHEAP = 30; // ms: a matrix slower than this waits for the pause
-const HINT = "Click a word to see its maps; Ctrl-click or the + key adds one. Outlined: the edited word.";
+const HINT = "Click a word to see its maps. Outlined: the edited word.";
 
 function studio(element, props, trigger, watch) {
   let close = () => {};
@@ -477,9 +477,11 @@ function players(value, state, act, signal) {
 /** Both prompts as chips. A word that the edit prompt shares with the source stands for the source's. */
 function wordRows(value, state, act) {
   const chips = [], line = el("p", { className: "fm-note", role: "status" });
+  const several = check("several words", () => {});
+  several.title = "A click adds a word or takes it away, as Ctrl-click and the + key do";
   const chip = ({ text, at }) => {
     const own = at >= value.source_words, title = own ? "New in the edit prompt: its maps are the edit's own" : "";
-    const node = button(text, title, (event) => pick(at, event.ctrlKey || event.metaKey || event.shiftKey), "fm-chip");
+    const node = button(text, title, (event) => pick(at, several.firstChild.checked || event.ctrlKey || event.metaKey || event.shiftKey), "fm-chip");
     node.onkeydown = (event) => {
       if (event.key === "+") pick(at, true);
     };
@@ -497,7 +499,8 @@ function wordRows(value, state, act) {
     el("div", { className: "fm-words", role: "group", ariaLabel: `${title} prompt` }, el("span", {}, title), ...words.map(chip));
   return {
     node: el("section", { className: "fm-panel", ariaLabel: "Words" },
-      row("Source", value.words.slice(0, value.source_words).map(({ text }, at) => ({ text, at }))), row("Edit", value.edit_words), line),
+      row("Source", value.words.slice(0, value.source_words).map(({ text }, at) => ({ text, at }))), row("Edit", value.edit_words),
+      el("div", { className: "fm-hint" }, line, several)),
     say: (text) => (line.textContent = text),
     update(what) {
       if (what === "words") for (const [node, at] of chips) node.ariaPressed = state.words.includes(at);

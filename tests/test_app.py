@@ -30,7 +30,7 @@ from freemask import page
 from freemask.errors import MaskError
 from freemask.explorer import pack_bits
 from freemask.gallery import read_mask_zip
-from freemask.jobs import Step, Worker
+from freemask.jobs import Snapshot, Step, Worker
 from freemask.page import status, zero
 from freemask.page.estimate import Estimates, rows
 from freemask.page.fields import NAMES, field_values, link
@@ -381,11 +381,25 @@ def test_the_cost_is_told_once_it_was_measured() -> None:
     costs.learn(short, {"unet": usage, "seconds": seconds, "clip": shape, "memory": {"peak_mib": 900.0}})
     expected = 1.0 + 5.0 / 50 * rows(long)
     assert costs.seconds(long) == pytest.approx(expected) and costs.memory(long) == 900.0
+    # what follows a stage: the next ones' rows, and the files
+    each = 5.0 / 50
+    assert costs.seconds(long, "reconstruct") == pytest.approx(1.0 + each * (rows(long) - 2 * 20))
+    assert (
+        costs.seconds(long, "edit") == pytest.approx(1.0) and costs.seconds(replace(long, solver="dpm"), "edit") == 1.0
+    )
     spans = 3  # of 8 frames, which overlap
     assert costs.seconds(replace(long, frames=16)) == pytest.approx(1.0 + spans * (expected - 1.0))
     large = replace(long, backbone="zeroscope", size=(512, 512))
     assert costs.seconds(large) is None and 5 * 1024 < costs.memory(large) < 6 * 1024
     assert costs.memory(replace(large, low_vram=True)) < costs.memory(large)
+
+
+def test_the_time_left_is_that_of_the_whole_edit_where_it_is_known() -> None:
+    now = Snapshot("running", 0, Step("invert", 3, 10), 6.0, 14.0)
+    assert "step 3 of 10 · about 14 s left in this stage · 6 s so far" in status.running(now)
+    assert "step 3 of 10 · about 44 s left · 6 s so far" in status.running(now, later=30.0)
+    first = Snapshot("running", 0, Step("invert", 1, 10), 2.0, None)
+    assert "left" not in status.running(first, later=30.0)
 
 
 def test_an_edit_that_did_not_invert_says_so() -> None:
@@ -408,26 +422,50 @@ demo.close()
 
 
 def test_the_word_follows_the_prompts_until_it_is_typed() -> None:
-    word, inferred, _ = page.follow_prompts(SOURCE, EDIT, "attribute", "", "")
+    word, inferred, _ = page.follow_prompts(SOURCE, EDIT, "attribute", "", "mini", "")
     assert (word, inferred) == ("car", "car")
     word, inferred, _ = page.follow_prompts(
-        SOURCE.replace("car", "bus"), EDIT.replace("car", "bus"), "attribute", word, inferred
+        SOURCE.replace("car", "bus"), EDIT.replace("car", "bus"), "attribute", word, "mini", inferred
     )
     assert word == "bus"
-    typed, inferred, _ = page.follow_prompts(SOURCE, EDIT, "attribute", "grass", inferred)
+    typed, inferred, _ = page.follow_prompts(SOURCE, EDIT, "attribute", "grass", "mini", inferred)
     assert typed == gr.skip()  # it stays as it is
-    gone, _, _ = page.follow_prompts("a red car on snow", "a blue car on snow", "attribute", "grass", inferred)
+    gone, _, _ = page.follow_prompts("a red car on snow", "a blue car on snow", "attribute", "grass", "mini", inferred)
     assert gone == "car"
-    assert "&#x27;gra&#x27; is not in the first prompt" in page.follow_word(SOURCE, EDIT, "attribute", "gra")
-    assert ">grass</mark>" in page.follow_word(SOURCE, EDIT, "attribute", "grass")
-    assert ">car</mark>" in page.follow_word(SOURCE, EDIT, "attribute", " ")
+    assert "&#x27;gra&#x27; is not in the first prompt" in page.follow_word(SOURCE, EDIT, "attribute", "gra", "mini")
+    assert ">grass</mark>" in page.follow_word(SOURCE, EDIT, "attribute", "grass", "mini")
+    assert ">car</mark>" in page.follow_word(SOURCE, EDIT, "attribute", " ", "mini")
 
 
 def test_a_task_that_does_not_suit_the_prompts_is_told_of_before_the_edit() -> None:
-    *_, told = page.follow_prompts("a red car", "a red bus", "attribute", "", "")
+    *_, told = page.follow_prompts("a red car", "a red bus", "attribute", "", "mini", "")
     assert "use the task &#x27;shape&#x27;" in told
-    *_, told = page.follow_prompts("a red car", "a red bus", "shape", "", "")
+    *_, told = page.follow_prompts("a red car", "a red bus", "shape", "", "mini", "")
     assert "fm-note" not in told
+
+
+def test_a_word_that_the_backbone_has_never_seen_is_told_of_before_the_edit() -> None:
+    def told(edit: str, backbone: str = "mini") -> str:
+        return str(page.follow_prompts("a red car on the grass", edit, "shape", "", backbone, "")[-1])
+
+    assert "mini has never seen &#x27;zebra&#x27;, &#x27;moon&#x27;:" in told("a red Zebra on the moon, a zebra")
+    assert "never seen" not in told("a red bu on the grass"), "of a word that may be half typed"
+    for backbone in ("zeroscope", "/not/there"):
+        assert "never seen" not in told("a red zebra on the moon", backbone)
+    assert "zebra" in page.follow_word("a red zebra", "a blue zebra", "attribute", "zebra", "mini").split("</p>")[-2]
+
+
+def test_a_value_that_a_link_cannot_have_does_not_take_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(gr, "Warning", told.append)
+    query = "?steps=x&timestep=201&site=up+3.0&tau=7&source=a+car&size=big&guidance=5&nothing=1&task=<b>"
+    filled = page.follow_link(query, ["mini"])
+    good = page.follow_link("?source=a+car&guidance=5&site=up+3.0&timestep=201", ["mini"])
+    assert filled == good and good is not None and good[0] == "a car" and "201" in good
+    assert [one.split(" is left out: ")[0] for one in told] == [
+        f"The link's {n}" for n in ("task", "steps", "size", "tau")
+    ]
+    assert "&lt;b&gt;" in told[0] and "Allowed: 2 to 200" in told[1] and "WIDTHxHEIGHT" in told[2]
 
 
 def test_a_mask_of_ones_own_is_told_of_until_it_is_dropped() -> None:
@@ -443,7 +481,7 @@ def test_a_mask_of_ones_own_is_told_of_until_it_is_dropped() -> None:
 
 
 def test_prompts_are_shown_as_text_not_as_html() -> None:
-    *_, shown = page.follow_prompts("a <img src=x> car", 'a <b onclick="x"> bus', "shape", "", "")
+    *_, shown = page.follow_prompts("a <img src=x> car", 'a <b onclick="x"> bus', "shape", "", "mini", "")
     assert "<img" not in shown and "<b onclick" not in shown
 
 

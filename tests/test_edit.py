@@ -13,9 +13,10 @@ from freemask.edit import Editor, Usage, finish
 from freemask.errors import MaskError, PromptError, SettingError
 from freemask.features import Features
 from freemask.masks import candidate, resize
-from freemask.presets import load_preset
+from freemask.metrics import psnr
+from freemask.presets import examples, load_preset
 from freemask.trace import CLEAN, load_trace, save_trace
-from freemask.video import Clip
+from freemask.video import Clip, read_clip
 
 SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
 STEPS = 4
@@ -415,3 +416,17 @@ def test_one_row_at_a_time_is_one_row_at_a_time(editor, trace):
     usage = Usage()
     run(editor, trace, task(), one_row=True, usage=usage)
     assert usage.forwards == usage.rows > 2 * STEPS
+
+
+def test_halves_draw_what_singles_draw():
+    """bf16, which a CPU computes fast enough; `test_gpu.py` has fp16 too, with eight times finer steps."""
+    own = examples()[0]
+    shown = read_clip(own.clip, frames=8, size=(64, 64))
+    drawn = []
+    for dtype in (torch.float32, torch.bfloat16):
+        editor = Editor.load("mini", dtype=dtype, device="cpu")
+        trace = editor.invert(shown, prompt=own.settings.source, steps=STEPS)
+        assert {latents.dtype for latents in trace.latents.values()} == {torch.float32}
+        preset = load_preset(own.settings.task)
+        drawn.append(editor.edit(trace, prompt=own.settings.edit, task=preset, guidance=4.0).clip.frames)
+    assert 40 <= psnr(drawn[1], drawn[0]) < 70

@@ -27,7 +27,7 @@ from ..prompts import check
 from ..video import read_clip
 from . import status
 from .bodies import Body
-from .estimate import Estimates
+from .estimate import STAGES, Estimates
 from .fields import FIELDS, edit_fields, fill_run, follow_link, optional, same_clip, with_inferred
 from .visits import Run, Visit, Visits
 from .wire import collecting, file_data, picture_uri, shown
@@ -171,13 +171,13 @@ class Desk:
         for error in errors:
             yield status.failed((told := shown(error)).message), *SKIPPED
             raise told
+        visit.asked = path, settings
         visit.jobs = [*visit.active, job]
         if self._cancelled(session) != before:  # while the input was checked
             job.cancel()
-        visit.asked = path, settings
         self._visits.look(visit, job.id)
         try:
-            yield from self._follow(job)
+            yield from self._follow(job, settings)
         finally:
             if not self._visits.is_page(session):  # nobody can come back for it
                 job.cancel()
@@ -191,8 +191,8 @@ class Desk:
     def arrive(self, token: str, request: gr.Request) -> Generator[tuple[Any, ...], None, None]:
         """A page was opened, maybe again: follow the visitor's job or show the last result."""
         visit = self._visits.greet(token, request.session_hash or "")
-        if visit.active:
-            yield from self._follow(visit.active[-1])
+        if visit.active and visit.asked:
+            yield from self._follow(visit.active[-1], visit.asked[1])
         elif visit.runs:
             run = visit.runs[-1]
             yield _results(run, status.done(run.report, run.report["seconds"]["total"]))
@@ -323,17 +323,19 @@ class Desk:
         """How often a page's visitor has pressed Cancel."""
         return self._visits.of(session).cancelled if self._visits.is_page(session) else 0
 
-    def _follow(self, job: Job) -> Generator[tuple[Any, ...], None, None]:
+    def _follow(self, job: Job, settings: Settings) -> Generator[tuple[Any, ...], None, None]:
         """The status at each change, then the results."""
-        glance = ""
+        glance, later = "", None
         for now in job.follow():
             if job.cancelled and now.state != "done":
                 yield status.cancelled(), *SKIPPED
                 return
             if now.step and now.step.picture is not None:
                 glance = picture_uri(now.step.picture)
+            if now.step and now.step.stage in STAGES:
+                later = self.estimates.seconds(settings, now.step.stage)
             if not now.ended:
-                yield status.running(now, glance), *SKIPPED
+                yield status.running(now, glance, later), *SKIPPED
         with collecting() as errors:
             run: Run = job.result()
         for error in errors:

@@ -15,18 +15,20 @@ from ..presets import Settings, batch_rows
 from ..spans import work
 from ..specs import NATIVE_FRAMES, backbone_spec, known_backbone
 
-__all__ = ["Estimates", "native_frames", "rows"]
+__all__ = ["STAGES", "Estimates", "native_frames", "rows"]
 
-STAGES = ("invert", "reconstruct", "edit")
+STAGES = ("invert", "reconstruct", "edit")  # in which the UNet runs
 
 
-def rows(settings: Settings) -> float:
+def rows(settings: Settings, after: str = "") -> float:
     """Batch rows of the UNet in an edit that inverts: one a step to invert and to reconstruct, two to edit, and one
-    more where the source's features are replayed."""
+    more where the source's features are replayed. With `after`, those of the stages that follow it."""
     preset = settings.preset()
     replayed = max(preset.alpha_self, preset.alpha_cross, preset.alpha_temporal)
     again = replayed if settings.features in ("replay", "auto") else 0
-    return settings.steps * (4 + again) + (settings.solver != "ddim")
+    inverted = settings.steps + (settings.solver != "ddim")
+    each = [inverted, settings.steps, settings.steps * (2 + again)]
+    return sum(each[STAGES.index(after) + 1 :] if after in STAGES else each)
 
 
 @dataclass
@@ -61,14 +63,15 @@ class Estimates:
             memory, rest = max(old.memory, report["memory"]["peak_mib"]), (old.rest + rest) / 2
             self._costs[settings.backbone] = _Cost((old.each + each) / 2, rest, pixels, memory)
 
-    def seconds(self, settings: Settings) -> float | None:
-        """Of an edit that inverts; None before the first edit with this backbone."""
+    def seconds(self, settings: Settings, after: str = "") -> float | None:
+        """Of an edit that inverts, or of what follows a stage; None before the first edit with this backbone."""
         with self._lock:
             cost = self._costs.get(settings.backbone)
         if cost is None:
             return None
         pixels = settings.size[0] * settings.size[1] if settings.size else cost.pixels
-        return cost.rest + cost.each * rows(settings) * work(settings.frames, native_frames(settings.backbone)) * pixels
+        seen = work(settings.frames, native_frames(settings.backbone))
+        return cost.rest + cost.each * rows(settings, after) * seen * pixels
 
     def memory(self, settings: Settings) -> float | None:
         """In MiB: the highest peak so far, before the first edit of a model from the hub what its spec tells of halves

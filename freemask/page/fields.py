@@ -16,8 +16,8 @@ import numpy as np
 
 from ..errors import FreeMaskError, InputError
 from ..presets import MASKS, Example, Settings, load_preset, make_settings, read_settings, read_size
-from ..prompts import align, find_word, infer_word, warnings, word_spans, words
-from ..specs import backbone_name
+from ..prompts import align, find_word, infer_word, unseen, warnings, word_spans, words
+from ..specs import backbone_name, known_words
 from ..video import probe, read_clip
 from . import status
 from .advanced import TASK_OWN
@@ -129,7 +129,7 @@ def take_trim(frames: float, event: gr.EventData) -> tuple[float, str]:
     return round(start, 2), f"{min(60.0, max(0.5, frames / max(0.1, end - start))):.3g}"
 
 
-def follow_prompts(source: str, edit: str, task: str, word: str, inferred: str) -> tuple[Any, str, str]:
+def follow_prompts(source: str, edit: str, task: str, word: str, backbone: str, inferred: str) -> tuple[Any, str, str]:
     """The word in use where it is another now, the word last inferred, and the two prompts with what changes marked.
 
     A word that the visitor typed stays as long as the prompt holds it.
@@ -137,12 +137,12 @@ def follow_prompts(source: str, edit: str, task: str, word: str, inferred: str) 
     fresh = _inferred(source, edit, task)
     now = fresh if not word.strip() or word == inferred or not _holds(source, word) else word
     # an answer that said the same word again could undo what is typed meanwhile
-    return gr.skip() if now == word else now, fresh, _aligned(source, edit, now, task)
+    return gr.skip() if now == word else now, fresh, _aligned(source, edit, now, task, backbone)
 
 
-def follow_word(source: str, edit: str, task: str, word: str) -> str:
+def follow_word(source: str, edit: str, task: str, word: str, backbone: str) -> str:
     """The two prompts with what changes marked, for a word as it stands: one that is being typed is left alone."""
-    return _aligned(source, edit, word.strip() or _inferred(source, edit, task), task)
+    return _aligned(source, edit, word.strip() or _inferred(source, edit, task), task, backbone)
 
 
 def follow_task(task: str) -> tuple[Any, ...]:
@@ -186,15 +186,20 @@ def fill_settings(file: str | None, offered: Sequence[str]) -> list[Any]:
 
 def follow_link(query: str, offered: Sequence[str]) -> list[Any] | None:
     """The values of a link's query for every field but the clip, those that it does not name by their defaults; None
-    for a query that names none."""
-    values: dict[str, Any] = {name: value for name, value in parse_qsl(query.removeprefix("?")) if name in _LINKED}
-    if not values:
+    for a query that names none. A value that cannot be is told of, and the others taken."""
+    told = dict(parse_qsl(query.removeprefix("?")))
+    given = [name for name in _LINKED if name in told]  # in this order: a timestep needs a site
+    if not given:
         return None
-    try:
-        values["size"] = read_size(values.get("size", ""))
-        return _filled({"source": "", "edit": ""} | values, offered)
-    except FreeMaskError as error:
-        raise shown(error) from None
+    values: dict[str, Any] = {"source": "", "edit": ""}
+    for name in given:
+        try:
+            more = values | {name: read_size(told[name]) if name == "size" else told[name]}
+            make_settings(**more)
+            values = more
+        except FreeMaskError as error:
+            gr.Warning(f"The link's {name} is left out: {html.escape(str(error))}")
+    return _filled(values, offered)
 
 
 def _filled(values: dict[str, Any], offered: Sequence[str]) -> list[Any]:
@@ -308,8 +313,9 @@ def _holds(prompt: str, word: str) -> bool:
         return False
 
 
-def _aligned(source: str, edit: str, word: str, task: str) -> str:
-    """Both prompts as HTML: in the source the edited word and what goes, in the edit what comes; and its meaning."""
+def _aligned(source: str, edit: str, word: str, task: str, backbone: str) -> str:
+    """Both prompts as HTML: in the source the edited word and what goes, in the edit what comes; its meaning, and what
+    speaks against it."""
     where = find_word(source, word) if _holds(source, word) else []
     change = align(source, edit)
     before = {i: "gone" for i in change.removed} | {i: "word" for i in where}
@@ -322,7 +328,18 @@ def _aligned(source: str, edit: str, word: str, task: str) -> str:
         meaning, bad = _meaning(word, becomes, task), warnings(source, edit, word, load_preset(task).delta)
     elif words(source) and word and not where:
         bad = [f"{word!r} is not in the first prompt: write a word of it, or leave the field empty."]
+    if strange := _strange(f"{source} {edit}", backbone):
+        bad.append(f"{backbone} has never seen {', '.join(map(repr, strange))}: choose words that it knows.")
     return status.prompts(_marked(source, before), _marked(edit, after), meaning, [html.escape(one) for one in bad])
+
+
+def _strange(prompt: str, backbone: str) -> list[str]:
+    """Words that the backbone has never seen, but those that may be half typed: a known word begins with them."""
+    try:
+        known = known_words(backbone) or ()
+        return [word for word in unseen(prompt, backbone) if not any(one.startswith(word) for one in known)]
+    except FreeMaskError:
+        return []  # no such backbone, which Edit tells of
 
 
 def _meaning(word: str, becomes: str, task: str) -> str:

@@ -25,8 +25,9 @@ def idle() -> str:
     return _line("idle", "Ready", "Choose an example or upload a clip, then press Edit.")
 
 
-def running(now: Snapshot, glance: str = "") -> str:
-    """Place in the queue, or stage, step and time left in the stage, with a glance at the edit (a data URI)."""
+def running(now: Snapshot, glance: str = "", later: float | None = None) -> str:
+    """Place in the queue, or stage, step and time left, with a glance at the edit (a data URI); `later` is what the
+    stages take that follow, in seconds, where it is known."""
     if now.state == "waiting":
         ahead = "1 job is" if now.place == 1 else f"{now.place} jobs are"
         return _line("waiting", "In the queue", f"{ahead} ahead of yours." if now.place else "Yours is next.")
@@ -34,7 +35,8 @@ def running(now: Snapshot, glance: str = "") -> str:
     if step is None:
         return _line("running", "Starting", f"{now.elapsed:.0f} s so far")
     parts = [f"step {step.index} of {step.total}"] if step.total > 1 else []
-    parts += [f"about {_duration(now.eta)} left in this stage"] if now.eta and now.eta >= 0.5 else []
+    left = (now.eta or 0.0) + (later or 0.0)
+    parts += [f"about {_duration(left)} left{'' if later else ' in this stage'}"] if now.eta and left >= 0.5 else []
     title = STAGES.get(step.stage, ("", step.stage.capitalize()))[1]
     detail = " · ".join([*parts, f"{_duration(now.elapsed)} so far"])
     return _line("running", title, detail, stage=step.stage, share=step.index / max(1, step.total), glance=glance)

@@ -24,8 +24,16 @@ def test_upload_and_edit(page: Page, clip: Path) -> None:
     for index in range(3):
         page.wait_for_function("i => document.querySelectorAll('#studio video')[i].videoWidth > 0", arg=index)
     explorer(page, words="car")
-    page.get_by_role("group", name="Source prompt").get_by_role("button", name="grass").click()
+    chips = page.get_by_role("group", name="Source prompt")
+    chips.get_by_role("button", name="grass").click()
     explorer(page, words="grass")
+    several = page.get_by_label("several words")  # a touch screen has no Ctrl key
+    several.check()
+    chips.get_by_role("button", name="car").click()
+    explorer(page, words="car,grass")
+    chips.get_by_role("button", name="grass").click()
+    explorer(page, words="car")
+    several.uncheck()
     page.get_by_role("tab", name="Contact sheet").click()
     expect(page.locator("#sheet img")).to_be_visible()
     assert report(page)["words"]["word"] == "car"
