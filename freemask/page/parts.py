@@ -134,9 +134,9 @@ class Inputs:
 
 
 def _script(name: str) -> gr.HTML:
-    """A part that `static/NAME.js` draws in the browser."""
-    script = {"studio": "grid"}.get(name, name)
-    code = (STATIC / f"{script}.js").read_text(encoding="utf-8")
+    """A part that `static/NAME.js`, or all that is in the folder `static/NAME`, draws in the browser."""
+    files = sorted((STATIC / name).glob("*.js")) or [STATIC / f"{name}.js"]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in files)
     return gr.HTML(
         value=None,
         html_template=f'<div class="fm-{name}"></div>',

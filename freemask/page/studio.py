@@ -1,4 +1,4 @@
-"""The studio: players and attention explorer of a finished edit, drawn in the browser by `static/grid.js`.
+"""The studio: players and attention explorer of a finished edit, drawn in the browser by `static/studio/`.
 
 Python gives it the files and their index, and hears which mask the visitor picked or painted there. What it hears is
 not trusted: a cell is validated like any setting, a painting must fill its shape.
@@ -43,7 +43,7 @@ WHY = {
 
 
 def open_studio(run: Run | None) -> dict[str, Any] | None:
-    """Everything that `static/grid.js` draws from, or None before the first edit; files are fetched by the browser."""
+    """Everything that `static/studio/` draws from, or None before the first edit; files are fetched by the browser."""
     if run is None:
         return None
     from ..mmc import read_codebook

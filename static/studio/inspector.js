@@ -1,0 +1,230 @@
+// One cell in full, and a mask by hand.
+
+/** The selected cell over the source frame, its mask and figures, and what can be done with it. */
+function inspector(value, state, store, act, clips) {
+  const { sites, timesteps, frames, size } = value, { used } = store;
+  const title = el("h2"), note = el("p", { className: "fm-note" });
+  const scale = el("i"), scaleTop = el("span"), scaleText = el("span");
+  const canvas = el("canvas", { role: "img", style: `aspect-ratio: ${size[0]} / ${size[1]}; max-width: ${(520 * size[0]) / size[1]}px` });
+  const context = canvas.getContext("2d");
+  const still = el("canvas", { width: size[0], height: size[1] }); // the last source frame: while the clip seeks it has none
+  const [area, iou, flicker, maximum] = Array.from({ length: 4 }, () => el("dd"));
+  let maps, found, seen = false; // all frames of the selected cell, and its mask with its figures
+
+  const set = (what, name, read = (chosen) => chosen) => (chosen) => act.set(what, { [name]: read(chosen) });
+  const tau = slider("Threshold τ", { min: 0.05, max: 0.95, step: 0.01, value: state.tau, show: (n) => n.toFixed(2) }, set("tau", "tau"));
+  const opacity = slider("Opacity", { min: 0, max: 1, step: 0.05, value: state.opacity, show: percent }, set("overlay", "opacity"));
+  const colours = choice("Colours", Object.keys(COLOURS).map((name) => [name, name]), set("look", "colours"));
+  const view = choice("View", [["smooth", "smooth"], ["native", "native grid"]], set("look", "smooth", (name) => name === "smooth"));
+  const shared = choice("Divided by", [["cell", "this cell"], ["all", "all cells"]], set("look", "shared", (name) => name === "all"));
+  const own = () => found && { ...sites[state.cell[0]], bits: found.masks };
+  const brush = painter(value, state, used, canvas, { mask: own, draw, use: act.paint });
+  const paint = button("Paint", "Paint a mask by hand. Without a pointer: an uploaded zip of numbered PNG masks does the same", () => {
+    clips.pause();
+    paint.ariaPressed = brush.toggle();
+    draw();
+  });
+  paint.ariaPressed = false;
+
+  function draw() {
+    const { width, height } = canvas, { h, w } = sites[state.cell[0]];
+    if (clips.source.readyState >= 2) {
+      still.getContext("2d").drawImage(clips.source, 0, 0, still.width, still.height);
+      seen = true;
+    }
+    context.clearRect(0, 0, width, height);
+    if (seen) layer(still, 1, true);
+    if (brush.active()) return brush.draw(context, layer);
+    layer(coloured(maps[state.frame], h, w), seen ? state.opacity : 1, state.smooth);
+    if (!state.smooth) hairlines(h, w);
+    if (state.used) stroke(outline(part(used), used.h, used.w, width, height), "#fff");
+    if (!found) return;
+    const mask = part(own()), colour = maskColour(canvas);
+    if (state.fill) layer(tinted(mask, h, w, colour), 0.45, false);
+    stroke(outline(mask, h, w, width, height), colour);
+  }
+
+  const part = ({ h, w, bits }) => bits.subarray(state.frame * h * w, (state.frame + 1) * h * w);
+  function layer(picture, alpha, smooth) {
+    context.globalAlpha = alpha;
+    context.imageSmoothingEnabled = smooth;
+    context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    context.globalAlpha = 1;
+  }
+  function coloured(map, h, w) {
+    const picture = el("canvas", { width: w, height: h }), image = new ImageData(w, h), pixels = new Uint32Array(image.data.buffer);
+    const table = palette(state.colours), unit = 255 / ((state.shared ? store.top() : largest(map)) || 1);
+    map.forEach((p, i) => (pixels[i] = table[Math.min(255, Math.round(p * unit))]));
+    picture.getContext("2d").putImageData(image, 0, 0);
+    return picture;
+  }
+  /** A line that shows on any colour: dark below, bright above. */
+  function stroke(path, colour) {
+    context.lineCap = "round";
+    for (const [style, thick] of [["rgb(0 0 0 / 60%)", 4.5], [colour, 2.25]]) {
+      context.strokeStyle = style;
+      context.lineWidth = thick * devicePixelRatio;
+      context.stroke(path);
+    }
+  }
+  function hairlines(h, w) {
+    context.fillStyle = "rgb(128 128 128 / 55%)";
+    for (let x = 1; x < w; x++) context.fillRect(Math.round((x * canvas.width) / w), 0, 1, canvas.height);
+    for (let y = 1; y < h; y++) context.fillRect(0, Math.round((y * canvas.height) / h), canvas.width, 1);
+  }
+
+  function write() {
+    const [s, k] = state.cell, { short, h, w } = sites[s], several = state.words.length > 1, words = quoted(state.words, value);
+    const top = largest(maps[state.frame]);
+    const now = `frame ${state.frame + 1} of ${frames}`;
+    title.replaceChildren(`${words} at ${short}, timestep ${timesteps[k]}`, el("small", {}, `${w} × ${h}, ${now}`));
+    canvas.ariaLabel = `The map of ${words} over ${now} of the source`;
+    area.textContent = found ? percent(found.area[state.frame]) : "none";
+    iou.textContent = found ? `${found.iou[state.frame].toFixed(2)}, mean ${found.mean.toFixed(2)}` : "none";
+    flicker.textContent = found && frames > 1 ? percent(found.flicker) : "none";
+    maximum.textContent = several ? `${top.toFixed(2)} of 1` : top.toPrecision(3);
+    scale.style.background = `linear-gradient(90deg, ${COLOURS[state.colours].split(" ").map((hex) => `#${hex}`)})`;
+    scaleTop.textContent = (state.shared ? store.top() : top).toPrecision(3);
+    const by = state.shared ? "the largest value on any cell" : "this frame's own maximum";
+    scaleText.textContent = several ? `each word ÷ its maximum on this cell, the larger counts; then ÷ ${by}` : `probability ÷ ${by}`;
+    const edited = !value.word.length || state.words.join() === value.word.join();
+    const own = state.words.some((at) => at >= value.source_words);
+    const whose = own ? "Maps of new words are what the edit itself attended to, before any fusion. " : "";
+    note.textContent = whose + (!found ? "This map is flat or zero on some frame: no mask can be cut from it."
+      : edited ? "" : `A mask is always made of the maps of ${quoted(value.word, value)}, the edited word.`);
+  }
+
+  for (const event of ["seeked", "loadeddata"]) clips.source.addEventListener(event, () => maps && draw());
+  const figures = [["Area", area], ["IoU, mask in use", iou], ["Flicker", flicker], ["Maximum", maximum]];
+  const use = button("Edit with this cell", "Edit again with this cell's mask (Enter in the matrix)", () => act.use(false), "fm-button primary");
+  const fill = check("fill the mask", set("overlay", "fill")), outlined = check("outline the mask in use", set("overlay", "used"));
+  const useRow = button("Edit with this row", "Edit again with this layer: every timestep its own mask", () => act.use(true));
+  return {
+    node: el("section", { className: "fm-panel fm-inspector", ariaLabel: "Inspector" }, title,
+      el("div", { className: "fm-view" }, canvas, el("p", { className: "fm-scale" }, "0", scale, scaleTop, scaleText)),
+      el("div", { className: "fm-controls" }, tau.node, opacity.node,
+        el("div", { className: "fm-choices" }, colours.node, view.node, shared.node), el("div", { className: "fm-checks" }, fill, outlined),
+        el("dl", {}, ...figures.map(([name, node]) => el("div", {}, el("dt", {}, name), node))),
+        el("div", { className: "fm-actions" }, use, useRow, paint), note, brush.node)),
+    update(what) {
+      if (what === "size") {
+        canvas.width = Math.round(canvas.clientWidth * devicePixelRatio);
+        canvas.height = Math.round((canvas.width * size[1]) / size[0]);
+      }
+      if (!state.width || !state.words.length) return;
+      if (!maps || ["words", "cell"].includes(what)) maps = store.maps(state.cell);
+      if (["size", "words", "cell", "tau"].includes(what)) found = store.measure(state.cell, maps);
+      draw();
+      write();
+    },
+  };
+}
+
+/** A brush on the inspector's canvas. Frames that are not painted keep the mask they began with. */
+function painter(value, state, used, canvas, host) {
+  const half = Math.max(...value.size) > 512 ? 2 : 1;
+  const [w, h] = value.size.map((side) => Math.round(side / half)), area = w * h;
+  const every = [...Array(value.frames).keys()], history = [];
+  let bits = null, on = false, add = true, radius = Math.max(1, Math.round(w / 24)), last = null, spot = null;
+  const frame = (f) => bits.subarray(f * area, (f + 1) * area);
+
+  function keep(list) {
+    history.push(list.map((f) => [f, frame(f).slice()]));
+    if (history.length > 30) history.shift();
+  }
+  function begin(from) {
+    const old = (from === "cell" && host.mask()) || used, side = old.h * old.w;
+    if (bits) keep(every);
+    else bits = new Uint8Array(every.length * area);
+    for (const f of every) frame(f).set(resized(old.bits.subarray(f * side, (f + 1) * side), old.h, old.w, h, w));
+    if (from === "none") bits.fill(0);
+    host.draw();
+  }
+  function undo() {
+    for (const [f, copy] of history.pop() ?? []) frame(f).set(copy);
+    host.draw();
+  }
+  function spread() {
+    keep(every);
+    for (const f of every) frame(f).set(frame(state.frame).slice());
+  }
+  function clear() {
+    keep([state.frame]);
+    frame(state.frame).fill(0);
+    host.draw();
+  }
+  function disc(cx, cy) {
+    const now = frame(state.frame);
+    for (let y = Math.max(0, Math.ceil(cy - radius)); y <= Math.min(h - 1, cy + radius); y++)
+      for (let x = Math.max(0, Math.ceil(cx - radius)); x <= Math.min(w - 1, cx + radius); x++)
+        if ((x - cx) ** 2 + (y - cy) ** 2 <= radius ** 2) now[y * w + x] = add ? 1 : 0;
+  }
+  function stroke([x, y]) {
+    const [x0, y0] = last ?? [x, y], steps = Math.ceil(Math.hypot(x - x0, y - y0) / Math.max(1, radius / 3)) || 1;
+    for (let i = 0; i <= steps; i++) disc(x0 + ((x - x0) * i) / steps, y0 + ((y - y0) * i) / steps);
+    last = [x, y];
+  }
+  const point = (event) => [(event.offsetX / canvas.clientWidth) * w - 0.5, (event.offsetY / canvas.clientHeight) * h - 0.5];
+
+  canvas.onpointerdown = (event) => {
+    if (!on || event.button) return;
+    canvas.setPointerCapture(event.pointerId);
+    keep([state.frame]);
+    last = null;
+    stroke((spot = point(event)));
+    host.draw();
+  };
+  canvas.onpointermove = (event) => {
+    if (!on) return;
+    spot = point(event);
+    if (canvas.hasPointerCapture(event.pointerId)) stroke(spot);
+    host.draw();
+  };
+  canvas.onpointerleave = () => {
+    spot = null;
+    if (on) host.draw();
+  };
+
+  const modes = [["Add", true], ["Erase", false]].map(([text, adds]) => {
+    const node = button(text, "", () => {
+      add = adds;
+      for (const mode of modes) mode.ariaPressed = mode === node;
+    });
+    node.ariaPressed = adds;
+    return node;
+  });
+  const start = choice("Begin with", [["used", "the mask in use"], ["cell", "this cell's mask"], ["none", "nothing"]], begin);
+  const size = slider("Brush", { min: 1, max: Math.round(w / 4), step: 1, value: radius, show: (n) => `${2 * n} px` }, (n) => (radius = n));
+  const send = () => host.use({ w, h, data: pack(bits) });
+  const use = button("Edit with the painting", "Edit again with the painted mask", send, "fm-button primary");
+  const node = el("div", { className: "fm-paint", hidden: true }, start.node, size.node,
+    el("div", { className: "fm-actions" }, ...modes,
+      button("Undo", "Take the last step back", undo), button("Clear", "Empty this frame", clear)),
+    el("div", { className: "fm-actions" }, use, button("This frame → all frames", "Every frame gets the mask of this frame", spread)));
+
+  return {
+    node,
+    active: () => on,
+    toggle() {
+      on = !on;
+      node.hidden = !on;
+      canvas.classList.toggle("fm-brush", on);
+      if (on && !bits) begin(start.select.value);
+      return on;
+    },
+    /** What is outside is dimmed, so that the mask shows on an object of its own colour too. */
+    draw(context, layer) {
+      const now = frame(state.frame), scale = canvas.width / w;
+      layer(tinted(now, h, w, maskColour(canvas)), 0.5, false);
+      layer(tinted(now.map((painted) => 1 - painted), h, w, "#000"), 0.5, false);
+      if (!spot) return;
+      context.beginPath();
+      context.arc((spot[0] + 0.5) * scale, (spot[1] + 0.5) * scale, radius * scale, 0, 2 * Math.PI);
+      for (const [style, thick] of [["#000", 3], ["#fff", 1.5]]) {
+        context.strokeStyle = style;
+        context.lineWidth = thick;
+        context.stroke();
+      }
+    },
+  };
+}

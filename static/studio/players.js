@@ -1,0 +1,124 @@
+// The three clips and the prompts' words.
+
+/** The three clips on one clock, the transport below, and the wipe. */
+function players(value, state, act, signal) {
+  const { frames, fps, size, videos } = value;
+  const figures = [["source", "Source"], ["reconstruction", "Reconstruction"], ["edited", "Edit"]].map(([key, title]) => {
+    const video = el("video", { src: videos[key].url, muted: true, loop: true, playsInline: true, preload: "auto", ariaLabel: title });
+    const caption = el("figcaption", {}, title);
+    video.onclick = () => toggle();
+    video.onerror = () => caption.append(" (could not be loaded)");
+    return el("figure", { className: `fm-${key}` }, video, caption);
+  });
+  const clips = figures.map((figure) => figure.firstChild), [lead, ...others] = clips;
+  const divider = el("input", { type: "range", className: "fm-divider", min: 0, max: 100, step: 0.5, value: 50 });
+  divider.ariaLabel = "Divider between source and edit";
+  const stage = el("div", { className: "fm-players", style: `--ratio: ${size[0] / size[1]}; --share: 0.5` }, ...figures, divider);
+  divider.oninput = () => stage.style.setProperty("--share", divider.value / 100);
+  const startStop = icon("play", "Play (Space)", () => toggle());
+  const position = slider("Frame", { min: 1, max: frames, step: 1, value: 1, show: (n) => `${n} / ${frames}` }, (n) => go(n - 1));
+  const wipe = button("Wipe", "One large view: the edit over the source, with a divider to drag", () => {
+    wipe.ariaPressed = stage.classList.toggle("fm-wipe");
+  });
+  wipe.ariaPressed = false;
+  let beat;
+
+  function seek() {
+    for (const clip of clips) if (clip.readyState) clip.currentTime = (state.frame + 0.5) / fps;
+  }
+  function go(frame) {
+    pause();
+    act.set("frame", { frame });
+    seek();
+  }
+  const step = (by) => go((state.frame + by + frames) % frames);
+  function pause() {
+    if (!state.playing || signal.aborted) return;
+    cancelAnimationFrame(beat);
+    for (const clip of clips) clip.pause();
+    act.set("pause", { playing: false });
+    seek();
+  }
+  function play() {
+    state.playing = true;
+    startStop.set("pause", "Pause (Space)");
+    Promise.all(clips.map((clip) => clip.play())).then(tick, (error) => error.name !== "AbortError" && pause());
+  }
+  const toggle = () => (state.playing ? pause() : play());
+
+  /** The first clip is the clock. */
+  function tick() {
+    cancelAnimationFrame(beat);
+    if (!state.playing || signal.aborted) return;
+    beat = requestAnimationFrame(tick);
+    for (const clip of others) {
+      const drift = Math.abs(clip.currentTime - lead.currentTime);
+      if (!clip.seeking && Math.min(drift, Math.abs(lead.duration - drift)) > 0.5 / fps) clip.currentTime = lead.currentTime;
+    }
+    const frame = Math.min(frames - 1, Math.floor(lead.currentTime * fps + 0.01));
+    if (frame !== state.frame) act.set("frame", { frame });
+  }
+
+  function keys(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select")) return;
+    if (event.key === " " && !event.target.matches("button, input:not([type=range])")) toggle();
+    else if (event.key === ",") step(-1);
+    else if (event.key === ".") step(1);
+    else return;
+    event.preventDefault();
+  }
+
+  function close() {
+    for (const clip of clips) {
+      clip.onerror = null;
+      clip.removeAttribute("src"); // frees what was decoded
+      clip.load();
+    }
+  }
+
+  if (frames > 1 && !matchMedia("(prefers-reduced-motion: reduce)").matches) play();
+  const back = icon("back", "Previous frame (,)", () => step(-1)), on = icon("on", "Next frame (.)", () => step(1));
+  const transport = el("div", { className: "fm-transport" }, startStop, back, on, position.node, wipe);
+  return {
+    node: el("section", { className: "fm-panel", ariaLabel: "Players" }, stage, transport),
+    source: lead, keys, pause, close,
+    update(what) {
+      if (what === "frame") position.set(state.frame + 1);
+      if (what === "pause") startStop.set("play", "Play (Space)");
+    },
+  };
+}
+
+/** Both prompts as chips. A word that the edit prompt shares with the source stands for the source's. */
+function wordRows(value, state, act) {
+  const chips = [], line = el("p", { className: "fm-note", role: "status" });
+  const several = check("several words", () => {});
+  several.title = "A click adds a word or takes it away, as Ctrl-click and the + key do";
+  const chip = ({ text, at }) => {
+    const own = at >= value.source_words, title = own ? "New in the edit prompt: its maps are the edit's own" : "";
+    const node = button(text, title, (event) => pick(at, several.firstChild.checked || event.ctrlKey || event.metaKey || event.shiftKey), "fm-chip");
+    node.onkeydown = (event) => {
+      if (event.key === "+") pick(at, true);
+    };
+    node.classList.toggle("word", value.word.includes(at));
+    node.classList.toggle("new", own);
+    chips.push([node, at]);
+    return node;
+  };
+  const pick = (word, add) => {
+    const rest = add ? state.words.filter((other) => other !== word) : [];
+    const next = add && rest.length < state.words.length ? rest : [...rest, word]; // adding a chosen word takes it away
+    act.words(next.length ? next.sort((a, b) => a - b) : [word]);
+  };
+  const row = (title, words) =>
+    el("div", { className: "fm-words", role: "group", ariaLabel: `${title} prompt` }, el("span", {}, title), ...words.map(chip));
+  return {
+    node: el("section", { className: "fm-panel", ariaLabel: "Words" },
+      row("Source", value.words.slice(0, value.source_words).map(({ text }, at) => ({ text, at }))), row("Edit", value.edit_words),
+      el("div", { className: "fm-hint" }, line, several)),
+    say: (text) => (line.textContent = text),
+    update(what) {
+      if (what === "words") for (const [node, at] of chips) node.ariaPressed = state.words.includes(at);
+    },
+  };
+}

@@ -1,0 +1,98 @@
+// The studio: the three clips in step, and an explorer of the word maps that a mask is made of.
+// Python joins the files of this folder, appends the call `studio(element, props, trigger, watch)` and hands the text to
+// gr.HTML as its js_on_load.
+// A cell is [s, k]: the indexes of a site and of a timestep. Parts hear of a change by its name: see `session`.
+
+const FETCHED = 12; // words whose maps are fetched before they are asked for
+const HINT = "Click a word to see its maps. Outlined: the edited word.";
+
+function studio(element, props, trigger, watch) {
+  let close = () => {};
+  const open = () => {
+    close();
+    for (const key of ["ready", "cell", "frame", "words"]) delete element.dataset[key];
+    const root = element.querySelector(".fm-studio") ?? element.appendChild(el("div", { className: "fm-studio" }));
+    // the page's value is a reactive proxy, slow to read in loops: a plain copy
+    close = props.value ? session(element, root, JSON.parse(JSON.stringify(props.value)), trigger) : empty(root);
+  };
+  watch("value", open);
+  open();
+}
+
+function empty(root) {
+  delete root.dataset.size;
+  root.replaceChildren(el("div", { className: "fm-quiet" }, "The players and the attention explorer appear here after an edit."));
+  return () => {};
+}
+
+/** One edit on the page: what is chosen, the parts that show it, and their end.
+ *
+ * Changes: size, words, cell, frame, tau, look (how maps are drawn), overlay (what lies over the picture), pause.
+ */
+function session(element, root, value, trigger) {
+  const { sites, timesteps } = value;
+  const life = new AbortController();
+  const state = {
+    frame: 0, playing: false, words: [], cell: [sites.findIndex(({ name }) => name === value.cell.site), timesteps.indexOf(value.cell.timestep)], tau: value.tau,
+    colours: "viridis", smooth: true, shared: false, opacity: 0.65, fill: false, used: false,
+  };
+  const store = mapStore(value, state, life.signal);
+  const act = {
+    set(what, fields) {
+      Object.assign(state, fields);
+      for (const part of parts) part.update(what);
+      publish();
+    },
+    words: choose,
+    use(row) {
+      const [s, k] = state.cell;
+      trigger("use", { site: sites[s].name, timestep: row ? null : timesteps[k], tau: state.tau });
+    },
+    paint: (data) => trigger("paint", data),
+  };
+  const clips = players(value, state, act, life.signal);
+  const chips = wordRows(value, state, act);
+  const parts = [clips, chips, matrix(value, state, store, act), inspector(value, state, store, act, clips)];
+  root.replaceChildren(...parts.map((part) => part.node));
+  root.tabIndex = -1; // a click anywhere in the studio gives it the keys
+  root.addEventListener("keydown", clips.keys, { signal: life.signal });
+
+  const observer = new ResizeObserver(([entry]) => {
+    const width = Math.floor(entry.contentRect.width);
+    if (!width || width === state.width) return; // hidden, or only the height changed
+    root.dataset.size = width < 700 ? "narrow" : width < 1080 ? "middle" : "wide";
+    act.set("size", { width, narrow: width < 700 });
+  });
+  observer.observe(root);
+  choose(value.word.length ? value.word : [0]).then(prefetch);
+
+  async function choose(words) {
+    state.wanted = words;
+    chips.say(words.every(store.has) ? HINT : `Loading the maps of ${quoted(words, value)}…`);
+    const problem = await Promise.all(words.map(store.load)).then(() => null, (error) => error);
+    if (life.signal.aborted || state.wanted !== words) return; // another word was chosen meanwhile
+    chips.say(problem ? `The maps of ${quoted(words, value)} could not be loaded. Click the word to try again.` : HINT);
+    if (!problem) act.set("words", { words });
+  }
+
+  async function prefetch() {
+    for (const word of value.words.slice(0, FETCHED).keys()) {
+      await new Promise((go) => (window.requestIdleCallback ? requestIdleCallback(go) : setTimeout(go, 200)));
+      if (life.signal.aborted || !(await store.load(word).then(() => true, () => false))) return;
+    }
+  }
+
+  /** What is drawn, for who waits on it. */
+  function publish() {
+    if (!state.words.length || !state.width) return;
+    const [s, k] = state.cell, words = state.words.map((i) => value.words[i].text).join(",");
+    Object.assign(element.dataset, { cell: `${sites[s].name}@${timesteps[k]}`, frame: state.frame + 1, words, ready: "1" });
+  }
+
+  return () => {
+    life.abort();
+    observer.disconnect();
+    clips.close();
+    root.replaceChildren();
+  };
+}
