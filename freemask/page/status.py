@@ -36,7 +36,8 @@ def running(now: Snapshot, glance: str = "", later: float | None = None) -> str:
         return _line("running", "Starting", f"{now.elapsed:.0f} s so far")
     parts = [f"step {step.index} of {step.total}"] if step.total > 1 else []
     left = (now.eta or 0.0) + (later or 0.0)
-    parts += [f"about {_duration(left)} left{'' if later else ' in this stage'}"] if now.eta and left >= 0.5 else []
+    told = now.eta is not None and left >= 0.5
+    parts += [f"about {_duration(left)} left{'' if later else ' in this stage'}"] if told else []
     title = STAGES.get(step.stage, ("", step.stage.capitalize()))[1]
     detail = " · ".join([*parts, f"{_duration(now.elapsed)} so far"])
     return _line("running", title, detail, stage=step.stage, share=step.index / max(1, step.total), glance=glance)
