@@ -8,10 +8,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from freemask.bench import (
+    LEVERS,
     METHODS,
     Options,
     Sample,
@@ -20,6 +22,7 @@ from freemask.bench import (
     davis_samples,
     example_maps,
     full_backbone,
+    lever_steps,
     markdown,
     save_figure,
     selftest_steps,
@@ -361,3 +364,27 @@ def test_a_profile_accounts_for_the_time():
     assert 0 < sum(one["share"] for one in others) < 1
     assert [one["ms"] for one in others] == sorted((one["ms"] for one in others), reverse=True)
     assert not [one for one in others if "conv" in one["name"] or "mm" in one["name"]]
+
+
+def test_levers_draw_what_is_drawn_plainly(editor):
+    names = [name for name in LEVERS if not name.startswith("torch.compile")]  # which wants minutes and a compiler
+    figures = finish(lever_steps(editor, frames=3, size=(32, 32), rounds=2, only=names))
+    assert (figures["frames"], figures["size"], figures["dtype"]) == (3, [32, 32], "float32")
+    told = figures["levers"]
+    assert "CUDA graph" not in told and "refused" in told["attention by cudnn_attention"]
+    drawn = {name for name in told if "refused" not in told[name]}
+    assert {"channels-last", "temporal convolutions as 2-D", "fused QKV", "one row at a time", "bfloat16"} <= drawn
+    for name in drawn:
+        low, middle, high = told[name]["ratio"]
+        assert 0 < low <= middle <= high and told[name]["setup"] >= 0
+        assert told[name]["apart"] < (0.1 if name == "bfloat16" else 1e-4), name
+    assert told["bfloat16"]["apart"] > 0
+    parts = editor.backbone.unet.modules()
+    assert not [part for part in parts if isinstance(part, Attention) and part.fused_projections], "a copy was changed"
+
+
+def test_a_lever_that_there_is_not_is_refused():
+    told = CliRunner().invoke(app, ["levers", "--lever", "chanels-last"])
+    assert told.exit_code == 2 and "did you mean 'channels-last'" in told.stderr
+    told = CliRunner().invoke(app, ["levers", "--frames", "2", "--rounds", "2", "--lever", "one row at a time"])
+    assert list(json.loads(told.stdout.splitlines()[-1])["levers"]) == ["one row at a time"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from freemask.bench import LEVERS, lever_steps
 from freemask.edit import Editor, finish
 from freemask.metrics import psnr
 from freemask.presets import examples, load_preset
@@ -35,6 +36,17 @@ def test_halves_draw_what_singles_draw(clip):
         editor = Editor.load("mini", dtype=dtype)
         assert editor.backbone.unet.dtype == dtype
         assert psnr(frames(editor, clip)[1], exact) >= (40 if dtype == torch.float16 else 30)
+
+
+def test_levers_draw_what_is_drawn_plainly():
+    """Which of them a GPU's torch refuses is its own matter; compiling takes minutes."""
+    names = [name for name in LEVERS if not name.startswith("torch.compile")]
+    steps = lever_steps(Editor.load("mini"), frames=4, size=(32, 32), only=names, rounds=2)
+    told = finish(steps)["levers"]
+    assert not {"CUDA graph", "fused QKV", "channels-last", "attention by flash_attention"} & {
+        name for name in told if "refused" in told[name]
+    }
+    assert all(figures.get("apart", 0.0) < 0.05 for figures in told.values())
 
 
 def test_features_from_the_device_from_ram_and_replayed_agree(clip):

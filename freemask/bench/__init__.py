@@ -2,6 +2,7 @@
 
 from .benchmark import Options, benchmark_steps
 from .calibrate import Sample, calibrate_steps, davis_samples, example_maps, toyworld_samples
+from .levers import LEVERS, lever_steps
 from .methods import METHODS
 from .profile import profile_steps
 from .selftest import selftest_steps
@@ -9,6 +10,7 @@ from .speed import full_backbone
 from .table import markdown, save_figure
 
 __all__ = [
+    "LEVERS",
     "METHODS",
     "Options",
     "Sample",
@@ -17,6 +19,7 @@ __all__ = [
     "davis_samples",
     "example_maps",
     "full_backbone",
+    "lever_steps",
     "markdown",
     "profile_steps",
     "save_figure",

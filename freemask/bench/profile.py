@@ -31,7 +31,7 @@ from ..memory import Peak
 from ..presets import Preset, load_preset
 from ..trace import Trace
 from ..video import Clip
-from .speed import beside_peer, in_turn, matrix_rate, other_costs, row_flops, whole_edit
+from .speed import beside_peer, device_name, in_turn, matrix_rate, other_costs, row_flops, whole_edit
 
 __all__ = ["extra_peak", "profile_steps"]
 
@@ -112,7 +112,7 @@ def profile_steps(
         return round(statistics.median(ours / theirs for ours, theirs in (times[part] for times in rounds)), 3)
 
     w, h = clip.frames.shape[2], clip.frames.shape[1]
-    figures: dict[str, Any] = {"backbone": backbone.name, "device": _device_name(backbone.device)}
+    figures: dict[str, Any] = {"backbone": backbone.name, "device": device_name(backbone.device)}
     figures |= {"dtype": str(backbone.unet.dtype).removeprefix("torch."), "steps": n, "frames": frames, "size": [w, h]}
     for stage in ("invert", "edit"):
         figures[f"overhead_{stage}"] = {kind: ratio(f"{stage}_{kind}") for kind in kinds}
@@ -128,12 +128,6 @@ def profile_steps(
     figures |= _against_arithmetic(editor, clip, steps, tuple(latents.shape), finish(invert(False)), task)
     yield Step("profile", repeats + 2, repeats + 2)
     return figures
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def _against_arithmetic(

@@ -31,7 +31,17 @@ from ..specs import backbone_folder, known_backbone
 from ..toyworld.models import new_scheduler
 from ..video import Clip, write_clip
 
-__all__ = ["beside_peer", "full_backbone", "in_turn", "matrix_rate", "other_costs", "row_flops", "whole_edit"]
+__all__ = [
+    "beside_peer",
+    "device_name",
+    "full_backbone",
+    "in_turn",
+    "matrix_rate",
+    "other_costs",
+    "row_flops",
+    "timed",
+    "whole_edit",
+]
 
 T = TypeVar("T")
 
@@ -72,13 +82,20 @@ def row_flops(backbone: Backbone, shape: tuple[int, ...]) -> int:
     return int(counter.get_total_flops())
 
 
-def _timed(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
+def timed(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
     """Seconds that `work` takes on the device, to its end, and what it returns."""
     _synchronize(device)
     start = time.perf_counter()
     result = work()
     _synchronize(device)
     return time.perf_counter() - start, result
+
+
+def device_name(device: torch.device) -> str:
+    """As figures name it: the GPU, or how many threads of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 def _synchronize(device: torch.device) -> None:
@@ -91,7 +108,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = Non
     """Floating-point operations a second of a large square matrix product: the median of nine."""
     side = side or (8192 if device.type == "cuda" else 1024)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    times = [_timed(lambda: a @ b, device)[0] for _ in range(10)]
+    times = [timed(lambda: a @ b, device)[0] for _ in range(10)]
     return 2 * side**3 / statistics.median(times[1:])
 
 
@@ -110,9 +127,9 @@ def in_turn(
     """Seconds of a stage, and of something else that runs once after each of its steps; what the stage returns."""
     mine = theirs = 0.0
     for other in others:
-        mine += _timed(partial(next, steps), device)[0]
-        theirs += _timed(other, device)[0]
-    seconds, end = _timed(partial(_advance, steps), device)
+        mine += timed(partial(next, steps), device)[0]
+        theirs += timed(other, device)[0]
+    seconds, end = timed(partial(_advance, steps), device)
     assert end, "there are more steps than there is to compare them with"
     return (mine + seconds, theirs), end.value
 
@@ -132,7 +149,7 @@ def beside_peer(backbone: Backbone, steps: Steps[Any], shape: tuple[int, ...], n
         nonlocal began
         _synchronize(backbone.device)
         theirs.append(time.perf_counter() - began)
-        ours.append(_timed(partial(_advance, steps), backbone.device)[0])
+        ours.append(timed(partial(_advance, steps), backbone.device)[0])
         began = time.perf_counter()
 
     pipe(

@@ -15,7 +15,7 @@ import typer
 from ..errors import SettingError
 from ..presets import FAST, make_settings, read_settings, read_size
 from . import toyworld
-from .common import BACKBONE, DTYPE, console, load, processes, refusals, watch
+from .common import BACKBONE, DTYPE, console, load, load_or_full, processes, refusals, watch
 
 __all__ = ["app"]
 
@@ -226,13 +226,33 @@ def profile(
 ) -> None:
     """Time inversion and edit against the plain UNet forwards that they cannot avoid, and against the arithmetic."""
     with refusals():
-        from ..backbone import named_dtype
-        from ..bench import full_backbone, profile_steps
-        from ..edit import Editor
+        from ..bench import profile_steps
 
-        shape, precision = read_size(size), named_dtype(dtype)
-        editor = Editor(full_backbone(dtype=precision)) if backbone == "full" else load(backbone, dtype)
+        shape = read_size(size)
+        editor = load_or_full(backbone, dtype)
         figures = watch(profile_steps(editor, steps=steps, frames=frames, size=shape, repeats=repeats))
+    print(json.dumps(figures | {"backbone": backbone}))
+
+
+@app.command()
+def levers(
+    backbone: Annotated[str, typer.Option(help="full (zeroscope's size with random weights), " + BACKBONE)] = "mini",
+    frames: Annotated[int, typer.Option(help="How many frames.", min=1)] = 8,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; the backbone's own where left out.")] = "",
+    lever: Annotated[list[str] | None, typer.Option(help="One of them by its name; may be given again.")] = None,
+    rounds: Annotated[int, typer.Option(help="How often each is taken in turn with the plain forward.", min=2)] = 20,
+    dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
+) -> None:
+    """Time what might make a plain UNet forward faster, each alone, beside the forward as it is.
+
+    On 2 CPU cores mini takes some minutes, most of them in torch.compile.
+    """
+    with refusals():
+        from ..bench import lever_steps
+
+        shape = read_size(size)
+        editor = load_or_full(backbone, dtype)
+        figures = watch(lever_steps(editor, frames=frames, size=shape, only=lever or (), rounds=rounds))
     print(json.dumps(figures | {"backbone": backbone}))
 
 

@@ -17,7 +17,7 @@ from ..jobs import Step
 if TYPE_CHECKING:
     from ..edit import Editor
 
-__all__ = ["BACKBONE", "DTYPE", "console", "load", "processes", "refusals", "watch"]
+__all__ = ["BACKBONE", "DTYPE", "console", "load", "load_or_full", "processes", "refusals", "watch"]
 
 BACKBONE = "mini, zeroscope, modelscope, a hub id or a folder."
 DTYPE = "fp16, bf16 or fp32 (not on CUDA); left out: fp16 on CUDA, else fp32."
@@ -69,3 +69,14 @@ def load(backbone: str, dtype: str, low_vram: bool = False) -> Editor:
     from ..edit import Editor
 
     return Editor.load(backbone, dtype=named_dtype(dtype), low_vram=low_vram)
+
+
+def load_or_full(backbone: str, dtype: str) -> Editor:
+    """A backbone's, or one of zeroscope's size with random weights, which "full" names."""
+    if backbone != "full":
+        return load(backbone, dtype)
+    from ..backbone import named_dtype
+    from ..bench import full_backbone
+    from ..edit import Editor
+
+    return Editor(full_backbone(dtype=named_dtype(dtype)))
