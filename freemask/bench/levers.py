@@ -16,6 +16,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -97,6 +99,17 @@ def _compiled(mode: str | None, unet: nn.Module) -> Call:
     return partial(_forward, own)
 
 
+def _blocks_compiled(unet: nn.Module) -> Call:
+    """What lies between the attentions, so that it would go together with our processors."""
+    own = copy.deepcopy(unet)
+    for module in own.modules():
+        if isinstance(module, (ResnetBlock2D, TemporalConvLayer, FeedForward)):
+            module.compile(dynamic=False)
+    # each block has a shape of its own, compiled when it first runs
+    limits = partial(torch._dynamo.config.patch, recompile_limit=128, accumulated_recompile_limit=1024)
+    return _within(limits, own)
+
+
 def _graph(unet: nn.Module) -> Call:
     """One CUDA graph of the whole forward, replayed on inputs that are copied into its own."""
     kept: dict[str, Any] = {}
@@ -133,6 +146,7 @@ LEVERS: dict[str, Callable[[nn.Module], Call]] = {
     },
     "cudnn.benchmark": partial(_within, partial(torch.backends.cudnn.flags, benchmark=True)),
     "CUDA graph": _graph,
+    "torch.compile, all but attention": _blocks_compiled,
     "torch.compile": partial(_compiled, None),
     "torch.compile, reduce-overhead": partial(_compiled, "reduce-overhead"),
 }
