@@ -100,7 +100,7 @@ def _compiled(mode: str | None, unet: nn.Module) -> Call:
 
 
 def _blocks_compiled(unet: nn.Module) -> Call:
-    """What lies between the attentions, so that it would go together with our processors."""
+    """What lies between the attentions: a whole compiled forward does not bear the hooks of a fused step, this does."""
     own = copy.deepcopy(unet)
     for module in own.modules():
         if isinstance(module, (ResnetBlock2D, TemporalConvLayer, FeedForward)):
