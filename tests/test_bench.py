@@ -348,12 +348,13 @@ def test_what_is_compared_takes_turns(monkeypatch):
 
 
 def test_a_profile_accounts_for_the_time():
-    told = CliRunner().invoke(app, ["profile", "--steps", "2", "--repeats", "1", "--frames", "2"])
+    told = CliRunner().invoke(app, ["profile", "--steps", "2", "--repeats", "1", "--frames", "2", "--features", "host"])
     assert not told.exception, told.exception
     figures = json.loads(told.stdout.splitlines()[-1])
     table, row = figures["table"], figures["row_tflop"]
     assert (figures["frames"], figures["size"], figures["dtype"]) == (2, [64, 64], "float32")
     assert table["invert"]["tflop"] == pytest.approx(2 * row, abs=1e-3)
+    assert figures["memory"]["features"] == "host"
     assert 0 < table["edit"]["share"] < 1.5 and "tflop" not in table["decode"]
     assert 0 < figures["floor_seconds"] < table["all, files written"]["seconds"]
     assert figures["matrix_tflops"] > 0
@@ -364,6 +365,11 @@ def test_a_profile_accounts_for_the_time():
     assert 0 < sum(one["share"] for one in others) < 1
     assert [one["ms"] for one in others] == sorted((one["ms"] for one in others), reverse=True)
     assert not [one for one in others if "conv" in one["name"] or "mm" in one["name"]]
+
+
+def test_a_profile_of_features_that_there_are_not_is_refused_before_it_begins():
+    told = CliRunner().invoke(app, ["profile", "--features", "disk"])
+    assert told.exit_code == 2 and "Allowed: store or host or replay or auto" in " ".join(told.stderr.split())
 
 
 def test_levers_draw_what_is_drawn_plainly(editor):

@@ -33,8 +33,8 @@ ROWS = 3  # of a fused step: the source's and the two of guidance
 Call = Callable[..., Tensor]  # of the UNet: on latents (b, c, f, h, w) and text (b, k, d)
 
 
-def _forward(unet: nn.Module, x: Tensor, text: Tensor) -> Tensor:
-    drawn: Tensor = unet(x, 500, encoder_hidden_states=text).sample
+def _forward(unet: nn.Module, x: Tensor, text: Tensor, timestep: int | Tensor = 500) -> Tensor:
+    drawn: Tensor = unet(x, timestep, encoder_hidden_states=text).sample
     return drawn
 
 
@@ -116,19 +116,22 @@ def _graph(unet: nn.Module) -> Call:
 
     def call(x: Tensor, text: Tensor) -> Tensor:
         if not kept:
-            kept["x"], kept["text"] = x.clone(), text.clone()
+            # a label from the host would be a copy, which cannot be captured
+            kept.update(x=x.clone(), text=text.clone(), timestep=torch.tensor(500, device=x.device))
             beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):  # what sets itself up must not be captured
-                _forward(unet, kept["x"], kept["text"])
+                _forward(unet, **kept)
             torch.cuda.current_stream().wait_stream(beside)
-            kept["graph"] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(kept["graph"]):
-                kept["drawn"] = _forward(unet, kept["x"], kept["text"])
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                drawn = _forward(unet, **kept)
+            kept.update(graph=graph, drawn=drawn)
         kept["x"].copy_(x)
         kept["text"].copy_(text)
         kept["graph"].replay()
-        return kept["drawn"].clone()
+        again: Tensor = kept["drawn"].clone()
+        return again
 
     return call
 

@@ -28,7 +28,7 @@ from ..errors import SettingError
 from ..fusing import windows
 from ..jobs import Step
 from ..memory import Peak
-from ..presets import Preset, load_preset
+from ..presets import Preset, load_preset, make_settings
 from ..trace import Trace
 from ..video import Clip
 from .speed import beside_peer, device_name, in_turn, matrix_rate, other_costs, row_flops, whole_edit
@@ -59,14 +59,21 @@ def extra_peak(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
 
 
 def profile_steps(
-    editor: Editor, *, steps: int = 10, frames: int = 8, size: tuple[int, int] | None = None, repeats: int = 5
+    editor: Editor,
+    *,
+    steps: int = 10,
+    frames: int = 8,
+    size: tuple[int, int] | None = None,
+    repeats: int = 5,
+    features: str = "replay",
 ) -> Generator[Step, None, dict[str, Any]]:
     """Medians over `repeats` rounds; returns figures by feature source ("replay", "store"), and the `seconds` of each
     part with those of what it is compared with.
 
-    `size` is (width, height) in pixels, rounded down to what the networks take. Raises SettingError for more frames
-    than the backbone sees at once.
+    `size` is (width, height) in pixels, rounded down to what the networks take; `features` (as in `Settings`) are those
+    of the whole edit in the table. Raises SettingError for more frames than the backbone sees at once.
     """
+    make_settings(source=SOURCE, edit=EDIT, features=features)  # told now, not after minutes
     most = editor.backbone.native_frames
     if frames > most:
         raise SettingError(f"Profile at most {most} frames: a longer clip is so many spans of that length.")
@@ -125,19 +132,19 @@ def profile_steps(
         for part in rounds[0]
     }
     yield Step("profile", repeats + 1, repeats + 2)
-    figures |= _against_arithmetic(editor, clip, steps, tuple(latents.shape), finish(invert(False)), task)
+    figures |= _against_arithmetic(editor, clip, steps, tuple(latents.shape), finish(invert(False)), task, features)
     yield Step("profile", repeats + 2, repeats + 2)
     return figures
 
 
 def _against_arithmetic(
-    editor: Editor, clip: Clip, steps: int, shape: tuple[int, ...], trace: Trace, task: Preset
+    editor: Editor, clip: Clip, steps: int, shape: tuple[int, ...], trace: Trace, task: Preset, features: str
 ) -> dict[str, Any]:
     """The table of a whole edit, its floor, and the largest costs of its first step that are no matrix products."""
     backbone = editor.backbone
     rate = matrix_rate(backbone.device, backbone.unet.dtype)
     row = row_flops(backbone, shape)
-    report = finish(whole_edit(editor, clip, steps, (SOURCE, EDIT)))
+    report = finish(whole_edit(editor, clip, steps, (SOURCE, EDIT), features))
     table = {}
     for stage, seconds in report["seconds"].items():
         work = report["unet"][stage]["rows"] * row if stage in report["unet"] else 0

@@ -184,7 +184,9 @@ def other_costs(work: Any, device: torch.device, most: int = 3) -> list[dict[str
     return [{"name": name[:80], "ms": round(us / 1000, 2), "share": round(us / total, 3)} for name, us in others[:most]]
 
 
-def whole_edit(editor: Editor, clip: Clip, steps: int, prompts: tuple[str, str]) -> Steps[dict[str, Any]]:
+def whole_edit(
+    editor: Editor, clip: Clip, steps: int, prompts: tuple[str, str], features: str
+) -> Steps[dict[str, Any]]:
     """An attribute edit from a file to a folder of files: its report, with `wall`, the seconds of all of it."""
     h, w = clip.frames.shape[1:3]
     settings = make_settings(
@@ -195,6 +197,7 @@ def whole_edit(editor: Editor, clip: Clip, steps: int, prompts: tuple[str, str])
         steps=steps,
         frames=len(clip.frames),
         size=(w, h),
+        features=features,
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"

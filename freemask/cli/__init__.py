@@ -15,7 +15,7 @@ import typer
 from ..errors import SettingError
 from ..presets import FAST, make_settings, read_settings, read_size
 from . import toyworld
-from .common import BACKBONE, DTYPE, console, load, load_or_full, processes, refusals, watch
+from .common import BACKBONE, DTYPE, FEATURES, console, load, load_or_full, processes, refusals, watch
 
 __all__ = ["app"]
 
@@ -63,9 +63,7 @@ def edit(
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; the backbone's own where left out.")] = "",
     eta: Annotated[float, typer.Option(help="Noise added by DDIM, 0 to 1.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Acts only where eta is above 0.")] = 0,
-    features: Annotated[
-        str, typer.Option(help="Where the source's features come from: replay, store, host or auto.")
-    ] = "replay",
+    features: Annotated[str, typer.Option(help=FEATURES)] = "replay",
     low_vram: Annotated[bool, typer.Option("--low-vram", help="The least memory, for the most time.")] = False,
     tau: Annotated[float | None, typer.Option(help="Mask threshold, between 0 and 1.")] = None,
     alpha_self: Annotated[float | None, typer.Option(help="Share of steps with self fusion.")] = None,
@@ -222,6 +220,7 @@ def profile(
     frames: Annotated[int, typer.Option(help="How many frames.")] = 8,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; the backbone's own where left out.")] = "",
     repeats: Annotated[int, typer.Option(help="Interleaved repetitions; medians are reported.", min=1)] = 5,
+    features: Annotated[str, typer.Option(help=FEATURES + " Of the whole edit in the table.")] = "replay",
     dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
 ) -> None:
     """Time inversion and edit against the plain UNet forwards that they cannot avoid, and against the arithmetic."""
@@ -230,7 +229,9 @@ def profile(
 
         shape = read_size(size)
         editor = load_or_full(backbone, dtype)
-        figures = watch(profile_steps(editor, steps=steps, frames=frames, size=shape, repeats=repeats))
+        figures = watch(
+            profile_steps(editor, steps=steps, frames=frames, size=shape, repeats=repeats, features=features)
+        )
     print(json.dumps(figures | {"backbone": backbone}))
 
 

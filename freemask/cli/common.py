@@ -17,10 +17,11 @@ from ..jobs import Step
 if TYPE_CHECKING:
     from ..edit import Editor
 
-__all__ = ["BACKBONE", "DTYPE", "console", "load", "load_or_full", "processes", "refusals", "watch"]
+__all__ = ["BACKBONE", "DTYPE", "FEATURES", "console", "load", "load_or_full", "processes", "refusals", "watch"]
 
 BACKBONE = "mini, zeroscope, modelscope, a hub id or a folder."
 DTYPE = "fp16, bf16 or fp32 (not on CUDA); left out: fp16 on CUDA, else fp32."
+FEATURES = "Where the source's features come from: replay, store, host or auto."
 console = Console(stderr=True, highlight=False)
 
 
