@@ -64,6 +64,7 @@ class Snapshot:
     step:    the latest step, None before the first.
     elapsed: seconds since the job began to run, 0 while it waits.
     eta:     seconds left in the present stage, None while nothing is known.
+    pace:    seconds that a step of the present stage takes, None while nothing is known.
     """
 
     state: State
@@ -71,6 +72,7 @@ class Snapshot:
     step: Step | None
     elapsed: float
     eta: float | None
+    pace: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -158,21 +160,22 @@ class Job:
     def _look(self) -> Snapshot:
         now = self._ended or time.monotonic()
         elapsed = now - self._began if self._began else 0.0
-        return Snapshot(self._state, self._worker._place(self), self._step, elapsed, self._eta(now))
+        return Snapshot(self._state, self._worker._place(self), self._step, elapsed, *self._eta(now))
 
-    def _eta(self, now: float) -> float | None:
-        """The stage's mean time a step, over the steps that are left, less what has passed since the last one.
+    def _eta(self, now: float) -> tuple[float | None, float | None]:
+        """The stage's mean time a step over the steps that are left, less what has passed since the last one; and that
+        mean time.
 
         The stage's first step is not timed when the stage began before it (loading, warming up).
         """
         step = self._step
         if step is None or self._state != "running":
-            return None
+            return None, None
         done = step.index - self._stage_first
         if done < 1:
-            return None
+            return None, None
         each = (self._last - self._stage_began) / done
-        return max(0.0, each * (step.total - step.index) - (now - self._last))
+        return max(0.0, each * (step.total - step.index) - (now - self._last)), each
 
     def _progress(self, step: Step) -> None:
         now = time.monotonic()

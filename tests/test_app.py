@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import json
 import os
 import pickle
@@ -11,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -371,35 +373,67 @@ def test_settings_and_links_fill_the_fields_again(address: str, clip: Path, tmp_
         page.fill_settings(str(tmp_path / "bad.json"), [])
 
 
+def measured(*, scale: float = 1.0, side: int = 64, load: float = 0.0) -> dict[str, Any]:
+    """The report of an edit in 10 steps that took 5 s for the UNet and 1 s beside it."""
+    rows_of = {"invert": 10, "reconstruct": 10, "edit": 30}
+    seconds = {"load": load, "invert": 1.0 * scale, "reconstruct": 1.0 * scale, "edit": 3.0 * scale}
+    return {
+        "unet": {stage: {"forwards": 10, "rows": n} for stage, n in rows_of.items()},
+        "seconds": seconds | {"total": sum(seconds.values()) + 1.0},
+        "clip": {"width": side, "height": side, "frames": 8},
+        "memory": {"peak_mib": 900.0},
+    }
+
+
 def test_the_cost_is_told_once_it_was_measured() -> None:
     costs = Estimates()
     short, long = (Settings(source="a", edit="b", steps=steps) for steps in (10, 20))
     assert costs.seconds(short) is None and "measures" in status.estimate(None, None)
-    usage = {stage: {"forwards": 10, "rows": 10 * n} for stage, n in (("invert", 1), ("reconstruct", 1), ("edit", 3))}
-    seconds = {"invert": 1.0, "reconstruct": 1.0, "edit": 3.0, "total": 6.0}
-    shape = {"width": 64, "height": 64, "frames": 8}
-    costs.learn(short, {"unet": usage, "seconds": seconds, "clip": shape, "memory": {"peak_mib": 900.0}})
-    expected = 1.0 + 5.0 / 50 * rows(long)
+    costs.learn(short, measured())
+    expected = 1.0 + 0.1 * sum(rows(long).values())
     assert costs.seconds(long) == pytest.approx(expected) and costs.memory(long) == 900.0
-    # what follows a stage: the next ones' rows, and the files
-    each = 5.0 / 50
-    assert costs.seconds(long, "reconstruct") == pytest.approx(1.0 + each * (rows(long) - 2 * 20))
-    assert (
-        costs.seconds(long, "edit") == pytest.approx(1.0) and costs.seconds(replace(long, solver="dpm"), "edit") == 1.0
-    )
+    assert costs.seconds(replace(long, solver="dpm")) == pytest.approx(expected + 0.1)  # one row more to invert
     spans = 3  # of 8 frames, which overlap
     assert costs.seconds(replace(long, frames=16)) == pytest.approx(1.0 + spans * (expected - 1.0))
     large = replace(long, backbone="zeroscope", size=(512, 512))
     assert costs.seconds(large) is None and 5 * 1024 < costs.memory(large) < 6 * 1024
     assert costs.memory(replace(large, low_vram=True)) < costs.memory(large)
+    # someone's edit of another size leaves the estimate of the usual one
+    costs.learn(replace(short, size=(192, 192)), measured(scale=9, side=192))
+    assert costs.seconds(long) == pytest.approx(expected)
 
 
 def test_the_time_left_is_that_of_the_whole_edit_where_it_is_known() -> None:
-    now = Snapshot("running", 0, Step("invert", 3, 10), 6.0, 14.0)
+    now = Snapshot("running", 0, Step("invert", 3, 10), 6.0, 14.0, 2.0)
     assert "step 3 of 10 · about 14 s left in this stage · 6 s so far" in status.running(now)
     assert "step 3 of 10 · about 44 s left · 6 s so far" in status.running(now, later=30.0)
-    first = Snapshot("running", 0, Step("invert", 1, 10), 2.0, None)
-    assert "left" not in status.running(first, later=30.0)
+    assert "left" not in status.running(replace(now, eta=None, pace=None), later=30.0)
+
+    costs, settings = Estimates(), Settings(source="a", edit="b", steps=10)
+    assert costs.later(settings, now) is None
+    costs.learn(settings, measured())
+    each = rows(settings)
+    slower = 20.0  # 2 s a step, where it was .1
+    assert costs.later(settings, now) == pytest.approx(1.0 + slower * 0.1 * (each["reconstruct"] + each["edit"]))
+    last = replace(now, step=Step("edit", 3, 10), pace=0.1 * each["edit"] / 10)
+    assert costs.later(settings, last) == pytest.approx(1.0)
+    for told in (replace(now, pace=None), replace(now, step=Step("decode", 1, 1)), replace(now, step=None)):
+        assert costs.later(settings, told) is None
+
+
+def test_the_page_tells_the_time_that_the_whole_edit_has_left(clip: Path, tmp_path: Path) -> None:
+    costs = Estimates()
+    costs.learn(Settings(source="a", edit="b", steps=10), measured())
+    with Worker() as worker:
+        body = functools.partial(page.painted_circles, pause=lambda: time.sleep(0.05))
+        desk = page.Desk(worker, body, folder=tmp_path, estimates=costs)
+        told = desk.edit(SimpleNamespace(session_hash="a"), **(fields(None, steps=4) | {"clip": str(clip)}))
+        lines = [line for line, *_ in told]
+    for stage in ("Inverting", "Reconstructing", "Editing"):
+        assert any("s left ·" in line for line in lines if f">{stage}<" in line), stage
+    assert not any("in this stage" in line for line in lines)
+    writing = [line for line in lines if ">Writing the videos<" in line]
+    assert writing and not any("left" in line for line in writing)
 
 
 def test_an_edit_that_did_not_invert_says_so() -> None:
@@ -540,19 +574,16 @@ def test_an_error_on_a_borrowed_gpu_is_told(clip: Path, tmp_path: Path, monkeypa
 
 def test_a_borrowed_gpu_is_asked_for_as_long_as_the_estimate(clip: Path, tmp_path: Path, monkeypatch: Any) -> None:
     asked: list[int] = []
-    usage = {stage: {"forwards": 2, "rows": 2 * n} for stage, n in (("invert", 1), ("reconstruct", 1), ("edit", 3))}
-    measured = {"unet": usage, "clip": {"width": 64, "height": 64, "frames": 8}, "memory": {"peak_mib": 900.0}}
     monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=stand_in(asked)))
     estimates, settings = Estimates(), Settings(source=SOURCE, edit=EDIT, task="attribute", steps=2)
-    seconds = {"load": 30.0, "invert": 10.0, "reconstruct": 10.0, "edit": 30.0, "total": 82.0}
-    estimates.learn(settings, measured | {"seconds": seconds})
+    estimates.learn(settings, measured(scale=50, load=30.0))
     body = zero.borrowing(lambda *args: page.painted_circles(*args, pause=lambda: None), estimates)
     with Worker() as worker:
         desk = page.Desk(worker, body, folder=tmp_path, estimates=estimates)
         *_, last = desk.edit(SimpleNamespace(session_hash="a"), **(fields(None, steps=2) | {"clip": str(clip)}))
     assert last[-1].report["words"]["word"] == "car"
     told = estimates.seconds(settings)
-    assert told and told == pytest.approx(2.0 + 50.0 * rows(settings) / 10) and told < asked[0] <= 2 * told + 10
+    assert told and told == pytest.approx(1.0 + 5.0 * sum(rows(settings).values())) and told < asked[0] <= 2 * told + 10
     paper = replace(settings, steps=50, size=(512, 512))
     assert 60 <= zero.duration(paper, Estimates()) <= 120
 

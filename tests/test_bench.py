@@ -377,7 +377,7 @@ def test_levers_draw_what_is_drawn_plainly(editor):
     figures = finish(lever_steps(editor, frames=3, size=(32, 32), rounds=2, only=names))
     assert (figures["frames"], figures["size"], figures["dtype"]) == (3, [32, 32], "float32")
     told = figures["levers"]
-    assert "CUDA graph" not in told and "refused" in told["attention by cudnn_attention"]
+    assert "CUDA alone" in told["CUDA graph"]["refused"] and "refused" in told["attention by cudnn_attention"]
     drawn = {name for name in told if "refused" not in told[name]}
     assert {"channels-last", "temporal convolutions as 2-D", "fused QKV", "one row at a time", "bfloat16"} <= drawn
     for name in drawn:
@@ -387,6 +387,19 @@ def test_levers_draw_what_is_drawn_plainly(editor):
     assert told["bfloat16"]["apart"] > 0
     parts = editor.backbone.unet.modules()
     assert not [part for part in parts if isinstance(part, Attention) and part.fused_projections], "a copy was changed"
+
+
+def test_a_lever_that_is_slower_is_told_so_and_one_that_breaks_takes_no_other_with_it(editor, monkeypatch):
+    def thrice(unet):
+        return lambda *given: [LEVERS["one row at a time"](unet)(*given) for _ in range(3)][-1]
+
+    def breaks(unet):
+        raise RuntimeError("there is no compiler\nand more")
+
+    for name, lever in (("thrice", thrice), ("breaks", breaks)):
+        monkeypatch.setitem(LEVERS, name, lever)
+    told = finish(lever_steps(editor, frames=3, size=(32, 32), rounds=5, only=["thrice", "breaks"]))["levers"]
+    assert told["thrice"]["ratio"][1] > 1 and told["breaks"] == {"refused": "there is no compiler"}
 
 
 def test_a_lever_that_there_is_not_is_refused():

@@ -27,7 +27,7 @@ from ..prompts import check
 from ..video import read_clip
 from . import status
 from .bodies import Body
-from .estimate import STAGES, Estimates
+from .estimate import Estimates
 from .fields import FIELDS, edit_fields, fill_run, follow_link, optional, same_clip, with_inferred
 from .visits import Run, Visit, Visits
 from .wire import collecting, file_data, picture_uri, shown
@@ -325,17 +325,15 @@ class Desk:
 
     def _follow(self, job: Job, settings: Settings) -> Generator[tuple[Any, ...], None, None]:
         """The status at each change, then the results."""
-        glance, later = "", None
+        glance = ""
         for now in job.follow():
             if job.cancelled and now.state != "done":
                 yield status.cancelled(), *SKIPPED
                 return
             if now.step and now.step.picture is not None:
                 glance = picture_uri(now.step.picture)
-            if now.step and now.step.stage in STAGES:
-                later = self.estimates.seconds(settings, now.step.stage)
             if not now.ended:
-                yield status.running(now, glance, later), *SKIPPED
+                yield status.running(now, glance, self.estimates.later(settings, now)), *SKIPPED
         with collecting() as errors:
             run: Run = job.result()
         for error in errors:

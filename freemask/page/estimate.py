@@ -11,33 +11,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import FreeMaskError
+from ..jobs import Snapshot
 from ..presets import Settings, batch_rows
 from ..spans import work
 from ..specs import NATIVE_FRAMES, backbone_spec, known_backbone
 
-__all__ = ["STAGES", "Estimates", "native_frames", "rows"]
+__all__ = ["Estimates", "native_frames", "native_size", "rows"]
 
 STAGES = ("invert", "reconstruct", "edit")  # in which the UNet runs
 
 
-def rows(settings: Settings, after: str = "") -> float:
-    """Batch rows of the UNet in an edit that inverts: one a step to invert and to reconstruct, two to edit, and one
-    more where the source's features are replayed. With `after`, those of the stages that follow it."""
+def rows(settings: Settings) -> dict[str, float]:
+    """Batch rows of the UNet in the stages of an edit that inverts: one a step to invert and to reconstruct, two to
+    edit, and one more where the source's features are replayed."""
     preset = settings.preset()
     replayed = max(preset.alpha_self, preset.alpha_cross, preset.alpha_temporal)
     again = replayed if settings.features in ("replay", "auto") else 0
-    inverted = settings.steps + (settings.solver != "ddim")
-    each = [inverted, settings.steps, settings.steps * (2 + again)]
-    return sum(each[STAGES.index(after) + 1 :] if after in STAGES else each)
+    n = settings.steps
+    return {"invert": n + (settings.solver != "ddim"), "reconstruct": n, "edit": n * (2 + again)}
 
 
 @dataclass
 class _Cost:
-    """Seconds for a row, frame and pixel; the other seconds but those of loading; pixels of a frame; peak in MiB."""
+    """Seconds for a row, frame and pixel, by stage; the other seconds but those of loading; peak in MiB."""
 
-    each: float
+    each: dict[str, float]
     rest: float
-    pixels: int
     memory: float
 
 
@@ -51,27 +50,37 @@ class Estimates:
     def learn(self, settings: Settings, report: dict[str, Any]) -> None:
         """Take in a finished edit's report; the newest counts as much as all before."""
         seconds, clip = report["seconds"], report.get("clip")
-        used = [(report["unet"][stage]["rows"], seconds[stage]) for stage in STAGES if stage in seconds and clip]
-        if not clip or not sum(n for n, _ in used):
+        if not clip or "unet" not in report:
             return
-        pixels, spent = clip["width"] * clip["height"], sum(s for _, s in used)
         shown = min(clip["frames"], native_frames(settings.backbone))  # frames of a row; a long clip has more rows
-        each = spent / (sum(n for n, _ in used) * shown * pixels)
+        used = {stage: report["unet"][stage]["rows"] * shown * clip["width"] * clip["height"] for stage in STAGES}
+        each = {stage: seconds[stage] / used[stage] for stage in STAGES if stage in seconds and used[stage]}
+        rest = seconds["total"] - sum(seconds[stage] for stage in each) - seconds.get("load", 0.0)
         with self._lock:
-            rest = seconds["total"] - spent - seconds.get("load", 0.0)
-            old = self._costs.get(settings.backbone, _Cost(each, rest, pixels, 0.0))
-            memory, rest = max(old.memory, report["memory"]["peak_mib"]), (old.rest + rest) / 2
-            self._costs[settings.backbone] = _Cost((old.each + each) / 2, rest, pixels, memory)
+            old = self._costs.get(settings.backbone)
+            if old is None:
+                if len(each) == len(STAGES):
+                    self._costs[settings.backbone] = _Cost(each, rest, report["memory"]["peak_mib"])
+                return
+            old.each |= {stage: (old.each[stage] + each[stage]) / 2 for stage in each}
+            old.rest, old.memory = (old.rest + rest) / 2, max(old.memory, report["memory"]["peak_mib"])
 
-    def seconds(self, settings: Settings, after: str = "") -> float | None:
-        """Of an edit that inverts, or of what follows a stage; None before the first edit with this backbone."""
+    def seconds(self, settings: Settings) -> float | None:
+        """Of an edit that inverts; None before the first edit with this backbone."""
         with self._lock:
             cost = self._costs.get(settings.backbone)
-        if cost is None:
-            return None
-        pixels = settings.size[0] * settings.size[1] if settings.size else cost.pixels
-        seen = work(settings.frames, native_frames(settings.backbone))
-        return cost.rest + cost.each * rows(settings, after) * seen * pixels
+            return cost.rest + sum(_stages(settings, cost).values()) if cost else None
+
+    def later(self, settings: Settings, now: Snapshot) -> float | None:
+        """Of what follows a stage of the UNet, if the other stages are as much slower or faster than they were as this
+        one is; None where nothing is known."""
+        with self._lock:
+            cost = self._costs.get(settings.backbone)
+            if cost is None or now.step is None or now.step.stage not in STAGES or now.pace is None:
+                return None
+            expected, at = _stages(settings, cost), STAGES.index(now.step.stage)
+            slower = now.pace * now.step.total / expected[now.step.stage]
+            return cost.rest + slower * sum(expected[stage] for stage in STAGES[at + 1 :])
 
     def memory(self, settings: Settings) -> float | None:
         """In MiB: the highest peak so far, before the first edit of a model from the hub what its spec tells of halves
@@ -90,6 +99,22 @@ class Estimates:
         cells = min(settings.frames, spec.frames) * width * height / spec.vae_factor**2
         unet = batch_rows(source, settings.low_vram) * cells * spec.working_set["unet"]
         return (spec.weight_bytes + unet) / 2**20
+
+
+def _stages(settings: Settings, cost: _Cost) -> dict[str, float]:
+    """Seconds of each stage."""
+    width, height = settings.size or native_size(settings.backbone)
+    seen = work(settings.frames, native_frames(settings.backbone)) * width * height
+    return {stage: cost.each[stage] * n * seen for stage, n in rows(settings).items()}
+
+
+def native_size(backbone: str) -> tuple[int, int]:
+    """(width, height) that a backbone edits at where none is given; the paper's where its folder is not to be read
+    here."""
+    try:
+        return backbone_spec(backbone).size
+    except FreeMaskError:
+        return 512, 512
 
 
 def native_frames(backbone: str) -> int:
