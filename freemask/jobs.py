@@ -160,22 +160,25 @@ class Job:
     def _look(self) -> Snapshot:
         now = self._ended or time.monotonic()
         elapsed = now - self._began if self._began else 0.0
-        return Snapshot(self._state, self._worker._place(self), self._step, elapsed, *self._eta(now))
+        return Snapshot(self._state, self._worker._place(self), self._step, elapsed, self._eta(now), self._pace())
 
-    def _eta(self, now: float) -> tuple[float | None, float | None]:
-        """The stage's mean time a step over the steps that are left, less what has passed since the last one; and that
-        mean time.
+    def _eta(self, now: float) -> float | None:
+        """The pace over the steps that are left, less what has passed since the last one."""
+        step, each = self._step, self._pace()
+        if step is None or each is None:
+            return None
+        return max(0.0, each * (step.total - step.index) - (now - self._last))
+
+    def _pace(self) -> float | None:
+        """The stage's mean time a step.
 
         The stage's first step is not timed when the stage began before it (loading, warming up).
         """
         step = self._step
         if step is None or self._state != "running":
-            return None, None
+            return None
         done = step.index - self._stage_first
-        if done < 1:
-            return None, None
-        each = (self._last - self._stage_began) / done
-        return max(0.0, each * (step.total - step.index) - (now - self._last)), each
+        return (self._last - self._stage_began) / done if done >= 1 else None
 
     def _progress(self, step: Step) -> None:
         now = time.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,11 +140,9 @@ def warnings(source: str, edit: str, word: str, delta: int) -> list[str]:
     return []
 
 
-def unseen(prompt: str, backbone: str) -> list[str]:
-    """The words, each once and without case, that a backbone with a vocabulary of its own has never seen; none for one
-    that knows the language. Raises SettingError where there is no such backbone."""
-    known = known_words(backbone)
-    return [] if known is None else [word for word in dict.fromkeys(_folded(prompt)) if word not in known]
+def unseen(prompt: str, known: Collection[str]) -> list[str]:
+    """The words of a prompt, each once and without case, that are none of the known."""
+    return [word for word in dict.fromkeys(_folded(prompt)) if word not in known]
 
 
 def check(clip: Path | None, settings: Settings) -> str:
@@ -159,10 +157,11 @@ def check(clip: Path | None, settings: Settings) -> str:
             raise PromptError(f"The prompt for {label} is empty; write a short sentence, such as 'a red car driving'.")
     if _folded(settings.source) == _folded(settings.edit):
         raise PromptError("The two prompts are the same; change a word in the second one to say what to edit.")
-    if strange := unseen(f"{settings.source} {settings.edit}", settings.backbone):
+    known = known_words(settings.backbone)
+    if known is not None and (strange := unseen(f"{settings.source} {settings.edit}", known)):
         raise PromptError(
             f"The backbone {settings.backbone!r} has never seen: {', '.join(strange)}. "
-            f"It knows only these words: {', '.join(known_words(settings.backbone) or ())}."
+            f"It knows only these words: {', '.join(known)}."
         )
     word = settings.word or infer_word(settings.source, settings.edit, settings.task)
     word = " ".join(words(settings.source)[i] for i in find_word(settings.source, word))

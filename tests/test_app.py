@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -424,11 +423,14 @@ def test_the_time_left_is_that_of_the_whole_edit_where_it_is_known() -> None:
 def test_the_page_tells_the_time_that_the_whole_edit_has_left(clip: Path, tmp_path: Path) -> None:
     costs = Estimates()
     costs.learn(Settings(source="a", edit="b", steps=10), measured())
+    told = threading.Semaphore(0)  # so that no step is taken before the last one was told
     with Worker() as worker:
-        body = functools.partial(page.painted_circles, pause=lambda: time.sleep(0.05))
+        body = functools.partial(page.painted_circles, pause=lambda: told.acquire(timeout=PATIENCE))
         desk = page.Desk(worker, body, folder=tmp_path, estimates=costs)
-        told = desk.edit(SimpleNamespace(session_hash="a"), **(fields(None, steps=4) | {"clip": str(clip)}))
-        lines = [line for line, *_ in told]
+        lines = []
+        for line, *_ in desk.edit(SimpleNamespace(session_hash="a"), **(fields(None) | {"clip": str(clip)})):
+            lines.append(line)
+            told.release()
     for stage in ("Inverting", "Reconstructing", "Editing"):
         assert any("s left ·" in line for line in lines if f">{stage}<" in line), stage
     assert not any("in this stage" in line for line in lines)

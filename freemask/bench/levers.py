@@ -25,7 +25,7 @@ from ..edit import Editor
 from ..errors import SettingError
 from ..jobs import Step
 from ..validation import unknown
-from .speed import device_name, timed
+from .speed import circumstances, timed
 
 __all__ = ["LEVERS", "lever_steps"]
 
@@ -176,36 +176,35 @@ def lever_steps(
     text = backbone.text(["", "a red car", "a blue car"]).to(dtype)
     names = only or list(LEVERS)
     plain, unet = partial(_forward, backbone.unet), backbone.unet
-    figures: dict[str, Any] = {"backbone": backbone.name, "device": device_name(device), "rows": ROWS}
-    figures |= {"dtype": str(dtype).removeprefix("torch."), "frames": frames, "size": [w, h], "levers": {}}
+    told: dict[str, Any] = {}
     at_once = () if only else AT_ONCE
     total = len(names) + len(at_once)
     for i, name in enumerate(names):
         if name in ONLY_CUDA and device.type != "cuda":
-            figures["levers"][name] = {"refused": "It is for CUDA alone."}
+            told[name] = {"refused": "It is for CUDA alone."}
         else:
-            figures["levers"][name] = _measured(partial(LEVERS[name], unet), plain, (x, text), rounds)
+            told[name] = _measured(partial(LEVERS[name], unet), plain, (x, text), rounds)
         yield Step("levers", i + 1, total)
     z, decode = x[0].transpose(0, 1), partial(_decode, backbone.vae, backbone.chunk)
     for i, n in enumerate(at_once):
         one = partial(partial, _decode, backbone.vae, n)
-        figures["levers"][f"frames decoded at once: {n}, not {backbone.chunk}"] = _measured(one, decode, (z,), rounds)
+        told[f"frames decoded at once: {n}, not {backbone.chunk}"] = _measured(one, decode, (z,), rounds)
         yield Step("levers", len(names) + i + 1, total)
-    return figures
+    return circumstances(backbone) | {"rows": ROWS, "frames": frames, "size": [w, h], "levers": told}
 
 
 @torch.inference_mode()
 def _measured(lever: Callable[[], Call], plain: Call, given: tuple[Tensor, ...], rounds: int) -> dict[str, Any]:
     device = given[0].device
 
-    def twice(make: Callable[[], Call]) -> tuple[Call, Tensor]:
-        call = make()
+    def twice() -> tuple[Call, Tensor]:
+        call = lever()
         call(*given)
         return call, call(*given)
 
-    _, drawn = twice(lambda: plain)
+    drawn = plain(*given)
     try:
-        setup, (pulled, other) = timed(partial(twice, lever), device)
+        setup, (pulled, other) = timed(twice, device)
         # before the next call: what a compiled call returns may be overwritten by it
         apart = float((other.float() - drawn.float()).abs().max() / drawn.float().abs().max())
         calls = partial(plain, *given), partial(pulled, *given)

@@ -31,7 +31,7 @@ from ..memory import Peak
 from ..presets import Preset, load_preset, make_settings
 from ..trace import Trace
 from ..video import Clip
-from .speed import beside_peer, device_name, in_turn, matrix_rate, other_costs, row_flops, whole_edit
+from .speed import beside_peer, circumstances, in_turn, matrix_rate, other_costs, row_flops, whole_edit
 
 __all__ = ["extra_peak", "profile_steps"]
 
@@ -119,8 +119,7 @@ def profile_steps(
         return round(statistics.median(ours / theirs for ours, theirs in (times[part] for times in rounds)), 3)
 
     w, h = clip.frames.shape[2], clip.frames.shape[1]
-    figures: dict[str, Any] = {"backbone": backbone.name, "device": device_name(backbone.device)}
-    figures |= {"dtype": str(backbone.unet.dtype).removeprefix("torch."), "steps": n, "frames": frames, "size": [w, h]}
+    figures = circumstances(backbone) | {"steps": n, "frames": frames, "size": [w, h]}
     for stage in ("invert", "edit"):
         figures[f"overhead_{stage}"] = {kind: ratio(f"{stage}_{kind}") for kind in kinds}
     figures["peer"] = ratio("peer")

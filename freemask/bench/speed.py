@@ -33,7 +33,7 @@ from ..video import Clip, write_clip
 
 __all__ = [
     "beside_peer",
-    "device_name",
+    "circumstances",
     "full_backbone",
     "in_turn",
     "matrix_rate",
@@ -91,11 +91,12 @@ def timed(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
     return time.perf_counter() - start, result
 
 
-def device_name(device: torch.device) -> str:
-    """As figures name it: the GPU, or how many threads of the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+def circumstances(backbone: Backbone) -> dict[str, Any]:
+    """What figures are of: the backbone, its precision, and the GPU or how many threads of the processor."""
+    device = backbone.device
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else f"{device.type}, {torch.get_num_threads()} threads"
+    return {"backbone": backbone.name, "device": name, "dtype": str(backbone.unet.dtype).removeprefix("torch.")}
 
 
 def _synchronize(device: torch.device) -> None:

@@ -16,7 +16,7 @@ from ..presets import Settings, batch_rows
 from ..spans import work
 from ..specs import NATIVE_FRAMES, backbone_spec, known_backbone
 
-__all__ = ["Estimates", "native_frames", "native_size", "rows"]
+__all__ = ["Estimates", "rows", "volume"]
 
 STAGES = ("invert", "reconstruct", "edit")  # in which the UNet runs
 
@@ -52,7 +52,7 @@ class Estimates:
         seconds, clip = report["seconds"], report.get("clip")
         if not clip or "unet" not in report:
             return
-        shown = min(clip["frames"], native_frames(settings.backbone))  # frames of a row; a long clip has more rows
+        shown = min(clip["frames"], _native(settings.backbone)[1])  # frames of a row; a long clip has more rows
         used = {stage: report["unet"][stage]["rows"] * shown * clip["width"] * clip["height"] for stage in STAGES}
         each = {stage: seconds[stage] / used[stage] for stage in STAGES if stage in seconds and used[stage]}
         rest = seconds["total"] - sum(seconds[stage] for stage in each) - seconds.get("load", 0.0)
@@ -103,23 +103,22 @@ class Estimates:
 
 def _stages(settings: Settings, cost: _Cost) -> dict[str, float]:
     """Seconds of each stage."""
-    width, height = settings.size or native_size(settings.backbone)
-    seen = work(settings.frames, native_frames(settings.backbone)) * width * height
+    seen = volume(settings)
     return {stage: cost.each[stage] * n * seen for stage, n in rows(settings).items()}
 
 
-def native_size(backbone: str) -> tuple[int, int]:
-    """(width, height) that a backbone edits at where none is given; the paper's where its folder is not to be read
-    here."""
-    try:
-        return backbone_spec(backbone).size
-    except FreeMaskError:
-        return 512, 512
+def volume(settings: Settings) -> int:
+    """Frames seen in a row, those of overlapping spans each time, × pixels of one."""
+    size, frames = _native(settings.backbone)
+    width, height = settings.size or size
+    return work(settings.frames, frames) * width * height
 
 
-def native_frames(backbone: str) -> int:
-    """The frames that a backbone sees at once; the usual number where its folder is not to be read here."""
+def _native(backbone: str) -> tuple[tuple[int, int], int]:
+    """The (width, height) that a backbone edits at where none is given, and the frames that it sees at once; the
+    paper's size and the usual number where its folder is not to be read here."""
     try:
-        return backbone_spec(backbone).frames
+        spec = backbone_spec(backbone)
     except FreeMaskError:
-        return NATIVE_FRAMES
+        return (512, 512), NATIVE_FRAMES
+    return spec.size, spec.frames

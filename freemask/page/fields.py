@@ -336,10 +336,12 @@ def _aligned(source: str, edit: str, word: str, task: str, backbone: str) -> str
 def _strange(prompt: str, backbone: str) -> list[str]:
     """Words that the backbone has never seen, but those that may be half typed: a known word begins with them."""
     try:
-        known = known_words(backbone) or ()
-        return [word for word in unseen(prompt, backbone) if not any(one.startswith(word) for one in known)]
-    except FreeMaskError:
-        return []  # no such backbone, which Edit tells of
+        known = known_words(backbone)
+    except FreeMaskError:  # no such backbone, which Edit tells of
+        known = None
+    if known is None:
+        return []
+    return [word for word in unseen(prompt, known) if not any(one.startswith(word) for one in known)]
 
 
 def _meaning(word: str, becomes: str, task: str) -> str:

@@ -18,9 +18,8 @@ from typing import Any
 from ..errors import FreeMaskError
 from ..jobs import Step
 from ..presets import Settings
-from ..spans import work
 from .bodies import Body
-from .estimate import Estimates, native_frames, native_size, rows
+from .estimate import Estimates, rows, volume
 
 __all__ = ["available", "borrowing", "duration", "in_context"]
 
@@ -36,10 +35,8 @@ def available() -> bool:
 
 def duration(settings: Settings, estimates: Estimates) -> int:
     """Seconds to borrow the GPU for: the page's estimate, or before there is one the paper's time at this size."""
-    width, height = settings.size or native_size(settings.backbone)
     known = estimates.seconds(settings)
-    seen = work(settings.frames, native_frames(settings.backbone))
-    seconds = PAPER * sum(rows(settings).values()) * seen * width * height if known is None else known
+    seconds = PAPER * sum(rows(settings).values()) * volume(settings) if known is None else known
     return math.ceil(ROOM * seconds + STARTING)
 
 
