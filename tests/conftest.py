@@ -1,5 +1,7 @@
 """Tiny random models and moving clips, made once."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from freemask.backbone import Backbone
 from freemask.edit import Editor
 from freemask.video import Clip
 
-torch.set_num_threads(1)  # the models are too small for more to pay
+torch.set_num_threads(int(os.environ.get("FREEMASK_TEST_THREADS", 1)))  # the models are too small for more to pay
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from freemask.bench import full_backbone
 from freemask.errors import BackboneError, SettingError
 from freemask.specs import backbone_spec
 
+pytestmark = pytest.mark.numeric
+
 
 class Bomb:
     """Creates a file where it is unpickled without care."""
@@ -33,7 +35,8 @@ def test_a_saved_pipeline_loads(pipeline):
     frames = np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8)
     latents = backbone.encode(frames)
     assert latents.shape == (1, 4, 3, 8, 12) and latents.dtype == torch.float32
-    assert torch.equal(latents, replace(backbone, low_vram=True).encode(frames))
+    alone = replace(backbone, low_vram=True).encode(frames)  # a frame at a time: other shapes, other kernels
+    assert (alone - latents).norm() <= 1e-4 * latents.norm()
     assert backbone.decode(latents).shape == frames.shape
 
 

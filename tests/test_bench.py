@@ -1,7 +1,9 @@
 """Calibration and benchmark: measured on clips with known masks and known edits, resumed where they stopped."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import cv2
@@ -367,7 +369,24 @@ def test_a_profile_accounts_for_the_time():
     assert not [one for one in others if "conv" in one["name"] or "mm" in one["name"]]
 
 
-def test_a_profile_of_features_that_there_are_not_is_refused_before_it_begins():
+def test_a_profile_that_is_stopped_tells_what_it_has(monkeypatch):
+    """The table is told before the rounds of ratios, which have steps of their own; a signal in them loses nothing."""
+
+    def stopped(*rest):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("freemask.bench.profile.beside_peer", stopped)
+    command = ["profile", "--steps", "3", "--ratio-steps", "2", "--repeats", "1", "--frames", "1"]
+    told = CliRunner().invoke(app, command)
+    assert told.exit_code == 130
+    early, late = (json.loads(line) for line in told.stdout.splitlines())
+    assert early == late and (early["steps"], early["ratio_steps"]) == (3, 2)
+    assert early["table"]["invert"]["tflop"] == pytest.approx(3 * early["row_tflop"], abs=1e-3)
+    assert "overhead_edit" not in early and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_profile_of_features_that_there_are_not_is_refused_before_it_begins(monkeypatch):
+    monkeypatch.setattr("freemask.cli.load_or_full", lambda *_: pytest.fail("it is refused before anything is loaded"))
     told = CliRunner().invoke(app, ["profile", "--features", "disk"])
     assert told.exit_code == 2 and "Allowed: store or host or replay or auto" in " ".join(told.stderr.split())
 

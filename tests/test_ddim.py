@@ -8,6 +8,8 @@ from tiny import tiny_scheduler
 from freemask.ddim import denoise, guide, invert, levels, multistep, step, timesteps
 from freemask.errors import SettingError
 
+pytestmark = pytest.mark.numeric
+
 
 def test_timesteps_are_the_schedulers():
     assert timesteps(tiny_scheduler(), 50) == tuple(range(1, 982, 20))

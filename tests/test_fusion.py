@@ -4,6 +4,8 @@ import torch
 from freemask.fusion import fuse_cross, fuse_latent, fuse_self, fuse_temporal, token_map
 from freemask.prompts import align
 
+pytestmark = pytest.mark.numeric
+
 torch.manual_seed(0)
 
 

@@ -9,6 +9,8 @@ from freemask.masks import SHARPER, candidates, consensus, dilate, extract, resi
 from freemask.trace import CLEAN, Site, SoftMap, Trace
 from freemask.video import Clip
 
+pytestmark = pytest.mark.numeric
+
 
 def test_threshold_is_strict_and_each_frame_has_its_own_scale():
     soft = np.zeros((2, 6, 6), np.float32)

@@ -11,6 +11,8 @@ from freemask.metrics import clip_metrics, clip_pixels, load_clip, lpips, psnr, 
 from freemask.toyworld.cases import sample_case
 from freemask.toyworld.scenes import DEVELOP, render
 
+pytestmark = pytest.mark.numeric
+
 
 def test_only_the_kept_pixels_count():
     rng = np.random.default_rng(0)

@@ -16,6 +16,8 @@ from freemask.mmc import (
 )
 from freemask.trace import Site
 
+pytestmark = pytest.mark.numeric
+
 
 def test_cost_of_a_half_and_a_quarter():
     d = np.array([[0.5], [0.25]])

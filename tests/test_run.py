@@ -22,10 +22,14 @@ from freemask.backbone import Backbone
 from freemask.cli import app
 from freemask.edit import finish
 from freemask.errors import MemoryShortage, SettingError
+from freemask.files import save_files
 from freemask.jobs import Step
+from freemask.metrics import psnr
 from freemask.presets import examples, make_settings
 from freemask.run import run_steps
 from freemask.video import probe, read_clip
+
+pytestmark = pytest.mark.numeric
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = examples()[1]
@@ -37,8 +41,8 @@ def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     command = [sys.executable, "-m", "freemask", "edit", SHAPE.clip, "--source", SHAPE.settings.source]
     command += ["--edit", SHAPE.settings.edit, "--task", "shape", "--steps", "3", "--out", out]
-    # one thread, as the tests' own process: sums in another order would round otherwise
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # as many threads as the tests' own process: sums in another order would round otherwise
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     run = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=True, env=env)
     return out, json.loads(run.stdout.splitlines()[-1]), run.stderr
 
@@ -141,13 +145,30 @@ def short_of_memory(monkeypatch, fits):
 QUICK = make_settings(source=SHAPE.settings.source, edit=SHAPE.settings.edit, task="shape", steps=2)
 
 
+ALIKE = 35  # dB between edits of other batch shapes: 45 and more is usual, other kernels round otherwise
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The frames of each edit as they were drawn, by its folder: an encoder would add errors of its own."""
+    frames = {}
+
+    def save(out, trace, edited, result, *rest, **options):
+        frames[out] = result.frames
+        save_files(out, trace, edited, result, *rest, **options)
+
+    monkeypatch.setattr("freemask.run.save_files", save)
+    return frames
+
+
 @pytest.mark.parametrize(
     ("features", "rows", "used", "said"),
     [("auto", 2, ["store", False], 0), ("replay", 2, ["replay", True], 1), ("store", 1, ["replay", True], 2)],
 )
-def test_an_edit_that_does_not_fit_goes_on_in_a_more_frugal_way(tmp_path, monkeypatch, features, rows, used, said):
+def test_an_edit_that_does_not_fit_goes_on_in_a_more_frugal_way(
+    tmp_path, monkeypatch, written, features, rows, used, said
+):
     plain = finish(run_steps(SHAPE.clip, QUICK, tmp_path / "plain"))
-    frames = read_clip(tmp_path / "plain" / "edited.mp4", fps=None, frames=8, size=None).frames
     assert not [told for told in plain["words"]["warnings"] if "emory" in told]
     short_of_memory(monkeypatch, lambda n: n <= rows)
     report = finish(run_steps(SHAPE.clip, replace(QUICK, features=features), tmp_path / "short"))
@@ -155,8 +176,7 @@ def test_an_edit_that_does_not_fit_goes_on_in_a_more_frugal_way(tmp_path, monkey
     assert report["unet"]["invert"]["forwards"] == 2
     warned = [told for told in report["words"]["warnings"] if told.startswith("Memory ran out")]
     assert len(warned) == said
-    same = read_clip(tmp_path / "short" / "edited.mp4", fps=None, frames=8, size=None).frames
-    assert np.abs(same.astype(int) - frames).mean() < 0.5
+    assert psnr(written[tmp_path / "short"], written[tmp_path / "plain"]) >= ALIKE
 
 
 def test_where_nothing_fits_the_inversion_is_kept(tmp_path, monkeypatch):
@@ -170,15 +190,13 @@ def test_where_nothing_fits_the_inversion_is_kept(tmp_path, monkeypatch):
     assert report["unet"]["invert"]["forwards"] == 0 and report["memory"]["features"] == "replay"
 
 
-def test_the_least_memory_gives_the_same_edit(tmp_path):
+def test_the_least_memory_gives_the_same_edit(tmp_path, written):
     settings = replace(QUICK, features="replay")
-    shown = []
     for frugal in (False, True):
         out = tmp_path / str(frugal)
         report = finish(run_steps(SHAPE.clip, replace(settings, low_vram=frugal), out))
-        shown.append(read_clip(out / "edited.mp4", fps=None, frames=8, size=None).frames.astype(int))
     assert report["memory"]["one_row"] and report["unet"]["edit"]["forwards"] == report["unet"]["edit"]["rows"]
-    assert np.abs(shown[1] - shown[0]).mean() < 0.5
+    assert psnr(written[tmp_path / "True"], written[tmp_path / "False"]) >= ALIKE
 
 
 def test_the_peak_is_as_expected(done):

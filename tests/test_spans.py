@@ -3,6 +3,8 @@ import pytest
 
 from freemask.spans import spans, work
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("frames", [1, 7, 8, 9, 12, 20, 33, 64])
 @pytest.mark.parametrize("native", [2, 8, 24])

@@ -5,9 +5,9 @@ of stock-processor forwards with the very rows of its steps. After each step com
 machine does falls on both alike. `peer` is our denoising without fusion over diffusers' own text-to-video denoising, on
 the same rows and step by step in the same way.
 
-`table` has a whole edit's stages: seconds, the UNet's floating-point operations, the rate, and its share of the rate of
-one large matrix product on this device. `floor_seconds` is what those operations take at that rate, and `others` are
-the largest costs of a fused step that are no matrix products.
+`table` has a whole edit's stages, and comes first: seconds, the UNet's floating-point operations, the rate, and its
+share of the rate of one large matrix product on this device. `floor_seconds` is what those operations take at that
+rate, and `others` are the largest costs of a fused step that are no matrix products.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..errors import SettingError
 from ..fusing import windows
 from ..jobs import Step
 from ..memory import Peak
-from ..presets import Preset, load_preset, make_settings
+from ..presets import Preset, load_preset
 from ..trace import Trace
 from ..video import Clip
 from .speed import beside_peer, circumstances, in_turn, matrix_rate, other_costs, row_flops, whole_edit
@@ -66,14 +66,18 @@ def profile_steps(
     size: tuple[int, int] | None = None,
     repeats: int = 5,
     features: str = "replay",
+    ratio_steps: int | None = None,
+    figures: dict[str, Any] | None = None,
 ) -> Generator[Step, None, dict[str, Any]]:
-    """Medians over `repeats` rounds; returns figures by feature source ("replay", "store"), and the `seconds` of each
-    part with those of what it is compared with.
+    """The table of one whole edit in `steps`, then medians over `repeats` rounds of `ratio_steps` each: figures by
+    feature source ("replay", "store"), and the `seconds` of each part with those of what it is compared with.
+
+    `ratio_steps` are 6 on CUDA and `steps` elsewhere where they are not given. `figures` is filled as each part becomes
+    known, a step's before the step is told, so that whoever is interrupted has what there is; it is what is returned.
 
     `size` is (width, height) in pixels, rounded down to what the networks take; `features` (as in `Settings`) are those
     of the whole edit in the table. Raises SettingError for more frames than the backbone sees at once.
     """
-    make_settings(source=SOURCE, edit=EDIT, features=features)  # told now, not after minutes
     most = editor.backbone.native_frames
     if frames > most:
         raise SettingError(f"Profile at most {most} frames: a longer clip is so many spans of that length.")
@@ -82,7 +86,9 @@ def profile_steps(
     text = backbone.text(["", EDIT, SOURCE])
     task = load_preset("attribute")
     open_task = replace(task, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
-    ts = timesteps(backbone.scheduler, steps)
+    if ratio_steps is None:
+        ratio_steps = min(steps, 6) if backbone.device.type == "cuda" else steps
+    ts = timesteps(backbone.scheduler, ratio_steps)
     window = max(windows(task, len(ts)).values())
 
     n, kinds, device = len(ts), ("replay", "store"), backbone.device
@@ -93,7 +99,7 @@ def profile_steps(
 
     def invert(store: bool) -> Steps[Trace]:
         kept = task if store else None
-        return editor.invert_steps(clip, prompt=SOURCE, steps=steps, store=kept, latents=latents)
+        return editor.invert_steps(clip, prompt=SOURCE, steps=ratio_steps, store=kept, latents=latents)
 
     def edit(trace: Trace, task: Preset = task, watch: bool = True) -> Steps[Denoised]:
         return editor.edit_steps(trace, prompt=EDIT, task=task, word=WORD, watch=watch)
@@ -101,9 +107,19 @@ def profile_steps(
     def whole(store: bool) -> None:
         finish(edit(finish(invert(store))))
 
-    rounds: list[dict[str, tuple[float, float]]] = []  # seconds of each part, and of what it is compared with
+    w, h = clip.frames.shape[2], clip.frames.shape[1]
+    figures = {} if figures is None else figures
+    figures |= circumstances(backbone) | {"steps": steps, "frames": frames, "size": [w, h], "ratio_steps": n}
     for rows in (1, 2, 3):
         plain(rows)  # the first call of a shape sets up kernels
+    figures |= _against_arithmetic(editor, clip, steps, tuple(latents.shape), features)
+    yield Step("profile", 1, repeats + 2)
+
+    rounds: list[dict[str, tuple[float, float]]] = []  # seconds of each part, and of what it is compared with
+
+    def ratio(part: str) -> float:
+        return round(statistics.median(ours / theirs for ours, theirs in (times[part] for times in rounds)), 3)
+
     for i in range(repeats):
         times: dict[str, tuple[float, float]] = {}
         for kind in kinds:
@@ -113,33 +129,27 @@ def profile_steps(
         times["peer"] = beside_peer(backbone, edit(trace, open_task, False), tuple(latents.shape), n)
         del trace
         rounds.append(times)
-        yield Step("profile", i + 1, repeats + 2)
-
-    def ratio(part: str) -> float:
-        return round(statistics.median(ours / theirs for ours, theirs in (times[part] for times in rounds)), 3)
-
-    w, h = clip.frames.shape[2], clip.frames.shape[1]
-    figures = circumstances(backbone) | {"steps": n, "frames": frames, "size": [w, h]}
-    for stage in ("invert", "edit"):
-        figures[f"overhead_{stage}"] = {kind: ratio(f"{stage}_{kind}") for kind in kinds}
-    figures["peer"] = ratio("peer")
+        for stage in ("invert", "edit"):
+            figures[f"overhead_{stage}"] = {kind: ratio(f"{stage}_{kind}") for kind in kinds}
+        figures |= {"peer": ratio("peer"), "rounds": len(rounds)}
+        figures["seconds"] = {
+            part: [round(statistics.median(sides), 3) for sides in zip(*(one[part] for one in rounds), strict=True)]
+            for part in times
+        }
+        yield Step("profile", i + 2, repeats + 2)
     figures["extra_peak_mib"] = {
-        kind: round(extra_peak(partial(whole, kind == "store"), backbone.device)[0], 1) for kind in kinds
+        kind: round(extra_peak(partial(whole, kind == "store"), device)[0], 1) for kind in kinds
     }
-    figures["seconds"] = {
-        part: [round(statistics.median(seconds), 3) for seconds in zip(*(times[part] for times in rounds), strict=True)]
-        for part in rounds[0]
-    }
-    yield Step("profile", repeats + 1, repeats + 2)
-    figures |= _against_arithmetic(editor, clip, steps, tuple(latents.shape), finish(invert(False)), task, features)
+    trace = finish(invert(False))
+    figures["others"] = other_costs(lambda: next(edit(trace)), device)
     yield Step("profile", repeats + 2, repeats + 2)
     return figures
 
 
 def _against_arithmetic(
-    editor: Editor, clip: Clip, steps: int, shape: tuple[int, ...], trace: Trace, task: Preset, features: str
+    editor: Editor, clip: Clip, steps: int, shape: tuple[int, ...], features: str
 ) -> dict[str, Any]:
-    """The table of a whole edit, its floor, and the largest costs of its first step that are no matrix products."""
+    """The table of a whole edit, and its floor."""
     backbone = editor.backbone
     rate = matrix_rate(backbone.device, backbone.unet.dtype)
     row = row_flops(backbone, shape)
@@ -154,15 +164,10 @@ def _against_arithmetic(
             table[stage]["share"] = round(reached / rate, 3)
     table["all, files written"] = {"seconds": round(report["wall"], 3)}
     work = sum(used["rows"] for used in report["unet"].values()) * row
-
-    def one_step() -> None:
-        next(editor.edit_steps(trace, prompt=EDIT, task=task, word=WORD, watch=True))
-
     return {
         "row_tflop": round(row / 1e12, 4),
         "matrix_tflops": round(rate / 1e12, 3),
         "table": table,
         "floor_seconds": round(work / rate, 3),
         "memory": report["memory"],
-        "others": other_costs(one_step, backbone.device),
     }

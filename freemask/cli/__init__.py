@@ -15,7 +15,18 @@ import typer
 from ..errors import SettingError
 from ..presets import FAST, make_settings, read_settings, read_size
 from . import toyworld
-from .common import BACKBONE, DTYPE, FEATURES, console, load, load_or_full, processes, refusals, watch
+from .common import (
+    BACKBONE,
+    DTYPE,
+    FEATURES,
+    console,
+    load,
+    load_or_full,
+    processes,
+    refusals,
+    told_when_stopped,
+    watch,
+)
 
 __all__ = ["app"]
 
@@ -220,19 +231,40 @@ def profile(
     frames: Annotated[int, typer.Option(help="How many frames.")] = 8,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; the backbone's own where left out.")] = "",
     repeats: Annotated[int, typer.Option(help="Interleaved repetitions; medians are reported.", min=1)] = 5,
+    ratio_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps of each repetition; 6 on CUDA, else as --steps, where left out.", min=2, max=200),
+    ] = None,
     features: Annotated[str, typer.Option(help=FEATURES + " Of the whole edit in the table.")] = "replay",
     dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
 ) -> None:
-    """Time inversion and edit against the plain UNet forwards that they cannot avoid, and against the arithmetic."""
-    with refusals():
+    """Time inversion and edit against the plain UNet forwards that they cannot avoid, and against the arithmetic.
+
+    A line with the table of one whole edit is printed as soon as it is there; the last line has all figures. Stopped by
+    Ctrl-C or SIGTERM, it prints those that it has.
+    """
+    figures: dict[str, Any] = {}
+    with refusals(), told_when_stopped(figures):
         from ..bench import profile_steps
 
+        make_settings(source="a car", edit="a bus", features=features)  # refused before anything is loaded
         shape = read_size(size)
         editor = load_or_full(backbone, dtype)
-        figures = watch(
-            profile_steps(editor, steps=steps, frames=frames, size=shape, repeats=repeats, features=features)
+        steps_of = profile_steps(
+            editor,
+            steps=steps,
+            frames=frames,
+            size=shape,
+            repeats=repeats,
+            features=features,
+            ratio_steps=ratio_steps,
+            figures=figures,
         )
-    print(json.dumps(figures | {"backbone": backbone}))
+        next(steps_of)
+        figures["backbone"] = backbone  # "full" is not what the figures call it
+        print(json.dumps(figures), flush=True)
+        watch(steps_of)
+    print(json.dumps(figures))
 
 
 @app.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,18 @@ from ..jobs import Step
 if TYPE_CHECKING:
     from ..edit import Editor
 
-__all__ = ["BACKBONE", "DTYPE", "FEATURES", "console", "load", "load_or_full", "processes", "refusals", "watch"]
+__all__ = [
+    "BACKBONE",
+    "DTYPE",
+    "FEATURES",
+    "console",
+    "load",
+    "load_or_full",
+    "processes",
+    "refusals",
+    "told_when_stopped",
+    "watch",
+]
 
 BACKBONE = "mini, zeroscope, modelscope, a hub id or a folder."
 DTYPE = "fp16, bf16 or fp32 (not on CUDA); left out: fp16 on CUDA, else fp32."
@@ -33,6 +46,23 @@ def refusals() -> Iterator[None]:
     except FreeMaskError as error:
         console.print(f"freemask: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+
+
+@contextmanager
+def told_when_stopped(figures: dict[str, Any]) -> Iterator[None]:
+    """Ctrl-C or SIGTERM, such as a time limit's, ends the work inside with the `figures` known so far as JSON."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(json.dumps(figures), flush=True)
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def watch(steps: Generator[Step, None, Any]) -> Any:
