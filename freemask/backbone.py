@@ -298,7 +298,7 @@ class Backbone:
     def word_tokens(self, prompt: str) -> tuple[tuple[int, ...], ...]:
         """For every word of a prompt, the positions of its tokens; a word beyond the model's text length
         is an error, because nothing of it would reach the model."""
-        pieces = self.tokenizer(prompt, return_offsets_mapping=True, truncation=False)
+        pieces = self.tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
         rows = []
         for start, end in word_spans(prompt):
             spans = enumerate(pieces["offset_mapping"])

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import MaskError, SettingError
+from .wording import locate, numbered, occurrence, plain
 
 __all__ = [
     "MASK_SIDE",
@@ -91,17 +92,17 @@ def mask_sheet(path: Path, word: str, *, frame: int) -> Image:
 
     Columns go from high noise (left, where the edit starts) to low. A cell is its map divided by its own maximum, so
     cells compare in shape, not in strength; of several words, each is divided so and the larger counts. The chosen
-    cells are outlined. `frame` counts from 0.
+    cells are outlined. `frame` counts from 0; "dog#2" is the second dog.
     Raises MaskError for a word or a frame that was not recorded.
     """
     index = read_words(path)
-    folded = [token.casefold() for token in index.tokens]
-    wanted = word.casefold().split()
-    if not wanted or not set(wanted) <= set(folded):
-        raise MaskError(f"There is no map of {word!r}: choose one of {', '.join(index.tokens)}.")
+    run = locate(index.tokens, plain(word).split(), occurrence(word))
+    each = [[i] for i in run] or [locate(index.tokens, [plain(one)], occurrence(one)) for one in word.split()]
+    if not each or not all(each):
+        raise MaskError(f"There is no map of {word!r}: choose one of {', '.join(numbered(index.tokens))}.")
     if not 0 <= frame < index.frames:
         raise MaskError(f"There is no frame {frame}: frames go from 0 to {index.frames - 1}.")
-    maps = _maps(path, [folded.index(one) for one in wanted], frame)
+    maps = _maps(path, [at for found in each for at in found], frame)
     height, width = max(soft.shape[1:] for soft in maps.values())
     aspect = width / height
     width = int(np.clip(SHEET_WIDTH // len(index.timesteps), 18, 56))

@@ -1,7 +1,8 @@
 """Words of prompts: which are the same, which changed, and which one is edited.
 
 Words are matched without case and punctuation. The source and the edit prompt are aligned by their
-longest common runs; what differs is the edit. p0, the edited word, is always a word of the source prompt.
+longest common runs; what differs is the edit. p0, the edited word, is always a word of the source prompt: one position
+of it, so that of a word that stands twice, "dog" is the first and "dog#2" the second.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .gallery import read_mask_zip
 from .presets import Settings
 from .specs import known_words
 from .video import MIN_SIDE, read_clip
+from .wording import locate, named, numbered, occurrence, plain
 
 __all__ = ["Alignment", "align", "check", "find_word", "infer_word", "unseen", "warnings", "word_spans", "words"]
 
@@ -88,7 +90,8 @@ def _phrase_end(found: Sequence[str], at: int) -> int | None:
 
 def infer_word(source: str, edit: str, task: str) -> str:
     """p0: for shape the replaced noun, for attribute the head noun of the changed phrase, for style and
-    place the main moving noun (the one before the first verb). Raises PromptError where no word fits."""
+    place the main moving noun (the one before the first verb). One that stands there twice is numbered, as `find_word`
+    reads it. Raises PromptError where no word fits."""
     a = _folded(source)
     removed = align(source, edit).removed
     at: int | None = None
@@ -110,7 +113,7 @@ def infer_word(source: str, edit: str, task: str) -> str:
         at = _phrase_end(a, 0)
     if at is None:
         raise PromptError("The source prompt names no object; write what the clip shows, such as 'a red car driving'.")
-    return words(source)[at]
+    return named(words(source), [at])
 
 
 def _first_difference(a: list[str], b: list[str]) -> int:
@@ -118,13 +121,14 @@ def _first_difference(a: list[str], b: list[str]) -> int:
 
 
 def find_word(prompt: str, word: str) -> list[int]:
-    """Where a word, or several in a row, stand in a prompt; raises PromptError listing the prompt's words."""
-    wanted, found = _folded(word), _folded(prompt)
-    if wanted:
-        for i in range(len(found) - len(wanted) + 1):
-            if found[i : i + len(wanted)] == wanted:
-                return list(range(i, i + len(wanted)))
-    raise PromptError(f"The word {word!r} is not in the prompt; choose one of: {', '.join(words(prompt))}.")
+    """Where a word, or several in a row, stand in a prompt: first, or for "dog#2" the second time.
+
+    Raises PromptError listing the prompt's words, numbered where they stand again.
+    """
+    found = words(prompt)
+    if at := locate(found, words(plain(word)), occurrence(word)):
+        return at
+    raise PromptError(f"The word {word!r} is not in the prompt; choose one of: {', '.join(numbered(found))}.")
 
 
 def warnings(source: str, edit: str, word: str, delta: int) -> list[str]:
@@ -164,7 +168,7 @@ def check(clip: Path | None, settings: Settings) -> str:
             f"It knows only these words: {', '.join(known)}."
         )
     word = settings.word or infer_word(settings.source, settings.edit, settings.task)
-    word = " ".join(words(settings.source)[i] for i in find_word(settings.source, word))
+    word = named(words(settings.source), find_word(settings.source, word))
     if settings.masks:
         read_mask_zip(settings.masks, frames=settings.frames)
     # decoding the frames that will be used, small, is the only test that no container's header can fool

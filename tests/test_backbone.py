@@ -1,4 +1,5 @@
 import json
+import logging
 import pickle
 import shutil
 from dataclasses import replace
@@ -154,6 +155,19 @@ def test_tokens_of_words(editor):
     assert odd[0] == (1,) and len(odd[1]) > 1
     with pytest.raises(BackboneError, match="longer than the 22 tokens"):
         editor.backbone.word_tokens("car " * 23)
+
+
+def test_a_prompt_over_the_length_is_refused_in_our_words_alone(editor, caplog, capfd):
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)  # the library's messages do not reach the root
+    try:
+        editor.backbone.tokenizer.deprecation_warnings.clear()  # it warns once
+        with pytest.raises(BackboneError, match="longer than the 22 tokens"):
+            editor.backbone.word_tokens("car " * 400)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
 
 
 def test_sites_are_named_by_kind_and_level(editor):

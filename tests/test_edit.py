@@ -15,6 +15,7 @@ from freemask.features import Features
 from freemask.masks import candidate, resize
 from freemask.metrics import psnr
 from freemask.presets import examples, load_preset
+from freemask.prompts import align
 from freemask.trace import CLEAN, load_trace, save_trace
 from freemask.video import Clip, read_clip
 
@@ -432,3 +433,36 @@ def test_halves_draw_what_singles_draw():
         preset = load_preset(own.settings.task)
         drawn.append(editor.edit(trace, prompt=own.settings.edit, task=preset, guidance=4.0).clip.frames)
     assert 40 <= psnr(drawn[1], drawn[0]) < 70
+
+
+@pytest.mark.parametrize("name", ["style", "attribute", "shape", "place", "official", "official-style"])
+@pytest.mark.parametrize(("word", "other"), [("car", "car#2"), ("car#2", "car")])
+def test_of_a_word_that_stands_twice_its_own_maps_are_the_mask(editor, twice, name, word, other):
+    """With the two words' tokens exchanged, the mask of the one is the mask of the other."""
+    tokens = list(twice.tokens)
+    tokens[1], tokens[4] = tokens[4], tokens[1]
+    own, its = (editor.plan_masks(twice, word=one, task=task(name)).shown for one in (word, other))
+    exchanged = editor.plan_masks(replace(twice, tokens=tuple(tokens)), word=other, task=task(name)).shown
+    assert np.array_equal(own, exchanged)
+    assert np.array_equal(own, its) == (task(name).mask == "none")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "at"), [("a car passing a bus", "car#2", 4), ("a bus passing a car", "car", 1)]
+)
+def test_the_word_that_changed_is_edited_and_its_columns_are_the_new_words(editor, twice, prompt, word, at):
+    done = editor.edit(twice, prompt=prompt, task=task("shape"))
+    assert np.array_equal(done.plan.shown, editor.plan_masks(twice, word=word, task=task("shape")).shown)
+    rows = editor.backbone.word_tokens(prompt)
+    assert editor._edit_columns(twice, word, align(twice.prompt, prompt).source_of, rows) == list(rows[at])
+
+
+@pytest.fixture(scope="module")
+def twice(editor, clip):
+    """The trace of a prompt in which a word stands twice; the second looks where the first does, upside down."""
+    trace = editor.invert(clip, prompt="a car passing a car", steps=STEPS)
+    (first,), (second,) = trace.tokens[1], trace.tokens[4]
+    for soft in trace.maps.values():
+        soft.values[second] = soft.values[first][:, ::-1]
+        soft.scales[second] = soft.scales[first]
+    return trace

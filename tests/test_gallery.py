@@ -99,6 +99,22 @@ def test_tall_and_wide_grids_keep_their_sides(tmp_path: Path) -> None:
     assert tall[0] < tall[1] and wide[0] > wide[1]
 
 
+def test_a_word_that_stands_twice_has_a_sheet_for_each(tmp_path: Path) -> None:
+    path = stored(tmp_path / "words.npz")
+    with np.load(path) as held:
+        np.savez_compressed(path.with_name("twice.npz"), **(dict(held) | {"tokens": np.array(["car", "Car"])}))
+
+    def cells(name: str, word: str) -> np.ndarray:
+        return mask_sheet(tmp_path / name, word, frame=0)[62:]  # below the title, which names the word
+
+    assert np.array_equal(cells("twice.npz", "car"), cells("words.npz", "red"))
+    assert np.array_equal(cells("twice.npz", "car#2"), cells("words.npz", "car"))
+    assert np.array_equal(cells("twice.npz", "car#2"), cells("twice.npz", "CAR #2"))
+    assert not np.array_equal(cells("twice.npz", "car"), cells("twice.npz", "car#2"))
+    with pytest.raises(MaskError, match="choose one of car, Car#2"):
+        mask_sheet(tmp_path / "twice.npz", "car#3", frame=0)
+
+
 @pytest.mark.parametrize(("word", "frame"), [("boat", 0), ("", 0), ("car", 2), ("car", -1)])
 def test_what_was_not_recorded_is_refused(tmp_path: Path, word: str, frame: int) -> None:
     with pytest.raises(MaskError):

@@ -3,6 +3,7 @@ import pytest
 from freemask.errors import ClipError, PromptError
 from freemask.presets import make_settings
 from freemask.prompts import align, check, find_word, infer_word, warnings, words
+from freemask.wording import named, numbered
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,14 @@ from freemask.prompts import align, check, find_word, infer_word, warnings, word
         ("A Bear is walking.", "a bear is walking in the snow", "style", "Bear"),
         ("a red car driving on the grass", "a red car driving on the snow", "place", "car"),
         ("in the night a car is driving", "in the snow a car is driving", "place", "car"),
+        ("a dog chasing a dog", "a dog chasing a cat", "shape", "dog#2"),
+        ("a dog chasing a dog", "a cat chasing a dog", "shape", "dog"),
+        ("a dog chasing a dog", "a dog chasing a red dog", "attribute", "dog#2"),
+        ("a dog chasing a dog", "a red dog chasing a dog", "attribute", "dog"),
+        ("a red dog chasing a red dog", "a red dog chasing a blue dog", "attribute", "dog#2"),
+        ("a dog chasing a dog", "a dog chasing a dog in the snow", "place", "dog"),
+        ("a car passing a Car near a car", "a car passing a Car near a bus", "shape", "car#3"),
+        ("sketch style painting of a dog chasing a dog", "a dog chasing a dog", "style", "dog"),
     ],
 )
 def test_the_edited_word_is_inferred(source, edit, task, word):
@@ -51,6 +60,34 @@ def test_words_ignore_case_and_punctuation():
 def test_a_missing_word_lists_the_prompts_words():
     with pytest.raises(PromptError, match="choose one of: a, bear, walks"):
         find_word("a bear walks", "dog")
+
+
+@pytest.mark.parametrize(
+    ("word", "at"),
+    [("dog", [1]), ("dog#1", [1]), ("DOG#2", [4]), ("dog #2", [4]), ("a dog#2", [3, 4]), ("chasing a dog", [2, 3, 4])],
+)
+def test_a_word_that_stands_twice_is_told_apart(word, at):
+    assert find_word("a dog chasing a dog", word) == at
+
+
+@pytest.mark.parametrize("word", ["dog#3", "dog#0", "chasing#2", "#2"])
+def test_an_occurrence_that_is_not_there_lists_every_word(word):
+    with pytest.raises(PromptError, match="choose one of: a, dog, chasing, a#2, dog#2"):
+        find_word("a dog chasing a dog", word)
+
+
+def test_words_are_named_so_that_they_are_found_again():
+    prompt = "a dog chasing a dog and a Dog"
+    names = numbered(words(prompt))
+    assert names == ["a", "dog", "chasing", "a#2", "dog#2", "and", "a#3", "Dog#3"]
+    assert [find_word(prompt, name) for name in names] == [[i] for i in range(len(names))]
+    assert named(words(prompt), [3, 4]) == "a dog#2"
+
+
+def test_a_warning_is_of_the_occurrence_that_is_edited():
+    pair = "a dog chasing a dog", "a dog chasing a cat"
+    assert warnings(*pair, "dog#2", 0) == []
+    assert "stays the same" in warnings(*pair, "dog", 0)[0]
 
 
 def test_warnings_name_what_disagrees_with_the_task():

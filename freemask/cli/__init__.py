@@ -60,7 +60,10 @@ def edit(
         typer.Option("--settings", help="The settings.json of another edit; options given replace its own."),
     ] = None,
     task: Annotated[str, typer.Option(help="style, attribute, shape, place, official or official-style.")] = "style",
-    word: Annotated[str, typer.Option(help="The edited word of the source prompt; inferred when left out.")] = "",
+    word: Annotated[
+        str,
+        typer.Option(help="The edited word of the source prompt, dog#2 for the second dog; inferred when left out."),
+    ] = "",
     backbone: Annotated[str, typer.Option(help=BACKBONE)] = "mini",
     steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 25,
     solver: Annotated[str, typer.Option(help="ddim, or dpm: of second order, for few steps.")] = "ddim",

@@ -102,7 +102,7 @@ class Desk:
             source: The source prompt: what the clip shows.
             edit: The edit prompt: what it should show instead.
             task: style, attribute, shape or place; official and official-style run the released code's way.
-            word: The source prompt's word that is edited. Empty infers it.
+            word: The source prompt's word that is edited, "dog#2" for the second dog. Empty infers it.
             backbone: The text-to-video model. mini knows only its toy world; any other needs a GPU.
             steps: Steps in each direction, 2 to 200.
             solver: ddim, or dpm, which does in 15 steps about what ddim does in 50.

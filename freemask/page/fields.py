@@ -19,6 +19,7 @@ from ..presets import MASKS, Example, Settings, load_preset, make_settings, read
 from ..prompts import align, find_word, infer_word, unseen, warnings, word_spans, words
 from ..specs import backbone_name, known_words
 from ..video import probe, read_clip
+from ..wording import plain
 from . import status
 from .advanced import TASK_OWN
 from .parts import PACES
@@ -353,7 +354,7 @@ def _meaning(word: str, becomes: str, task: str) -> str:
         how = "each step uses the mask of its own timestep"
     else:
         how = "one accurate mask serves all steps"
-    verb = "stays" if becomes.casefold() == word.casefold() else "becomes"
+    verb = "stays" if becomes.casefold() == plain(word).casefold() else "becomes"
     fate = f"{verb} <b>{html.escape(becomes)}</b>" if becomes else "is left out"
     return f"<b>{html.escape(word)}</b> {fate}: {how} (δ = {preset.delta})."
 

@@ -18,6 +18,7 @@ from ..explorer import read_index, word_file
 from ..gallery import curves_figure, mask_sheet, short_site
 from ..presets import SELECTION_TAU
 from ..prompts import align, find_word, words
+from ..wording import numbered
 from . import status
 from .desk import VIDEOS
 from .fields import link, same_clip
@@ -54,8 +55,10 @@ def open_studio(run: Run | None) -> dict[str, Any] | None:
     change = align(settings["source"], settings["edit"])
     known = len(index["tokens"]) - len(index["edit_words"])
     own = {j: known + n for n, j in enumerate(index["edit_words"])}
+    tokens = index.pop("tokens")
     index["words"] = [
-        {"text": token, "maps": file_data(word_file(run.folder, k))} for k, token in enumerate(index.pop("tokens"))
+        {"text": token, "name": name, "maps": file_data(word_file(run.folder, k))}
+        for k, (token, name) in enumerate(zip(tokens, numbered(tokens), strict=True))
     ]
     return index | {
         "videos": {name: file_data(run.folder / f"{name}.mp4") for name in VIDEOS},
@@ -124,7 +127,7 @@ def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
     """The attention maps of a word, by layer and timestep, of the last edit in this session.
 
     Args:
-        word: A word of that edit's source prompt.
+        word: A word of that edit's source prompt; "dog#2" is the second dog.
         frame: Which frame, counted from 1.
     """
     if run is None:
@@ -141,9 +144,10 @@ def open_sheet(run: Run | None) -> tuple[Any, ...]:
     if run is None or not (run.folder / "words.npz").exists():
         return gr.Dropdown(choices=[], value=None), gr.Slider(1, 64, value=1), None, None
     index = read_index(run.folder)
-    edited = str(run.report["words"]["word"]).split()[-1]
-    word = next(token for token in index["tokens"] if token.casefold() == edited.casefold())
-    choices = gr.Dropdown(choices=list(dict.fromkeys(index["tokens"])), value=word, interactive=True)
+    at = find_word(run.report["settings"]["source"], run.report["words"]["word"])
+    names = numbered(index["tokens"])
+    word = names[at[-1]]
+    choices = gr.Dropdown(choices=names, value=word, interactive=True)
     frames = gr.Slider(1, max(2, index["frames"]), value=1, interactive=index["frames"] > 1)
     return choices, frames, *show_masks(word, 1, run)
 

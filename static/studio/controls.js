@@ -53,5 +53,5 @@ function check(text, oninput) {
 }
 
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
-const quoted = (indexes, { words }) => indexes.map((i) => `“${words[i].text}”`).join(" + ");
+const quoted = (indexes, { words }) => indexes.map((i) => `“${words[i].name}”`).join(" + ");
 const within = (low, high, number) => Math.min(high, Math.max(low, number));

@@ -1,0 +1,48 @@
+"""A word of a prompt is a position: which one a name stands for, where a word stands twice.
+
+A plain "dog" is the first of its prompt, "dog#2" the second; of several words in a row, "polar bear#2".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+__all__ = ["locate", "named", "numbered", "occurrence", "plain"]
+
+_NUMBER = re.compile(r"\s*#\s*(\d+)\s*$")
+
+
+def plain(word: str) -> str:
+    """A word without the number of its occurrence."""
+    return _NUMBER.sub("", word)
+
+
+def locate(tokens: Sequence[str], wanted: Sequence[str], occurrence: int = 1) -> list[int]:
+    """The positions of the n-th run (from 1) of some words among others, without case; none where there is none."""
+    found, run = [one.casefold() for one in tokens], [one.casefold() for one in wanted]
+    starts = [i for i in range(len(found) - len(run) + 1) if run and found[i : i + len(run)] == run]
+    if not 1 <= occurrence <= len(starts):
+        return []
+    start = starts[occurrence - 1]
+    return list(range(start, start + len(run)))
+
+
+def occurrence(word: str) -> int:
+    """Which occurrence a name asks for: 2 for "dog#2", 1 for "dog"."""
+    number = _NUMBER.search(word)
+    return int(number[1]) if number else 1
+
+
+def named(tokens: Sequence[str], at: Sequence[int]) -> str:
+    """The name of the words at some positions in a row, numbered where the same words stand before."""
+    own = [tokens[i] for i in at]
+    n = 1
+    while (run := locate(tokens, own, n)) and run != list(at):
+        n += 1
+    return " ".join(own) + (f"#{n}" if n > 1 else "")
+
+
+def numbered(tokens: Sequence[str]) -> list[str]:
+    """Every word by a name of its own: "a", "dog", "chasing", "a#2", "dog#2"."""
+    return [named(tokens, [i]) for i in range(len(tokens))]
