@@ -15,8 +15,6 @@ from freemask.edit import Editor
 from freemask.memory import Need, Peak, choose_features, need
 from freemask.presets import load_preset
 
-pytestmark = pytest.mark.numeric
-
 GIB = 2**30
 SHAPE = (1, 4, 4, 8, 8)
 TASK = load_preset("attribute")
