@@ -20,12 +20,28 @@ from .specs import known_words
 from .video import MIN_SIDE, read_clip
 from .wording import locate, named, numbered, occurrence, plain
 
-__all__ = ["Alignment", "align", "check", "find_word", "infer_word", "unseen", "warnings", "word_spans", "words"]
+__all__ = [
+    "Alignment",
+    "align",
+    "check",
+    "find_word",
+    "infer_task",
+    "infer_word",
+    "unseen",
+    "warnings",
+    "word_spans",
+    "words",
+]
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _FUNCTION = frozenset(
     "a an the this that these those some on in at of to by with and or from into over under near through "
     "is are was were be being its his her their it style painting photo picture video film".split()
+)
+_DETERMINERS = frozenset("a an the this that these those some its his her their".split())
+_PLACED = frozenset("in on at under over through into across along beside inside outside behind".split())
+_STYLES = frozenset(
+    "style styled painting painted sketch drawing watercolor watercolour cartoon anime comic photo picture".split()
 )
 
 
@@ -118,6 +134,50 @@ def infer_word(source: str, edit: str, task: str) -> str:
 
 def _first_difference(a: list[str], b: list[str]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def infer_task(source: str, edit: str) -> str | None:
+    """The task that the difference of two prompts asks for; None where it is unclear.
+
+    A phrase such as "sketch style painting of" is a style, a phrase after "in" or "on" a place; of the rest, the last
+    word of a phrase is its noun, which replaced is a shape, and those before it are attributes.
+    """
+    change = align(source, edit)
+    removed, added = _changes(_folded(source), change.removed), _changes(_folded(edit), change.changed)
+    kinds = removed | added
+    if "noun" in kinds:  # replaced, not only added or only left out
+        kinds = kinds - {"noun", "attribute"} | {"shape" if {"noun"} <= removed & added else "unclear"}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return None if kind == "unclear" else kind
+
+
+def _changes(found: list[str], at: Collection[int]) -> set[str]:
+    """What the words at some positions are: of a style or a place, a noun or its attribute."""
+    kinds = set()
+    runs: list[list[int]] = []
+    for i in sorted(at):
+        if runs and runs[-1][-1] == i - 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    for run in runs:
+        if _STYLES & {*found[run[0] : run[-1] + 2], *found[max(0, run[0] - 2) : run[0]]}:
+            kinds.add("style")
+            continue
+        kinds |= {_role(found, i) for i in run if _is_noun(found[i])}
+    return kinds
+
+
+def _role(found: list[str], i: int) -> str:
+    """A content word's part in its phrase."""
+    start = i
+    while start and _is_noun(found[start - 1]):
+        start -= 1
+    while start and found[start - 1] in _DETERMINERS:
+        start -= 1
+    if start and found[start - 1] in _PLACED:
+        return "place"
+    return "noun" if _phrase_end(found, i) == i else "attribute"
 
 
 def find_word(prompt: str, word: str) -> list[int]:

@@ -2,7 +2,7 @@ import pytest
 
 from freemask.errors import ClipError, PromptError
 from freemask.presets import make_settings
-from freemask.prompts import align, check, find_word, infer_word, warnings, words
+from freemask.prompts import align, check, find_word, infer_task, infer_word, warnings, words
 from freemask.wording import named, numbered
 
 
@@ -33,6 +33,36 @@ from freemask.wording import named, numbered
 )
 def test_the_edited_word_is_inferred(source, edit, task, word):
     assert infer_word(source, edit, task) == word
+
+
+@pytest.mark.parametrize(
+    ("source", "edit", "task"),
+    [
+        ("a red car driving on the grass", "a blue car driving on the grass", "attribute"),
+        ("a car driving on the grass", "a blue car driving on the grass", "attribute"),
+        ("a polar bear walking", "a brown bear walking", "attribute"),
+        ("a red car driving on the grass", "a red bus driving on the grass", "shape"),
+        ("a red car driving on the grass", "a dog walking on the grass", "shape"),
+        ("a red car driving on the grass", "a blue bus driving on the grass", "shape"),
+        ("a dog chasing a dog", "a dog chasing a cat", "shape"),
+        ("in the snow a car is driving", "in the snow a bus is driving", "shape"),
+        ("a red car driving on the grass", "a red car driving in the snow", "place"),
+        ("in the night a car is driving", "in the snow a car is driving", "place"),
+        ("a bear is walking", "a bear is walking in the snow", "place"),
+        ("a red car driving", "sketch style painting of a red car driving", "style"),
+        ("a jeep driving", "Van Gogh style, a jeep driving", "style"),
+        ("a jeep driving", "a jeep driving in the style of Monet", "style"),
+        ("a jeep in the style of Monet", "a jeep in the style of Rembrandt", "style"),
+        ("Monet style painting of a jeep", "Rembrandt style painting of a jeep", "style"),
+        ("a watercolour of a swan", "a swan", "style"),
+        ("a red car driving on the grass", "a blue car driving on the snow", None),
+        ("a car driving", "a car driving and a dog", None),
+        ("a cat walking", "a cat running", None),
+        ("a car", "a car", None),
+    ],
+)
+def test_the_task_is_inferred_from_what_changes(source, edit, task):
+    assert infer_task(source, edit) == task
 
 
 def test_no_noun_is_an_error():

@@ -220,6 +220,29 @@ def test_fast_sets_what_is_not_given(monkeypatch, tmp_path):
     assert asked == [(40, "ddim"), (15, "dpm"), (8, "dpm"), (8, "ddim")]
 
 
+@pytest.mark.parametrize(
+    ("options", "task", "guidance"),
+    [
+        (["--edit", "a blue bus driving on the grass"], "shape", 4.0),
+        (["--edit", "a red car driving on the snow"], "place", 4.0),
+        (["--edit", "a cat in the night", "--guidance", "6"], "style", 6.0),  # unclear
+        (["--edit", "a red bus driving on the grass", "--task", "official"], "official", 4.0),
+        (["--edit", "a red bus driving on the grass", "--backbone", "zeroscope"], "shape", 7.5),
+    ],
+)
+def test_the_command_takes_the_prompts_task_and_the_backbones_guidance(monkeypatch, tmp_path, options, task, guidance):
+    asked = []
+
+    def stop(clip, settings):
+        asked.append((settings.task, settings.guidance))
+        raise SettingError("far enough")
+
+    monkeypatch.setattr("freemask.prompts.check", stop)
+    command = ["edit", str(SHAPE.clip), "--source", "a red car driving on the grass", "--out", str(tmp_path)]
+    assert CliRunner().invoke(app, [*command, *options]).exit_code == 2
+    assert asked == [(task, guidance)]
+
+
 def test_an_edit_can_be_scored(done, tmp_path):
     out, _, _ = done
     told = CliRunner().invoke(app, ["score", str(out)])

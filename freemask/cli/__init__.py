@@ -59,7 +59,10 @@ def edit(
         Path | None,
         typer.Option("--settings", help="The settings.json of another edit; options given replace its own."),
     ] = None,
-    task: Annotated[str, typer.Option(help="style, attribute, shape, place, official or official-style.")] = "style",
+    task: Annotated[
+        str | None,
+        typer.Option(help="style, attribute, shape, place, official or official-style; inferred when left out."),
+    ] = None,
     word: Annotated[
         str,
         typer.Option(help="The edited word of the source prompt, dog#2 for the second dog; inferred when left out."),
@@ -70,7 +73,7 @@ def edit(
     fast: Annotated[
         bool, typer.Option("--fast", help="--steps 15 --solver dpm: about as good as 50 steps of ddim.")
     ] = False,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 7.5,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; the backbone's own.")] = None,
     frames: Annotated[int, typer.Option(help="How many frames.")] = 8,
     start: Annotated[float, typer.Option(help="Where to begin, in seconds.")] = 0.0,
     fps: Annotated[str, typer.Option(help="Frames a second, or auto.")] = "auto",
@@ -99,6 +102,9 @@ def edit(
     dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
 ) -> None:
     """Edit a clip by text; writes the videos, the masks and report.json into --out."""
+    from ..prompts import check, infer_task
+    from ..specs import known_backbone
+
     with refusals():
         values: dict[str, Any] = dict(
             source=source,
@@ -137,9 +143,13 @@ def edit(
             values = read_settings(settings_file) | given
         if fast:
             values |= FAST | given
+        if not values.get("task"):
+            values["task"] = infer_task(values.get("source") or "", values.get("edit") or "") or "style"
+            console.print(f"Task: {values['task']} (inferred; --task overrides it)", markup=False)
+        if values.get("guidance") is None:
+            spec = known_backbone(values.get("backbone") or "mini")
+            values["guidance"] = spec.guidance if spec else 7.5
         settings = make_settings(**values)
-        from ..prompts import check
-
         chosen = check(clip, settings)
         inferred = "" if settings.word else " (inferred; --word overrides it)"
         console.print(f"Edited word: {chosen}{inferred}", markup=False)
