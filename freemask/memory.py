@@ -39,10 +39,7 @@ from .specs import known_backbone
 __all__ = ["Need", "Peak", "choose_features", "free_bytes", "need", "run_dry"]
 
 HOST = 2 * 2**30  # bytes of host RAM that stored features may take where nobody asked for them
-# Bytes that the libraries of matrix products and convolutions work in. On CUDA they are what a small edit mostly needs:
-# mini's peaked at 154 MiB on an H200 where 54 were weights, rows and pivots.
-WORKSPACE = 100 * 2**20
-WORKSPACE_IN_PROCESS = 32 * 2**20  # the same on a CPU
+WORKSPACE = 32 * 2**20  # bytes that the libraries of matrix products set aside, on CUDA once for each stream in use
 HEAP = 1.6  # of what lives in a forward, that the C library's heap holds: 1.5 to 1.7 with mini at 64² and 128²
 SLACK = 0.9  # of the free memory that is counted on
 
@@ -51,8 +48,7 @@ SLACK = 0.9  # of the free memory that is counted on
 class Need:
     """Bytes: `weights` that stay on the device, a batch `row` of the UNet's forward, `autoencoder` for the frames that
     it takes at once, `pivots` of the trajectory; `features` of the source if they are stored, `pinned` if that is in
-    pinned host RAM, `step` those of a span's forward, and `pair` those that a site reads; `workspace` is the
-    libraries' own."""
+    pinned host RAM, `step` those of a span's forward, and `pair` those that a site reads."""
 
     weights: int
     row: int
@@ -62,20 +58,18 @@ class Need:
     pinned: int
     step: int
     pair: int
-    workspace: int = WORKSPACE
 
     def peak(self, features: FeatureSource, one_row: bool = False) -> int:
         """On the device at once, where the source's features come from there: replayed, they are a third batch row;
         from host RAM, the next pair comes while one is used."""
         rows = batch_rows(features, one_row) * self.row
         kept = self.features if features == "store" else 2 * self.pair if features == "host" or one_row else 0
-        return self.weights + self.pivots + kept + max(rows, self.autoencoder) + self.workspace
+        return self.weights + self.pivots + kept + max(rows, self.autoencoder) + WORKSPACE
 
     def in_process(self) -> Need:
         """The same where the device is the host: the heap holds more than lives in a forward, and what waits in host
         RAM for its step is there too."""
-        heap = int(HEAP * self.row)
-        return replace(self, row=heap, pair=self.step // 2, workspace=WORKSPACE_IN_PROCESS)
+        return replace(self, row=int(HEAP * self.row), pair=self.step // 2)
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]

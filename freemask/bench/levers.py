@@ -9,6 +9,7 @@ has run twice. What this device, or its torch, refuses has the reason as `refuse
 from __future__ import annotations
 
 import copy
+import gc
 import statistics
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
@@ -190,6 +191,9 @@ def lever_steps(
         one = partial(partial, _decode, backbone.vae, n)
         told[f"frames decoded at once: {n}, not {backbone.chunk}"] = _measured(one, decode, (z,), rounds)
         yield Step("levers", len(names) + i + 1, total)
+    if device.type == "cuda":  # each stream that a graph was captured on keeps a workspace of the libraries for good
+        gc.collect()
+        torch._C._cuda_clearCublasWorkspaces()
     return circumstances(backbone) | {"rows": ROWS, "frames": frames, "size": [w, h], "levers": told}
 
 
