@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import SettingError
-from .gallery import map_grids, open_maps, read_words, short_site
+from .errors import MaskError, SettingError
+from .gallery import WordMaps, draw_sheet, map_grids, open_maps, read_words, short_site, together
 
-__all__ = ["pack_bits", "read_index", "save_word_files", "unpack_bits", "word_file"]
+__all__ = ["pack_bits", "read_index", "save_word_files", "unpack_bits", "word_file", "word_sheet"]
 
 
 def word_file(folder: Path, index: int) -> Path:
@@ -69,6 +70,46 @@ def read_index(folder: Path) -> dict[str, Any]:
     """The index that `save_word_files` wrote."""
     about: dict[str, Any] = json.loads((folder / "words" / "index.json").read_text())
     return about
+
+
+def word_sheet(folder: Path, word: str, *, frame: int) -> NDArray[np.uint8]:
+    """`gallery.mask_sheet` from the words' files, which an example ships too. Raises MaskError as it does."""
+    about = read_index(folder)
+    mask = about["mask"]
+    index = WordMaps(
+        tokens=tuple(about["tokens"]),
+        edit_words=tuple(about["edit_words"]),
+        sites=tuple(site["name"] for site in about["sites"]),
+        timesteps=tuple(about["timesteps"]),
+        frames=about["frames"],
+        chosen=np.array(about["chosen"], bool),
+        mask=unpack_bits(mask["data"], (mask["h"], mask["w"])),
+    )
+
+    def read(tokens: Sequence[int]) -> dict[str, NDArray[np.float32]]:
+        each = [_word_maps(folder, k, about, frame) for k in tokens]
+        return {site: together(np.stack([maps[site] for maps in each], 1)) for site in index.sites}
+
+    return draw_sheet(index, read, word, frame=frame)
+
+
+def _word_maps(folder: Path, k: int, about: dict[str, Any], frame: int) -> dict[str, NDArray[np.float32]]:
+    """The maps (t, h, w) of a word's file on one frame, by site."""
+    try:
+        data = gzip.decompress(word_file(folder, k).read_bytes())
+    except (OSError, EOFError) as error:
+        raise MaskError("The attention maps of this edit cannot be read: run the edit again.") from error
+    count = len(about["timesteps"]), about["frames"]
+    found, at = {}, 0
+    for site in about["sites"]:
+        shape = (*count, site["h"], site["w"])
+        values = np.frombuffer(data, np.uint8, int(np.prod(shape)), at).reshape(shape)
+        found[site["name"]], at = values[:, frame], at + values.size
+    scales = np.frombuffer(data, "<f4", offset=at).reshape(len(found), *count)[..., frame]
+    return {
+        name: (values / 255 * scale[:, None, None]).astype(np.float32)
+        for (name, values), scale in zip(found.items(), scales, strict=True)
+    }
 
 
 def pack_bits(mask: NDArray[np.bool_]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ __all__ = [
     "MASK_SIDE",
     "WordMaps",
     "curves_figure",
+    "draw_sheet",
     "map_grids",
     "mask_sheet",
     "open_maps",
@@ -36,6 +37,7 @@ __all__ = [
     "save_pdf",
     "save_png",
     "short_site",
+    "together",
 ]
 
 Image = NDArray[np.uint8]
@@ -95,14 +97,20 @@ def mask_sheet(path: Path, word: str, *, frame: int) -> Image:
     cells are outlined. `frame` counts from 0; "dog#2" is the second dog.
     Raises MaskError for a word or a frame that was not recorded.
     """
-    index = read_words(path)
+    return draw_sheet(read_words(path), lambda tokens: _maps(path, tokens, frame), word, frame=frame)
+
+
+def draw_sheet(
+    index: WordMaps, read: Callable[[Sequence[int]], Mapping[str, NDArray[np.float32]]], word: str, *, frame: int
+) -> Image:
+    """`mask_sheet` of maps from anywhere: `read` gives those of some tokens on the frame, site ↦ (t, h, w)."""
     run = locate(index.tokens, plain(word).split(), occurrence(word))
     each = [[i] for i in run] or [locate(index.tokens, [plain(one)], occurrence(one)) for one in word.split()]
     if not each or not all(each):
         raise MaskError(f"There is no map of {word!r}: choose one of {', '.join(numbered(index.tokens))}.")
     if not 0 <= frame < index.frames:
         raise MaskError(f"There is no frame {frame}: frames go from 0 to {index.frames - 1}.")
-    maps = _maps(path, [at for found in each for at in found], frame)
+    maps = read([at for found in each for at in found])
     height, width = max(soft.shape[1:] for soft in maps.values())
     aspect = width / height
     width = int(np.clip(SHEET_WIDTH // len(index.timesteps), 18, 56))
@@ -369,11 +377,15 @@ def _maps(path: Path, tokens: Sequence[int], frame: int) -> dict[str, NDArray[np
         for grid in map_grids(stored):
             maps, scales = stored[f"maps_{grid}"], stored[f"scales_{grid}"]
             for row, site in enumerate(map(str, stored[f"sites_{grid}"])):
-                soft = maps[:, row, tokens, frame] / 255 * scales[:, row, tokens, frame, None, None]
-                if len(tokens) > 1:
-                    soft = soft / np.maximum(soft.max(axis=(2, 3), keepdims=True), np.finfo(np.float32).tiny)
-                found[site] = soft.max(axis=1).astype(np.float32)
+                found[site] = together(maps[:, row, tokens, frame] / 255 * scales[:, row, tokens, frame, None, None])
     return found
+
+
+def together(soft: NDArray[Any]) -> NDArray[np.float32]:
+    """Maps (t, token, h, w) as one (t, h, w): of several, each is divided by its own maximum and the larger counts."""
+    if soft.shape[1] > 1:
+        soft = soft / np.maximum(soft.max(axis=(2, 3), keepdims=True), np.finfo(np.float32).tiny)
+    return np.asarray(soft.max(axis=1), np.float32)
 
 
 def _heat(soft: NDArray[np.float32], size: tuple[int, int]) -> Image:

@@ -28,7 +28,7 @@ from tiny import write_disc
 
 import app
 from freemask import page
-from freemask.errors import MaskError
+from freemask.errors import MaskError, SettingError
 from freemask.explorer import pack_bits
 from freemask.gallery import read_mask_zip
 from freemask.jobs import Snapshot, Step, Worker
@@ -36,6 +36,7 @@ from freemask.page import status, zero
 from freemask.page.estimate import Estimates, rows
 from freemask.page.fields import NAMES, field_values, link
 from freemask.page.parts import PACES
+from freemask.page.wire import shown
 from freemask.presets import Example, Settings, examples
 from freemask.specs import backbones
 
@@ -616,3 +617,8 @@ def test_the_readmes_client_runs(address: str, monkeypatch: Any) -> None:
     exec(compile(code.replace("http://127.0.0.1:7860", address), "README.md", "exec"), told)
     assert told["report"]["words"]["word"] == "car" and len(told["files"]) > 5
     assert Path(told["sheet"]).exists()
+
+
+def test_an_error_quotes_as_people_do() -> None:
+    told = shown(SettingError("'<b>' is no \"layer\"")).message
+    assert told == "'&lt;b&gt;' is no \"layer\""

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from test_gallery import SITES, stored
 
-from freemask.errors import SettingError
-from freemask.explorer import pack_bits, read_index, save_word_files, unpack_bits, word_file
+from freemask.errors import MaskError, SettingError
+from freemask.explorer import pack_bits, read_index, save_word_files, unpack_bits, word_file, word_sheet
+from freemask.gallery import mask_sheet
+from freemask.presets import examples
+from freemask.wording import numbered
 
 
 def test_a_words_file_holds_its_maps_site_after_site(tmp_path: Path) -> None:
@@ -33,6 +36,27 @@ def test_a_words_file_holds_its_maps_site_after_site(tmp_path: Path) -> None:
     mask = index["mask"]
     assert np.array_equal(unpack_bits(mask["data"], (mask["h"], mask["w"])), arrays["mask"])
     assert index["chosen"] == arrays["chosen"].tolist()
+
+
+def test_the_sheet_of_a_words_files_is_that_of_the_arrays(tmp_path: Path) -> None:
+    path = stored(tmp_path / "words.npz")
+    save_word_files(tmp_path)
+    for word, frame in (("red", 0), ("car", 1), ("red car", 1)):
+        wanted = mask_sheet(path, word, frame=frame)
+        assert np.array_equal(word_sheet(tmp_path, word, frame=frame), wanted)
+    path.unlink()  # an example ships without it
+    assert np.array_equal(word_sheet(tmp_path, "red car", frame=1), wanted)
+    with pytest.raises(MaskError, match="no map of 'bus'"):
+        word_sheet(tmp_path, "bus", frame=0)
+
+
+def test_every_example_opens_its_sheet() -> None:
+    shipped = examples()
+    assert shipped
+    for example in shipped:
+        index = read_index(example.made)
+        for name in numbered(index["tokens"]):
+            assert word_sheet(example.made, name, frame=index["frames"] - 1).ndim == 3
 
 
 def test_bits_come_back_or_are_refused() -> None:

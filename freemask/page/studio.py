@@ -14,8 +14,8 @@ import gradio as gr
 import numpy as np
 
 from ..errors import FreeMaskError, SettingError
-from ..explorer import read_index, word_file
-from ..gallery import curves_figure, mask_sheet, short_site
+from ..explorer import read_index, word_file, word_sheet
+from ..gallery import curves_figure, short_site
 from ..presets import SELECTION_TAU
 from ..prompts import align, find_word, words
 from ..wording import numbered
@@ -133,15 +133,15 @@ def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
     if run is None:
         raise shown(SettingError("There are no masks yet: edit a clip first."))
     try:
-        sheet = mask_sheet(run.folder / "words.npz", word, frame=int(frame) - 1)
+        sheet = word_sheet(run.folder, word, frame=int(frame) - 1)
     except FreeMaskError as error:
         raise shown(error) from None
     return sheet, _curves(run)
 
 
 def open_sheet(run: Run | None) -> tuple[Any, ...]:
-    """The choices of word and frame for another edit, and its first sheet; nothing where an edit ships without."""
-    if run is None or not (run.folder / "words.npz").exists():
+    """The choices of word and frame for another edit, and its first sheet; nothing before the first edit."""
+    if run is None:
         return gr.Dropdown(choices=[], value=None), gr.Slider(1, 64, value=1), None, None
     index = read_index(run.folder)
     at = find_word(run.report["settings"]["source"], run.report["words"]["word"])

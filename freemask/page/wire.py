@@ -40,7 +40,7 @@ def shown(error: Exception) -> gr.Error:
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, FreeMaskError):
-        return gr.Error(html.escape(str(error)), print_exception=False)
+        return gr.Error(html.escape(str(error), quote=False), print_exception=False)
     log.error("a request failed", exc_info=error)
     told = "This failed unexpectedly: try again, with fewer frames or a smaller size. The server's log says why."
     return gr.Error(told, print_exception=False)
