@@ -92,7 +92,9 @@ function players(value, state, act, signal) {
 /** Both prompts as chips. A word that the edit prompt shares with the source stands for the source's. */
 function wordRows(value, state, act) {
   const chips = [], line = el("p", { className: "fm-note", role: "status" });
-  const several = check("several words", () => {});
+  const several = check("several words", (on) => {
+    if (!on && state.words.length > 1) act.words(state.words.slice(0, 1));
+  });
   several.title = "A click adds a word or takes it away, as Ctrl-click and the + key do";
   const chip = ({ text, at }) => {
     const own = at >= value.source_words, title = own ? "New in the edit prompt: its maps are the edit's own" : "";
