@@ -20,7 +20,7 @@ import gradio as gr
 from freemask import page
 from freemask.jobs import Worker
 from freemask.page import zero
-from freemask.presets import examples
+from freemask.presets import examples, task_names
 from freemask.specs import backbone_name
 
 HERE = Path(__file__).resolve().parent
@@ -145,6 +145,15 @@ def build(
             **live,
         )
         gr.on([inputs.word.change, advanced.backbone.change], page.follow_word, told, inputs.aligned, **live)
+        guessed = gr.State(task_names()[0])
+        gr.on(
+            [inputs.source.change, inputs.edit.change],
+            page.follow_difference,
+            [inputs.source, inputs.edit, inputs.task, guessed],
+            [inputs.task, guessed],
+            **live,
+        )
+        inputs.task.input(lambda: None, None, guessed, **live)
         inputs.task.change(page.follow_task, inputs.task, [inputs.summary, *advanced.own], **live)
         paced = [advanced.steps, advanced.solver]
         inputs.pace.input(page.take_pace, inputs.pace, paced, **live)

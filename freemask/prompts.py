@@ -142,6 +142,8 @@ def infer_task(source: str, edit: str) -> str | None:
     A phrase such as "sketch style painting of" is a style, a phrase after "in" or "on" a place; of the rest, the last
     word of a phrase is its noun, which replaced is a shape, and those before it are attributes.
     """
+    if not (words(source) and words(edit)):
+        return None
     change = align(source, edit)
     removed, added = _changes(_folded(source), change.removed), _changes(_folded(edit), change.changed)
     kinds = removed | added

@@ -622,3 +622,15 @@ def test_the_readmes_client_runs(address: str, monkeypatch: Any) -> None:
 def test_an_error_quotes_as_people_do() -> None:
     told = shown(SettingError("'<b>' is no \"layer\"")).message
     assert told == "'&lt;b&gt;' is no \"layer\""
+
+
+def test_the_task_follows_the_prompts_until_one_is_chosen():
+    bus = SOURCE, SOURCE.replace("car", "bus")
+    assert page.follow_difference(*bus, "style", "style") == ("shape", "shape")
+    task, guessed = page.follow_difference(*bus, "shape", "style")  # an example that came with it
+    assert isinstance(task, dict) and guessed == "shape"
+    for task, guessed in (("style", None), ("official", "style")):
+        kept, after = page.follow_difference(*bus, task, guessed)
+        assert isinstance(kept, dict) and after == guessed
+    unclear, after = page.follow_difference(SOURCE, "", "style", "style")
+    assert isinstance(unclear, dict) and after == "style"

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import FreeMaskError, InputError
 from ..presets import MASKS, Example, Settings, load_preset, make_settings, read_settings, read_size
-from ..prompts import align, find_word, infer_word, unseen, warnings, word_spans, words
+from ..prompts import align, find_word, infer_task, infer_word, unseen, warnings, word_spans, words
 from ..specs import backbone_name, known_words
 from ..video import probe, read_clip
 from ..wording import plain
@@ -39,6 +39,7 @@ __all__ = [
     "follow_link",
     "follow_pace",
     "follow_prompts",
+    "follow_difference",
     "follow_task",
     "follow_trim",
     "follow_word",
@@ -144,6 +145,17 @@ def follow_prompts(source: str, edit: str, task: str, word: str, backbone: str, 
 def follow_word(source: str, edit: str, task: str, word: str, backbone: str) -> str:
     """The two prompts with what changes marked, for a word as it stands: one that is being typed is left alone."""
     return _aligned(source, edit, word.strip() or _inferred(source, edit, task), task, backbone)
+
+
+def follow_difference(source: str, edit: str, task: str, guessed: str | None) -> tuple[Any, str | None]:
+    """The task that the prompts ask for, and that it was guessed: None once the visitor has chosen one.
+
+    A task that came with an example, a link or a file stays where the prompts say another.
+    """
+    fresh = infer_task(source, edit)
+    if guessed is None or fresh is None or task not in (guessed, fresh):
+        return gr.skip(), guessed
+    return gr.skip() if fresh == task else fresh, fresh
 
 
 def follow_task(task: str) -> tuple[Any, ...]:
