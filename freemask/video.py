@@ -49,6 +49,8 @@ _TONE_MAP = (
     "format=gbrp12le,zscale=pin=bt2020:t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0,"
     "zscale=t=bt709"
 )
+_HD = 720  # lines from which an untagged stream is taken as BT.709
+_MATRICES = {"bt709", "fcc", "bt470bg", "smpte170m", "smpte240m", "ycgco", "bt2020nc", "bt2020c", "ictcp", "gbr"}
 _SCALER = "bicubic+accurate_rnd+full_chroma_int"
 _EARLY = 0.002  # seconds
 _SOUND_RATE, _SOUND_FRAME = 48000, 4  # hertz; bytes of a stereo sample of 16 bits
@@ -79,8 +81,10 @@ class VideoInfo:
     """What a video file holds.
 
     `width` and `height` are pixels as displayed: after rotation and with square pixels. `fps` is the mean rate,
-    `duration` is in seconds, `rotation` is the counter-clockwise turn in degrees (0 to 359) that display applies, and
-    `hdr` says that the brightness is coded for HDR screens (HLG or PQ).
+    `duration` is in seconds, `rotation` is the counter-clockwise turn in degrees (0 to 359) that display applies,
+    `hdr` says that the brightness is coded for HDR screens (HLG or PQ), and `matrix` names the YUV matrix that an
+    untagged stream is read by, as browsers do: bt709 from 720 lines on, else bt601; it is empty where the stream is
+    tagged.
     """
 
     width: int
@@ -92,6 +96,7 @@ class VideoInfo:
     rotation: int
     has_audio: bool
     hdr: bool
+    matrix: str
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -301,17 +306,22 @@ def _parse(path: Path, header: str, video: str, *, has_audio: bool) -> VideoInfo
         duration = duration or max(count / fps, last)
     if duration > MAX_SECONDS:
         raise ClipError(f'"{path.name}" lasts {duration:g} s, over the limit of {MAX_SECONDS} s: trim it.')
-    pix_fmt = re.search(r"\), (\w+)|^\w+, (\w+)", line)
+    pixels = re.search(r"(?:\), |^\w+, )(\w+)(?:\(([^)]*)\))?", line)
+    pix_fmt, told = (pixels[1], pixels[2] or "") if pixels else ("unknown", "")
+    # such as (tv, bt709, progressive) or (pc, unknown/bt709/iec61966-2-1): the matrix is before the first slash
+    matrices = {word.partition("/")[0] for word in told.split(", ")} & _MATRICES
+    yuv = pix_fmt.startswith(("yuv", "nv", "p0", "p2", "p4", "uyvy"))
     return VideoInfo(
         width=width,
         height=height,
         fps=fps,
         duration=duration,
         codec=codec,
-        pix_fmt=(pix_fmt[1] or pix_fmt[2]) if pix_fmt else "unknown",
+        pix_fmt=pix_fmt,
         rotation=rotation,
         has_audio=has_audio,
         hdr="arib-std-b67" in line or "smpte2084" in line,
+        matrix="" if matrices or not yuv else "bt709" if int(size[2]) >= _HD else "bt601",
     )
 
 
@@ -367,7 +377,7 @@ def _decode(
     seek = max(0.0, start - 1 / info.fps - _EARLY)
     filters = [
         f"settb=AVTB,setpts=PTS-{start - seek + _EARLY:.6f}/TB,fps={fps:.6f}:round=up:start_time=0",
-        f"scale={covered[0]}:{covered[1]}:flags={_SCALER}",
+        f"scale={covered[0]}:{covered[1]}:flags={_SCALER}{f':in_color_matrix={info.matrix}' if info.matrix else ''}",
         *([_TONE_MAP] if info.hdr else []),
         f"format=rgb24,crop={w}:{h}",
     ]

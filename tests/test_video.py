@@ -467,3 +467,40 @@ def test_outputs_say_how_they_were_made(tmp_path):
     assert np.abs(again.frames.astype(int) - clip.frames).mean() < 40
     with pytest.raises(ClipError, match="cannot be written"):
         write_gif(tmp_path / "a.mp4" / "b.gif", clip)
+
+
+BARS = np.array([(200, 40, 40), (40, 180, 60), (50, 60, 210)], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "matrix", "full", "tagged"),
+    [
+        ((1280, 960), "bt709", False, True),
+        ((1280, 960), "bt709", True, True),
+        ((320, 240), "bt709", False, True),
+        ((1280, 960), "smpte170m", False, True),
+        ((320, 240), "smpte170m", False, False),
+        ((1280, 720), "bt709", False, False),
+        ((960, 1280), "bt709", False, False),
+    ],
+)
+def test_colours_are_read_by_their_tag_or_as_browsers_read_untagged_ones(tmp_path, size, matrix, full, tagged):
+    w, h = size
+    frame = np.repeat(BARS[np.minimum(np.arange(w) * 3 // w, 2)][None], h, 0)
+    span = "pc" if full else "tv"
+    tag = f"setparams=colorspace={matrix}:range={span}" if tagged else "setparams=colorspace=unknown:range=unknown"
+    path = tmp_path / "bars.mp4"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w}x{h}"]
+    command += ["-i", "pipe:0", "-vf", f"scale=out_color_matrix={matrix}:out_range={span},format=yuv420p,{tag}"]
+    subprocess.run([*command, "-c:v", "libx264", "-crf", "4", path], input=frame.tobytes(), check=True)
+    assert bool(probe(path).matrix) is not tagged
+    read = read_clip(path, frames=1).frames[0].astype(int)
+    shown = np.stack([read[h // 2, (2 * i + 1) * w // 6] for i in range(3)])
+    assert np.abs(shown - BARS).max() <= 3, shown
+
+
+def test_what_is_written_is_tagged(tmp_path):
+    write_clip(tmp_path / "clip.mp4", Clip(np.full((2, 1080, 64, 3), BARS[0], np.uint8), 8.0))
+    log = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-i", tmp_path / "clip.mp4"], capture_output=True, text=True)
+    assert "yuv420p(tv, bt709" in log.stderr and probe(tmp_path / "clip.mp4").matrix == ""
+    assert np.abs(read_clip(tmp_path / "clip.mp4", frames=1).frames[0, 540, 32].astype(int) - BARS[0]).max() <= 3
