@@ -245,5 +245,8 @@ def export(run: Path, recipe: Recipe, out: Path) -> None:
         "unet": ["diffusers", "UNet3DConditionModel"],
         "vae": ["diffusers", "AutoencoderTiny"],
     }
+    for config in out.glob("*/config.json"):  # where the parts came from is this machine's own matter
+        told = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
+        config.write_text(json.dumps(told, indent=2) + "\n")
     (out / "vocabulary.json").write_text(json.dumps(vocabulary()) + "\n")
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
