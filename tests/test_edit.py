@@ -12,10 +12,12 @@ from freemask.ddim import denoise, levels
 from freemask.edit import Editor, Usage, finish
 from freemask.errors import MaskError, PromptError, SettingError
 from freemask.features import Features
-from freemask.masks import candidate, resize
+from freemask.fusing import Fusing, fused_sites
+from freemask.fusion import token_map
+from freemask.masks import candidate, extract, resize
 from freemask.metrics import psnr
 from freemask.presets import examples, load_preset
-from freemask.prompts import align
+from freemask.prompts import align, find_word
 from freemask.trace import CLEAN, load_trace, save_trace
 from freemask.video import Clip, read_clip
 
@@ -271,6 +273,91 @@ def test_a_clip_chooses_its_own_mask(editor, trace):
 def test_union_only_adds(editor, trace):
     narrow = run(editor, trace, task(delta=0))
     assert not torch.equal(run(editor, trace, task(delta=0, union=True)), narrow)
+
+
+def test_a_union_is_what_either_mask_holds(editor, trace):
+    """And E is it for an object's edit, all but it for a background's."""
+    plan = editor.plan_masks(trace, word="car", task=task("shape"))
+    t, other = trace.timesteps[0], np.roll(plan.object_at[trace.timesteps[0]], 3, -1)
+    for union in (True, False):
+        fusing = Fusing(trace, plan, task("shape", union=union), token_map((0,), (), ((1,),), ((1,),), 8), [], [])
+        assert np.array_equal(fusing.object(t), plan.object_at[t])  # nothing is known of the edit's own mask yet
+        fusing.edit_map = other
+        wanted = plan.object_at[t] | other if union else plan.object_at[t]
+        assert np.array_equal(fusing.object(t), wanted) and np.array_equal(fusing.editable(t), wanted)
+        fusing.task = replace(fusing.task, region="background")
+        assert np.array_equal(fusing.editable(t), ~wanted)
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"), [("a red bus driving on the grass", (3,)), ("two blue boats sailing", ()), (SOURCE, (3,))]
+)
+def test_the_mask_that_joins_is_that_of_the_words_own_tokens(editor, trace, monkeypatch, edit, expected):
+    """The columns of the edit prompt that stand for the edited word: its own, and no other's."""
+    seen = []
+
+    class Watched(Fusing):
+        def __init__(self, *given):
+            seen.append(given[4])
+            super().__init__(*given)
+
+    monkeypatch.setattr("freemask.edit.Fusing", Watched)
+    next(editor.edit_steps(trace, prompt=edit, task=task("shape", union=True), word="car"))
+    assert seen == [list(expected)]
+
+
+def test_changed_words_are_left_to_the_edit_after_their_window(editor, trace, monkeypatch):
+    told = []
+
+    class Watched(Fusing):
+        def begin(self, t, kinds, keep_changed):
+            told.append((t, keep_changed))
+            super().begin(t, kinds, keep_changed)
+
+    monkeypatch.setattr("freemask.edit.Fusing", Watched)
+    run(editor, trace, task(alpha_cross=1.0, alpha_changed=0.5))
+    assert told == [(t, i >= STEPS // 2) for i, t in enumerate(reversed(trace.timesteps))]
+    told.clear()
+    run(editor, trace, task(alpha_cross=0.75))  # as the other words where nothing is said
+    assert [keep for _, keep in told] == [False, False, False, True]
+
+
+def test_only_grids_of_so_many_positions_are_fused(trace):
+    kinds = ("self", "cross", "temporal")
+    sites = [site for site in trace.sites if site.kind in kinds]
+    count = {site: int(np.prod(site.grid(trace.grid))) for site in sites}
+    assert {64, 16, 4} == set(count.values())
+    small = fused_sites(trace.sites, trace.grid, kinds, task(max_positions=16))
+    assert small == [site for site in sites if site.kind == "temporal" or count[site] <= 16]
+    assert fused_sites(trace.sites, trace.grid, kinds, task()) == sites
+    assert {site.kind for site in fused_sites(trace.sites, trace.grid, ("self",), task())} == {"self"}
+
+
+def test_the_released_code_swaps_source_and_edit_in_time(editor, trace):
+    """At the label nearest 201 and each site's own grid, True where its own Eq. 10 takes the edit: off the object."""
+    preset = task("official")
+    plan = editor.plan_masks(trace, word="car", task=preset)
+    t = min(trace.timesteps, key=lambda t: abs(t - 201))
+    assert plan.swapped.keys() == {site.level for site in trace.sites if site.kind == "temporal"}
+    for level, mask in plan.swapped.items():
+        at = [site for site in trace.sites if site.kind == "cross" and site.level == level]
+        soft = np.mean([trace.word_map(t, site, find_word(SOURCE, "car")) for site in at], axis=0)
+        assert np.array_equal(mask, ~extract(soft, preset.tau)), level
+    assert editor.plan_masks(trace, word="car", task=task("shape")).swapped == {}
+
+
+@pytest.mark.parametrize(("side", "level"), [(16, 0), (32, 2), (48, 2)])
+def test_the_released_codes_level_is_a_quarter_of_the_finest(editor, side, level):
+    """16 × 16 at 512²: two halvings, or none where that would leave under 8 × 8 positions."""
+    own = replace(editor.backbone)
+    clip = Clip(np.random.default_rng(0).integers(0, 255, (1, 4 * side, 4 * side, 3), dtype=np.uint8), 8.0)
+    trace = Editor(own).invert(clip, prompt=SOURCE, steps=2)
+    t = trace.timesteps[0]
+    preset = task("official")
+    sites = [site for site in trace.sites if site.kind == "cross" and site.level == level]
+    soft = np.mean([trace.word_map(t, site, find_word(SOURCE, "car")) for site in sites], axis=0)
+    plan = editor.plan_masks(trace, word="car", task=preset)
+    assert np.array_equal(plan.object_at[t], resize(extract(soft, preset.tau), trace.grid))
 
 
 def test_a_word_that_is_not_there(editor, trace):

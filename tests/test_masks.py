@@ -97,6 +97,20 @@ def test_the_sharper_maps_agree_on_the_object():
     assert consensus(wide, "car").soft.shape == (2, 24, 30)
 
 
+def test_every_frame_of_a_clip_counts_alike_in_what_its_maps_agree_on():
+    """A frame on which the word's probabilities are a thousandth of another's has the same mask."""
+    trace, square = drawn_trace()
+    dim = np.array([1, 1e-3], np.float32)
+    maps = {cell: soft._replace(scales=soft.scales * dim) for cell, soft in trace.maps.items()}
+    found = consensus(replace(trace, maps=maps), "car")
+    assert found.soft.max((1, 2)) == pytest.approx(np.ones(2), abs=0.01)
+    assert np.array_equal(extract(found.soft, 0.3, pool=False), square)
+    # maps of unlike size speak alike too: one with a thousand times the probability is one voice
+    loud, *_ = found.cells
+    maps = maps | {loud: maps[loud]._replace(scales=maps[loud].scales * 1000)}
+    assert np.allclose(consensus(replace(trace, maps=maps), "car").soft, found.soft, atol=1e-5)
+
+
 def test_flat_maps_agree_on_nothing():
     with pytest.raises(MaskError, match="choose another word"):
         consensus(drawn_trace(flat=True)[0], "car")

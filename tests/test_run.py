@@ -154,6 +154,7 @@ def written(monkeypatch):
 
     def save(out, trace, edited, result, *rest, **options):
         frames[out] = result.frames
+        frames[out, "plan"], frames[out, "source"] = edited.plan, trace.clip.frames
         save_files(out, trace, edited, result, *rest, **options)
 
     monkeypatch.setattr("freemask.run.save_files", save)
@@ -177,6 +178,20 @@ def test_an_edit_that_does_not_fit_goes_on_in_a_more_frugal_way(
     warned = [told for told in report["words"]["warnings"] if told.startswith("Memory ran out")]
     assert len(warned) == said
     assert psnr(written[tmp_path / "short"], written[tmp_path / "plain"]) >= ALIKE
+
+
+@pytest.mark.parametrize(("name", "kept"), [("shape", "background"), ("place", "object"), ("style", "nothing")])
+def test_the_figure_of_what_is_kept_is_of_the_kept_pixels(tmp_path, written, name, kept):
+    """Of those outside the mask where the object is edited, inside it where a place is, of all under a style."""
+    settings = replace(QUICK, task=name, word="car")
+    report = finish(run_steps(SHAPE.clip, settings, tmp_path))
+    plan, source = written[tmp_path, "plan"], written[tmp_path, "source"]
+    keep = {"background": ~plan.shown, "object": plan.shown, "nothing": None}[kept]
+    assert report["mask"]["kept"] == kept and 0 < plan.area < 1
+    figure = psnr(written[tmp_path], source, keep=keep)
+    assert report["metrics"]["background_psnr"] == pytest.approx(figure, abs=1e-3)
+    others = [psnr(written[tmp_path], source, keep=other) for other in (plan.shown, ~plan.shown)]
+    assert abs(others[0] - others[1]) > 0.1, "the two sides must differ for this to tell them apart"
 
 
 def test_where_nothing_fits_the_inversion_is_kept(tmp_path, monkeypatch):
