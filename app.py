@@ -98,6 +98,7 @@ def build(
             estimates=estimates,
             backbones=offered,
             warm=shipped[0] if warm else None,
+            greeting=shipped[0] if shipped else None,
         )
 
         agents = os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
@@ -194,8 +195,8 @@ def build(
         inputs.cancel.click(desk.cancel, None, results.status, queue=False, **quiet)
 
         # What came of it.
-        arrived = demo.load(desk.arrive, token, results.outputs, js=ARRIVE, concurrency_limit=None, **plain)
         recalled = f"() => [({ARRIVE})(), location.search]"
+        arrived = demo.load(desk.arrive, [token, query], results.outputs, js=recalled, concurrency_limit=None, **plain)
         demo.load(desk.recall, [token, query], every, js=recalled, **plain)
         chosen = results.choice.input(desk.show_run, results.choice, results.outputs, **plain)
         chosen.success(desk.fill_run, results.run, every, **plain)

@@ -214,13 +214,13 @@ def test_a_reloaded_page_finds_its_job_and_its_result(clip: Path, gate: Gate, tm
     gate.began.clear(), gate.open.clear(), gate.ended.clear()
     with Worker() as worker:
         desk = page.Desk(worker, gate, folder=tmp_path)
-        list(desk.arrive(token, first))
+        list(desk.arrive(token, "", first))
         watching = desk.edit(first, **(fields(None, steps=2, seed=1) | {"clip": str(clip)}))
         next(watching)
         assert gate.began.wait(PATIENCE)
         watching.close()
         desk.leave(first)
-        again = desk.arrive(token, second)
+        again = desk.arrive(token, "", second)
         assert "Inverting" in next(again)[0]
         assert desk.cancel(second) == gr.skip()
         assert next(again)[0] == status.cancelled()  # though the step that runs has not ended
@@ -228,9 +228,9 @@ def test_a_reloaded_page_finds_its_job_and_its_result(clip: Path, gate: Gate, tm
         gate.open.set()
         assert gate.ended.wait(PATIENCE)
         *_, done = desk.edit(second, **(fields(None, steps=2) | {"clip": str(clip)}))
-        *_, shown = desk.arrive(token, SimpleNamespace(session_hash="c"))
+        *_, shown = desk.arrive(token, "", SimpleNamespace(session_hash="c"))
         assert shown[-1] is done[-1]
-        *_, nothing = desk.arrive("u" * 32, SimpleNamespace(session_hash="d"))
+        *_, nothing = desk.arrive("u" * 32, "", SimpleNamespace(session_hash="d"))
         assert not isinstance(nothing[-1], page.Run)
 
 
@@ -238,7 +238,7 @@ def test_a_visitors_runs_masks_and_fields(clip: Path, tmp_path: Path) -> None:
     one, token = SimpleNamespace(session_hash="a"), "t" * 32
     with Worker() as worker:
         desk = page.Desk(worker, lambda *args: page.painted_circles(*args, pause=lambda: None), folder=tmp_path)
-        list(desk.arrive(token, one))
+        list(desk.arrive(token, "", one))
         runs = []
         for seed in range(7):
             *_, done = desk.edit(one, **(fields(None, steps=2, seed=seed) | {"clip": str(clip)}))
@@ -277,12 +277,38 @@ def test_a_visitors_runs_masks_and_fields(clip: Path, tmp_path: Path) -> None:
         assert linked[0] == gr.skip() and linked[1:4] == ["a cat", "a dog", "shape"]
 
 
+def test_who_comes_first_is_greeted_by_an_example(clip: Path, tmp_path: Path) -> None:
+    """Its edit, finished, and its fields; by a link they are the link's, and who has edited sees that edit."""
+    example = examples()[0]
+    one, other, token = (SimpleNamespace(session_hash=name) for name in ("a", "b", "t" * 32))
+    with Worker() as worker:
+        desk = page.Desk(worker, painted, folder=tmp_path, greeting=example)
+        (met,) = desk.arrive(token.session_hash, "", one)
+        assert met[-1].folder == example.made and 'data-state="done"' in met[0]
+        told = desk.recall(token.session_hash, "", one)
+        assert told == page.with_inferred(page.fill_example(example)) and told[1] == example.settings.source
+        query = "?source=a+cat&edit=a+dog"
+        (linked,) = desk.arrive("u" * 32, query, other)
+        assert not isinstance(linked[-1], page.Run) and desk.recall("u" * 32, query, other)[1] == "a cat"
+        (tracked,) = desk.arrive("v" * 32, "?utm=x", SimpleNamespace(session_hash="c"))
+        assert tracked[-1].folder == example.made  # a query that names no field is no link to an edit
+        *_, done = desk.edit(one, **(fields(None, steps=2) | {"clip": str(clip)}))
+        *_, again = desk.arrive(token.session_hash, "", one)
+        assert again[-1] is done[-1] and desk.recall(token.session_hash, "", one)[1] == SOURCE
+        bare = page.Desk(worker, painted, folder=tmp_path, greeting=replace(example, made=tmp_path / "none"))
+        assert not isinstance(next(bare.arrive("w" * 32, "", one))[-1], page.Run)
+
+
+def painted(*given: Any) -> Generator[Step, None, dict[str, Any]]:
+    return (yield from page.painted_circles(*given, pause=lambda: None))
+
+
 def test_a_second_press_waits_for_the_first_edit(clip: Path, gate: Gate, tmp_path: Path) -> None:
     one = SimpleNamespace(session_hash="a")
     gate.began.clear(), gate.open.clear()
     with Worker() as worker:
         desk = page.Desk(worker, gate, folder=tmp_path)
-        list(desk.arrive("t" * 32, one))
+        list(desk.arrive("t" * 32, "", one))
         first = desk.edit(one, **(fields(None, seed=1) | {"clip": str(clip)}))
         next(first)
         with pytest.raises(gr.Error, match="press Cancel first"):
@@ -300,7 +326,7 @@ def test_a_cancel_is_heard_while_the_input_is_checked(
     one = SimpleNamespace(session_hash="a")
     with Worker() as worker:
         desk = page.Desk(worker, gate, folder=tmp_path)
-        list(desk.arrive("t" * 32, one))
+        list(desk.arrive("t" * 32, "", one))
         monkeypatch.setattr("freemask.page.desk.check", lambda *_: desk.cancel(one))
         told = list(desk.edit(one, **(fields(None) | {"clip": str(clip)})))
         assert [line for line, *_ in told] == [status.cancelled()]

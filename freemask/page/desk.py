@@ -28,7 +28,17 @@ from ..video import read_clip
 from . import status
 from .bodies import Body
 from .estimate import Estimates
-from .fields import FIELDS, edit_fields, fill_run, follow_link, optional, same_clip, with_inferred
+from .fields import (
+    FIELDS,
+    edit_fields,
+    fill_example,
+    fill_run,
+    follow_link,
+    is_link,
+    optional,
+    same_clip,
+    with_inferred,
+)
 from .visits import Run, Visit, Visits
 from .wire import collecting, file_data, picture_uri, shown
 from .zero import in_context
@@ -45,7 +55,7 @@ SKIPPED: tuple[Any, ...] = (gr.skip(),) * 6
 
 class Desk:
     """`folder` is where visitors' files are kept, `away` how long they outlive the last look; `backbones` are what the
-    page offers, `warm` is an example to measure the server with."""
+    page offers, `warm` is an example to measure the server with, and `greeting` one whose edit greets newcomers."""
 
     def __init__(
         self,
@@ -56,11 +66,13 @@ class Desk:
         estimates: Estimates | None = None,
         backbones: Sequence[str] = ("mini",),
         warm: Example | None = None,
+        greeting: Example | None = None,
         away: float = AWAY,
     ) -> None:
         self._worker, self._body, self._backbones, self._warm = worker, body, backbones, warm
         self._visits = Visits(folder, away=away)
         self._warming: Job | None = None
+        self._greeting = greeting if greeting and _report(greeting).exists() else None
         self.estimates = estimates or Estimates()
 
     def edit(
@@ -188,23 +200,29 @@ class Desk:
         for told in self.edit(*given):
             yield told[:-1]
 
-    def arrive(self, token: str, request: gr.Request) -> Generator[tuple[Any, ...], None, None]:
-        """A page was opened, maybe again: follow the visitor's job or show the last result."""
+    def arrive(self, token: str, query: str, request: gr.Request) -> Generator[tuple[Any, ...], None, None]:
+        """A page was opened, maybe again: follow the visitor's job or show the last result. Who comes first, and by no
+        link, is greeted by an example."""
         visit = self._visits.greet(token, request.session_hash or "")
         if visit.active and visit.asked:
             yield from self._follow(visit.active[-1], visit.asked[1])
         elif visit.runs:
             run = visit.runs[-1]
             yield _results(run, status.done(run.report, run.report["seconds"]["total"]))
+        elif self._greeting and not is_link(query):
+            yield self.show_example(self._greeting)
         else:
             yield gr.skip(), *SKIPPED
 
     def recall(self, token: str, query: str, request: gr.Request) -> list[Any]:
-        """The fields of a page that was opened: as its link says, or as the last edit of who comes back had them."""
+        """The fields of a page that was opened: as its link says, as the last edit of who comes back had them, or those
+        of the example that greets who comes first."""
         asked = self._visits.greet(token, request.session_hash or "").asked
         linked = follow_link(query, self._backbones)
         if linked is not None:
             return with_inferred([gr.skip(), *linked])
+        if asked is None and self._greeting:
+            return with_inferred(fill_example(self._greeting))
         if asked is None or not asked[0].exists():
             return with_inferred([gr.skip()] * FIELDS)
         clip, settings = asked
@@ -246,7 +264,7 @@ class Desk:
 
     def show_example(self, example: Example) -> tuple[Any, ...]:
         """The edit that ships with an example, where it does."""
-        path = example.made / "report.json"
+        path = _report(example)
         if not path.exists():
             return gr.skip(), *SKIPPED
         run = Run(example.made, json.loads(path.read_text(encoding="utf-8")), example.clip)
@@ -354,6 +372,11 @@ class Desk:
         run = Run(folder, report, clip)
         visit.keep(run)
         return run
+
+
+def _report(example: Example) -> Path:
+    """Of the edit that ships with an example."""
+    return example.made / "report.json"
 
 
 def _results(run: Run, line: str) -> tuple[Any, ...]:

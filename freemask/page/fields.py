@@ -37,6 +37,7 @@ __all__ = [
     "fill_run",
     "fill_settings",
     "follow_link",
+    "is_link",
     "follow_pace",
     "follow_prompts",
     "follow_difference",
@@ -197,13 +198,18 @@ def fill_settings(file: str | None, offered: Sequence[str]) -> list[Any]:
         raise shown(error) from None
 
 
+def is_link(query: str) -> bool:
+    """Whether a page's query names a field."""
+    return any(name in _LINKED for name, _ in parse_qsl(query.removeprefix("?")))
+
+
 def follow_link(query: str, offered: Sequence[str]) -> list[Any] | None:
     """The values of a link's query for every field but the clip, those that it does not name by their defaults; None
     for a query that names none. A value that cannot be is told of, and the others taken."""
+    if not is_link(query):
+        return None
     told = dict(parse_qsl(query.removeprefix("?")))
     given = [name for name in _LINKED if name in told]  # in this order: a timestep needs a site
-    if not given:
-        return None
     values: dict[str, Any] = {"source": "", "edit": ""}
     for name in given:
         try:
