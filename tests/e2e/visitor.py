@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,10 @@ def served(body: parts.Body, folder: Path, shipped: list[Example] | None = None)
         demo = app.build(worker, body=body)
         _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
         yield url
+        with suppress(
+            RuntimeError
+        ):  # Gradio sets it from this thread, which fails where a page's heartbeat ends just then
+            demo.app.stop_event.set()
         demo.close()
 
 
