@@ -42,18 +42,6 @@ def test_upload_and_edit(page: Page, clip: Path) -> None:
     assert report(page)["words"]["word"] == "car"
 
 
-@pytest.mark.parametrize(("width", "height"), [(1440, 900), (1280, 720), (390, 844)])
-def test_edit_is_in_reach_wherever_the_form_is(browser: Browser, address: str, width: int, height: int) -> None:
-    page = browser.new_page(viewport={"width": width, "height": height})
-    page.goto(address)
-    edit = page.get_by_role("button", name="Edit", exact=True)
-    expect(edit).to_be_visible()
-    for place in ("#clip", "#task"):
-        page.locator(place).scroll_into_view_if_needed()
-        expect(edit).to_be_in_viewport(ratio=1)
-    page.close()
-
-
 def test_the_frame_slider_moves_players_and_explorer(page: Page, clip: Path) -> None:
     fill(page, clip)
     press_edit(page)
