@@ -27,6 +27,7 @@ __all__ = [
     "backbones",
     "known_backbone",
     "known_words",
+    "usual_guidance",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +86,12 @@ def backbones() -> tuple[BackboneSpec, ...]:
 def known_backbone(name: str) -> BackboneSpec | None:
     """The spec of a short name or a hub id, None where there is none."""
     return next((spec for spec in backbones() if name in (spec.name, spec.hub_id, *spec.aliases)), None)
+
+
+def usual_guidance(name: str) -> float:
+    """The classifier-free guidance that suits a backbone where it is known, else 7.5."""
+    spec = known_backbone(name)
+    return spec.guidance if spec else 7.5
 
 
 def backbone_name(name: str) -> str:

@@ -44,6 +44,11 @@ PATIENCE = 20.0
 SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
 
 
+def painted(*given: Any) -> Generator[Step, None, dict[str, Any]]:
+    """Paints circles, as fast as it can."""
+    return (yield from page.painted_circles(*given, pause=lambda: None))
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_disc(tmp_path_factory.mktemp("clips") / "disc.mp4")
@@ -196,9 +201,7 @@ def test_a_visitor_has_one_place_for_inversions(address: str, clip: Path, gate: 
 def test_what_is_a_visitors_goes_after_they_left(clip: Path, tmp_path: Path) -> None:
     request, away = SimpleNamespace(session_hash="one"), 0.1
     with Worker() as worker:
-        desk = page.Desk(
-            worker, lambda *args: page.painted_circles(*args, pause=lambda: None), folder=tmp_path, away=away
-        )
+        desk = page.Desk(worker, painted, folder=tmp_path, away=away)
         settings = fields(None, steps=2) | {"clip": str(clip)}
         *_, last = desk.edit(request, **settings)  # a session that no page began, as a client of the API
         folder = last[-1].folder
@@ -237,7 +240,7 @@ def test_a_reloaded_page_finds_its_job_and_its_result(clip: Path, gate: Gate, tm
 def test_a_visitors_runs_masks_and_fields(clip: Path, tmp_path: Path) -> None:
     one, token = SimpleNamespace(session_hash="a"), "t" * 32
     with Worker() as worker:
-        desk = page.Desk(worker, lambda *args: page.painted_circles(*args, pause=lambda: None), folder=tmp_path)
+        desk = page.Desk(worker, painted, folder=tmp_path)
         list(desk.arrive(token, "", one))
         runs = []
         for seed in range(7):
@@ -297,10 +300,6 @@ def test_who_comes_first_is_greeted_by_an_example(clip: Path, tmp_path: Path) ->
         assert again[-1] is done[-1] and desk.recall(token.session_hash, "", one)[1] == SOURCE
         bare = page.Desk(worker, painted, folder=tmp_path, greeting=replace(example, made=tmp_path / "none"))
         assert not isinstance(next(bare.arrive("w" * 32, "", one))[-1], page.Run)
-
-
-def painted(*given: Any) -> Generator[Step, None, dict[str, Any]]:
-    return (yield from page.painted_circles(*given, pause=lambda: None))
 
 
 def test_a_second_press_waits_for_the_first_edit(clip: Path, gate: Gate, tmp_path: Path) -> None:
@@ -606,7 +605,7 @@ def test_a_borrowed_gpu_is_asked_for_as_long_as_the_estimate(clip: Path, tmp_pat
     monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=stand_in(asked)))
     estimates, settings = Estimates(), Settings(source=SOURCE, edit=EDIT, task="attribute", steps=2)
     estimates.learn(settings, measured(scale=50, load=30.0))
-    body = zero.borrowing(lambda *args: page.painted_circles(*args, pause=lambda: None), estimates)
+    body = zero.borrowing(painted, estimates)
     with Worker() as worker:
         desk = page.Desk(worker, body, folder=tmp_path, estimates=estimates)
         *_, last = desk.edit(SimpleNamespace(session_hash="a"), **(fields(None, steps=2) | {"clip": str(clip)}))

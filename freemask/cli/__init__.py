@@ -103,7 +103,7 @@ def edit(
 ) -> None:
     """Edit a clip by text; writes the videos, the masks and report.json into --out."""
     from ..prompts import check, infer_task
-    from ..specs import known_backbone
+    from ..specs import usual_guidance
 
     with refusals():
         values: dict[str, Any] = dict(
@@ -147,8 +147,7 @@ def edit(
             values["task"] = infer_task(values.get("source") or "", values.get("edit") or "") or "style"
             console.print(f"Task: {values['task']} (inferred; --task overrides it)", markup=False)
         if values.get("guidance") is None:
-            spec = known_backbone(values.get("backbone") or "mini")
-            values["guidance"] = spec.guidance if spec else 7.5
+            values["guidance"] = usual_guidance(values.get("backbone") or "mini")
         settings = make_settings(**values)
         chosen = check(clip, settings)
         inferred = "" if settings.word else " (inferred; --word overrides it)"

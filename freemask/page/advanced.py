@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from ..presets import load_preset, task_names
-from ..specs import backbones, known_backbone
+from ..specs import backbones, known_backbone, usual_guidance
 from . import status
 
 __all__ = ["TASK_OWN", "Advanced"]
@@ -72,8 +72,7 @@ class Advanced:
                 [("DDIM", "ddim"), ("DPM-Solver: exact in fewer steps", "dpm")], value="ddim", label="Solver"
             )
             with gr.Row():
-                usual = spec.guidance if spec else 7.5
-                guidance = gr.Slider(1, 30, usual, step=0.5, label="Guidance", buttons=[])
+                guidance = gr.Slider(1, 30, usual_guidance(backbone), step=0.5, label="Guidance", buttons=[])
                 frames = gr.Slider(1, 64, 8, step=1, label="Frames, at most 64", buttons=[])
             with gr.Row():
                 start = gr.Number(0, label="Start (s)", step=0.1, min_width=90)

@@ -68,9 +68,8 @@ def served(body: parts.Body, folder: Path, shipped: list[Example] | None = None)
         demo = app.build(worker, body=body)
         _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
         yield url
-        with suppress(
-            RuntimeError
-        ):  # Gradio sets it from this thread, which fails where a page's heartbeat ends just then
+        # Gradio sets this event of another thread's loop, which fails where a page's heartbeat ends just then.
+        with suppress(RuntimeError):
             demo.app.stop_event.set()
         demo.close()
 
