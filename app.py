@@ -29,7 +29,7 @@ DAY = 24 * 60 * 60
 LAUNCH: dict[str, Any] = {
     "theme": page.theme(),
     "css_paths": [HERE / "static" / "style.css"],
-    "css": page.cards(HERE / "static" / "tasks"),
+    "css": page.cards(examples()),
     "allowed_paths": [HERE / "static" / "clips", HERE / "static" / "examples"],
     "max_file_size": "200mb",
     "ssr_mode": False,
@@ -58,14 +58,22 @@ ARRIVE = """() => {
     try { sessionStorage.setItem("freemask", token); } catch { /* likewise */ }
     return token;
 }"""
-# Where the status is out of sight, Edit tells of it in a line.
+# Beside Edit the status in a line, which may be out of sight itself.
 PROGRESS = """(told) => {
     const card = new DOMParser().parseFromString(told, "text/html").querySelector(".fm-status");
-    if (!card || card.dataset.state === "idle") return "";
-    const title = card.querySelector("strong").innerHTML;
+    const title = card?.querySelector("strong").innerHTML;
+    if (!card || card.dataset.state === "idle" || title.startsWith("Made beforehand")) return "";
     const detail = card.dataset.state === "running" ? " · " + card.querySelector("p").innerHTML : "";
     const there = ["done", "failed"].includes(card.dataset.state) ? ' <a href="#status">See it</a>' : "";
     return `<p class="fm-note">${title}${detail}${there}</p>`;
+}"""
+# A result that comes is brought into view, but not under the hands of who types.
+REVEAL = """() => {
+    const status = document.querySelector("#status"), { top } = status.getBoundingClientRect();
+    const typing = document.activeElement?.matches("textarea, input:not([type=range], [type=radio], [type=checkbox])");
+    if (typing || (top >= 0 && top < innerHeight / 2)) return;
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    status.scrollIntoView({ behavior: still ? "auto" : "smooth" });
 }"""
 
 
@@ -145,6 +153,7 @@ def build(
             [inputs.word, inputs.inferred, inputs.aligned],
             **live,
         )
+        inputs.aligned.pick(page.take_word, None, inputs.word, **live)
         gr.on([inputs.word.change, advanced.backbone.change], page.follow_word, told, inputs.aligned, **live)
         guessed = gr.State(task_names()[0])
         gr.on(
@@ -210,6 +219,8 @@ def build(
             opened.then(page.open_sheet, results.run, [results.word, results.frame, *results.masks], **quiet)
             opened.then(page.open_link, results.run, results.link, **quiet)
             opened.then(desk.tell_cost, costly, inputs.estimate, **quiet)
+        for finished in edits:
+            finished.success(None, js=REVEAL, **quiet)
         for finished in (*edits, arrived):
             finished.success(desk.history, results.run, [results.choice, results.history], **quiet)
         gr.on(

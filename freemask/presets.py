@@ -164,6 +164,11 @@ class Example:
     settings: Settings
     made: Path
 
+    @property
+    def picture(self) -> Path:
+        """A frame before and after the edit, side by side."""
+        return self.made.with_suffix(".jpg")
+
 
 def make_settings(**values: Any) -> Settings:
     """Validated settings; raises SettingError naming the field, what was given and the range."""

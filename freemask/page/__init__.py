@@ -18,6 +18,7 @@ from .fields import (
     own_mask,
     take_pace,
     take_trim,
+    take_word,
     with_inferred,
 )
 from .look import cards, header, theme
@@ -55,6 +56,7 @@ __all__ = [
     "take_cell",
     "take_pace",
     "take_trim",
+    "take_word",
     "theme",
     "toy_world",
     "with_inferred",

@@ -65,70 +65,63 @@ class Advanced:
         if spec is None:
             listed.append((backbone, backbone))
         preset = load_preset(task_names()[0])
-        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-            chosen = gr.Dropdown(listed, value=spec.name if spec else backbone, label="Backbone", filterable=False)
-            steps = gr.Slider(2, 200, 25, step=1, label="Steps", buttons=[])
-            solver = gr.Radio(
-                [("DDIM", "ddim"), ("DPM-Solver: exact in fewer steps", "dpm")], value="ddim", label="Solver"
+        chosen = gr.Dropdown(listed, value=spec.name if spec else backbone, label="Backbone", filterable=False)
+        steps = gr.Slider(2, 200, 25, step=1, label="Steps", buttons=[])
+        solver = gr.Radio([("DDIM", "ddim"), ("DPM-Solver: exact in fewer steps", "dpm")], value="ddim", label="Solver")
+        with gr.Row():
+            guidance = gr.Slider(1, 30, usual_guidance(backbone), step=0.5, label="Guidance", buttons=[])
+            frames = gr.Slider(1, 64, 8, step=1, label="Frames, at most 64", buttons=[])
+        with gr.Row():
+            start = gr.Number(0, label="Start (s)", step=0.1, min_width=90)
+            fps = gr.Textbox("", label="Frames a second", placeholder="auto", max_lines=1, min_width=90)
+            size = gr.Textbox("", label="Size", placeholder="auto", max_lines=1, min_width=90)
+        gr.HTML(
+            status.note(
+                "Mask threshold τ, the shares α of the steps that are fused or blended, and by how many cells the "
+                "mask grows. Empty: the task's own."
             )
-            with gr.Row():
-                guidance = gr.Slider(1, 30, usual_guidance(backbone), step=0.5, label="Guidance", buttons=[])
-                frames = gr.Slider(1, 64, 8, step=1, label="Frames, at most 64", buttons=[])
-            with gr.Row():
-                start = gr.Number(0, label="Start (s)", step=0.1, min_width=90)
-                fps = gr.Textbox("", label="Frames a second", placeholder="auto", max_lines=1, min_width=90)
-                size = gr.Textbox("", label="Size", placeholder="auto", max_lines=1, min_width=90)
-            gr.HTML(
-                status.note(
-                    "Mask threshold τ, the shares α of the steps that are fused or blended, and by how many cells the "
-                    "mask grows. Empty: the task's own."
-                )
+        )
+        with gr.Row():
+            tau, alpha_self, alpha_cross, alpha_temporal, alpha_latent, dilate = (
+                gr.Textbox("", label=label, placeholder=f"{getattr(preset, name):g}", max_lines=1, min_width=130)
+                for name, label in TASK_OWN.items()
             )
-            with gr.Row():
-                tau, alpha_self, alpha_cross, alpha_temporal, alpha_latent, dilate = (
-                    gr.Textbox("", label=label, placeholder=f"{getattr(preset, name):g}", max_lines=1, min_width=130)
-                    for name, label in TASK_OWN.items()
-                )
-            union = gr.Checkbox(False, label="Join the mask with the edit word's own (shape)")
-            selection = gr.Dropdown(
-                [
-                    ("the task's own", ""),
-                    ("the layer and timestep that this backbone's codebook names", "codebook"),
-                    ("this clip's best layer and timestep", "adaptive"),
-                    ("what this clip's sharper maps agree on", "consensus"),
-                ],
-                value="",
-                label="Mask from",
-                filterable=False,
-                elem_id="selection",
-            )
-            with gr.Row():
-                site = gr.Textbox(
-                    "", label="Mask of one layer", placeholder="such as up 3.0", max_lines=1, min_width=120
-                )
-                timestep = gr.Textbox(
-                    "", label="at timestep", placeholder="each step its own", max_lines=1, min_width=120
-                )
-            masks = gr.File(
-                label="Masks of your own: a zip of PNGs, one a frame or one for all",
-                file_types=[".zip"],
-                height=150,
-                elem_id="own-masks",
-            )
-            features = gr.Radio(
-                [
-                    ("replay: least memory", "replay"),
-                    ("store: less computing", "store"),
-                    ("host: stored in RAM", "host"),
-                    ("auto: by what is free", "auto"),
-                ],
-                value="replay",
-                label="Source features",
-            )
-            low_vram = gr.Checkbox(label="Least memory, for the most time (low VRAM)")
-            with gr.Row():
-                eta = gr.Slider(0, 1, 0, step=0.05, label="η: noise added", buttons=[])
-                seed = gr.Number(0, label="Seed (acts where η > 0)", precision=0, min_width=120)
+        union = gr.Checkbox(False, label="Join the mask with the edit word's own (shape)")
+        selection = gr.Dropdown(
+            [
+                ("the task's own", ""),
+                ("the layer and timestep that this backbone's codebook names", "codebook"),
+                ("this clip's best layer and timestep", "adaptive"),
+                ("what this clip's sharper maps agree on", "consensus"),
+            ],
+            value="",
+            label="Mask from",
+            filterable=False,
+            elem_id="selection",
+        )
+        with gr.Row():
+            site = gr.Textbox("", label="Mask of one layer", placeholder="such as up 3.0", max_lines=1, min_width=120)
+            timestep = gr.Textbox("", label="at timestep", placeholder="each step its own", max_lines=1, min_width=120)
+        masks = gr.File(
+            label="Masks of your own: a zip of PNGs, one a frame or one for all",
+            file_types=[".zip"],
+            height=150,
+            elem_id="own-masks",
+        )
+        features = gr.Radio(
+            [
+                ("replay: least memory", "replay"),
+                ("store: less computing", "store"),
+                ("host: stored in RAM", "host"),
+                ("auto: by what is free", "auto"),
+            ],
+            value="replay",
+            label="Source features",
+        )
+        low_vram = gr.Checkbox(label="Least memory, for the most time (low VRAM)")
+        with gr.Row():
+            eta = gr.Slider(0, 1, 0, step=0.05, label="η: noise added", buttons=[])
+            seed = gr.Number(0, label="Seed (acts where η > 0)", precision=0, min_width=120)
         return cls(
             chosen,
             steps,

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import gradio as gr
@@ -244,7 +245,10 @@ class Desk:
     def history(self, shown: Run | None, request: gr.Request) -> tuple[Any, str]:
         """The choices among this visitor's last runs, with the one that is shown, and the table that compares them."""
         runs = self._visits.of(request.session_hash or "").runs
-        names = [(str(i + 1), run.folder.name) for i, run in enumerate(runs)]
+        names = [
+            (f"{i + 1}: {shorten(run.report['settings']['edit'], 44, placeholder='…')}", run.folder.name)
+            for i, run in enumerate(runs)
+        ]
         here = shown.folder.name if shown else None
         value = here if here in [name for _, name in names] else names[-1][1] if names else None
         choices = gr.Radio(choices=names, value=value, visible=bool(names))

@@ -19,7 +19,7 @@ from ..presets import MASKS, Example, Settings, load_preset, make_settings, read
 from ..prompts import align, find_word, infer_task, infer_word, unseen, warnings, word_spans, words
 from ..specs import backbone_name, known_words
 from ..video import probe, read_clip
-from ..wording import plain
+from ..wording import numbered, plain
 from . import status
 from .advanced import TASK_OWN
 from .parts import PACES
@@ -50,6 +50,7 @@ __all__ = [
     "same_clip",
     "take_pace",
     "take_trim",
+    "take_word",
     "with_inferred",
 ]
 
@@ -146,6 +147,11 @@ def follow_prompts(source: str, edit: str, task: str, word: str, backbone: str, 
 def follow_word(source: str, edit: str, task: str, word: str, backbone: str) -> str:
     """The two prompts with what changes marked, for a word as it stands: one that is being typed is left alone."""
     return _aligned(source, edit, word.strip() or _inferred(source, edit, task), task, backbone)
+
+
+def take_word(event: gr.EventData) -> str:
+    """A word of the source prompt that was clicked, by its name: "dog#2" for the second dog."""
+    return str(event._data["word"])[:200]
 
 
 def follow_difference(source: str, edit: str, task: str, guessed: str | None) -> tuple[Any, str | None]:
@@ -349,7 +355,8 @@ def _aligned(source: str, edit: str, word: str, task: str, backbone: str) -> str
         bad = [f"{word!r} is not in the first prompt: write a word of it, or leave the field empty."]
     if strange := _strange(f"{source} {edit}", backbone):
         bad.append(f"{backbone} has never seen {', '.join(map(repr, strange))}: choose words that it knows.")
-    return status.prompts(_marked(source, before), _marked(edit, after), meaning, [html.escape(one) for one in bad])
+    chosen = _marked(source, before, numbered(words(source)))
+    return status.prompts(chosen, _marked(edit, after), meaning, [html.escape(one) for one in bad])
 
 
 def _strange(prompt: str, backbone: str) -> list[str]:
@@ -377,10 +384,16 @@ def _meaning(word: str, becomes: str, task: str) -> str:
     return f"<b>{html.escape(word)}</b> {fate}: {how} (δ = {preset.delta})."
 
 
-def _marked(prompt: str, marks: dict[int, str]) -> str:
+def _marked(prompt: str, marks: dict[int, str], names: Sequence[str] = ()) -> str:
+    """A prompt with words marked by class; words with names are buttons that choose them."""
     parts, end = [], 0
     for i, (start, stop) in enumerate(word_spans(prompt)):
         text = html.escape(prompt[start:stop])
-        parts += [html.escape(prompt[end:start]), f'<mark class="{marks[i]}">{text}</mark>' if i in marks else text]
+        if i in marks:
+            text = f'<mark class="{marks[i]}">{text}</mark>'
+        if names:
+            pressed = str("word" in marks.get(i, "")).lower()
+            text = f'<button type=button data-word="{html.escape(names[i])}" aria-pressed={pressed}>{text}</button>'
+        parts += [html.escape(prompt[end:start]), text]
         end = stop
     return "".join([*parts, html.escape(prompt[end:])])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-from pathlib import Path
+from collections.abc import Sequence
 
 import gradio as gr
 
-from ..presets import task_names
+from ..presets import Example, task_names
 
 __all__ = ["cards", "header", "theme"]
 
@@ -67,15 +67,18 @@ def theme() -> gr.themes.Base:
     )
 
 
-def cards(folder: Path) -> str:
-    """CSS that puts each task's picture, before and after, on its card."""
-    rules = []
-    for i, name in enumerate(task_names()):
-        path = folder / f"{name}.jpg"
-        if path.exists():
-            data = base64.b64encode(path.read_bytes()).decode()
-            picture = f'content: ""; background-image: url(data:image/jpeg;base64,{data})'
-            rules.append(f"#task label:nth-of-type({i + 1})::before {{ {picture} }}")
+def cards(shipped: Sequence[Example]) -> str:
+    """CSS that puts the pictures of the shipped edits, before and after, on the examples' buttons and the tasks' cards,
+    a task having that of its first example."""
+    rules, tasks = [], list(task_names())
+    for i, example in enumerate(shipped):
+        if not (path := example.picture).exists():
+            continue
+        places = [f"#examples .gallery-item:nth-of-type({i + 1})::before"]
+        if example.settings.task in tasks and example.settings.task not in [one.settings.task for one in shipped[:i]]:
+            places.append(f"#task label:nth-of-type({tasks.index(example.settings.task) + 1})::before")
+        data = base64.b64encode(path.read_bytes()).decode()
+        rules.append(f'{", ".join(places)} {{ content: ""; background-image: url(data:image/jpeg;base64,{data}) }}')
     return "\n".join(rules)
 
 

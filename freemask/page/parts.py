@@ -21,6 +21,11 @@ PACES: dict[str, dict[str, Any]] = {
     "Usual: 25 steps of DDIM": {"steps": 25, "solver": "ddim"},
     "Fast: 15 steps of DPM-Solver": FAST,
 }
+# A click on a word of the source prompt chooses it as the edited one.
+PICK = """element.addEventListener("click", (event) => {
+    const chosen = event.target.closest("button[data-word]");
+    if (chosen) trigger("pick", { word: chosen.dataset.word });
+});"""
 
 
 def toy_world(backbone: str) -> str:
@@ -75,37 +80,44 @@ class Inputs:
             elem_id="examples",
             visible=bool(shipped),
         )
-        clip = gr.Video(
-            label="Your clip",
-            sources=["upload", "webcam"],
-            # else the camera's largest picture is recorded, which no backbone uses and slow machines drop frames of
-            webcam_options=gr.WebcamOptions(constraints={"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}),
-            height=280,
-            elem_id="clip",
-            loop=True,
-            buttons=[],
-        )
-        facts = gr.HTML(status.CLIPS, elem_id="facts")
-        trim = _script("trim")
-        source = gr.Textbox(
-            "", label="What the clip shows", placeholder="a red car driving on the grass", elem_id="source"
-        )
-        edit = gr.Textbox(
-            "", label="What it should show", placeholder="a blue car driving on the grass", elem_id="edit"
-        )
-        aligned = gr.HTML(status.prompts("", ""), elem_id="aligned")
+        with gr.Row(elem_id="what"):
+            with gr.Column(scale=4, min_width=180):
+                clip = gr.Video(
+                    label="Your clip",
+                    sources=["upload", "webcam"],
+                    # else the camera's largest picture is recorded, which no backbone uses and slow machines drop
+                    # frames of
+                    webcam_options=gr.WebcamOptions(
+                        constraints={"video": {"width": {"ideal": 640}, "height": {"ideal": 480}}}
+                    ),
+                    height=172,
+                    elem_id="clip",
+                    loop=True,
+                    buttons=[],
+                )
+                facts = gr.HTML(status.CLIPS, elem_id="facts")
+            with gr.Column(scale=6, min_width=230):
+                source = gr.Textbox(
+                    "", label="What the clip shows", placeholder="a red car driving on the grass", elem_id="source"
+                )
+                edit = gr.Textbox(
+                    "", label="What it should show", placeholder="a blue car driving on the grass", elem_id="edit"
+                )
+        aligned = gr.HTML(status.prompts("", ""), js_on_load=PICK, elem_id="aligned")
         titles = [(load_preset(name).title, name) for name in task_names()]
         task = gr.Radio(titles, value=task_names()[0], label="Task", elem_id="task")
         summary = gr.HTML(status.note(html.escape(load_preset(task_names()[0]).summary)), elem_id="summary")
+        trim = _script("trim")
         word = gr.Textbox(
             label="Word that is edited", placeholder="inferred from the prompts", max_lines=1, elem_id="word"
         )
-        pace = gr.Radio(list(PACES), value=next(iter(PACES)), label="Pace", elem_id="pace")
-        advanced = Advanced.build(backbone=backbone)
-        settings = gr.UploadButton("Load a settings.json", file_types=[".json"], size="sm", elem_id="settings")
-        estimate = gr.HTML(status.note("&nbsp;"), elem_id="estimate")
-        own_mask = gr.Button(visible=False, size="sm", elem_id="own-mask")
+        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+            pace = gr.Radio(list(PACES), value=next(iter(PACES)), label="Pace", elem_id="pace")
+            advanced = Advanced.build(backbone=backbone)
+            settings = gr.UploadButton("Load a settings.json", file_types=[".json"], size="sm", elem_id="settings")
         with gr.Column(elem_id="actions"):
+            own_mask = gr.Button(visible=False, size="sm", elem_id="own-mask")
+            estimate = gr.HTML(status.note("&nbsp;"), elem_id="estimate")
             progress = gr.HTML("", elem_id="progress")
             with gr.Row():
                 run = gr.Button("Edit", variant="primary", size="lg", scale=3, elem_id="run")

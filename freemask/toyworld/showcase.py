@@ -1,4 +1,4 @@
-"""The edits that ship with the page: each example's result, and a picture of each task for its card."""
+"""The edits that ship with the page: each example's result, and a picture of it for its button."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from ..edit import Steps
-from ..presets import examples
+from ..presets import Example, examples
 from ..run import run_steps
 from ..video import read_clip
 
@@ -26,13 +26,12 @@ SHIPPED = (
     "settings.json",
     "report.json",
 )
-CARD = 72  # pixels of a side of the pictures on a card
+SIDE = 96  # pixels of a side of each of the two pictures of a pair
 
 
 def showcase_steps(static: Path) -> Steps[list[Path]]:
-    """Edits every shipped example into `static/examples/NAME`, and draws `static/tasks/TASK.jpg`, source and edit side
-    by side, from the first example of each task. Returns the folders."""
-    (static / "tasks").mkdir(parents=True, exist_ok=True)
+    """Edits every shipped example into `static/examples/NAME`, with a picture of a frame before and after. Returns the
+    folders."""
     made: list[Path] = []
     for example in examples():
         out = static / "examples" / example.made.name
@@ -42,10 +41,13 @@ def showcase_steps(static: Path) -> Steps[list[Path]]:
             shutil.copytree(Path(folder) / "words", out / "words")
             for name in SHIPPED:
                 shutil.copy(Path(folder) / name, out / name)
-        card = static / "tasks" / f"{example.settings.task}.jpg"
-        if example.settings.task not in {one.settings.task for one in examples()[: len(made)]}:
-            pair = [read_clip(out / f"{name}.mp4", frames=1, start=0.4) for name in ("source", "edited")]
-            grown = [cv2.resize(one.frames[0], (CARD, CARD), interpolation=cv2.INTER_CUBIC) for one in pair]
-            cv2.imwrite(str(card), np.hstack(grown)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+        draw_picture(example)
         made.append(out)
     return made
+
+
+def draw_picture(example: Example) -> None:
+    """The picture of an example's edit: a frame of source and edit, side by side."""
+    pair = [read_clip(example.made / f"{name}.mp4", frames=1, start=0.4).frames[0] for name in ("source", "edited")]
+    grown = [cv2.resize(one, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) for one in pair]
+    cv2.imwrite(str(example.picture), np.hstack(grown)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])

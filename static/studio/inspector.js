@@ -35,7 +35,7 @@ function inspector(value, state, store, act, clips) {
     context.clearRect(0, 0, width, height);
     if (seen) layer(still, 1, true);
     if (brush.active()) return brush.draw(context, layer);
-    layer(coloured(maps[state.frame], h, w), seen ? state.opacity : 1, state.smooth);
+    layer(coloured(maps[state.frame], h, w, seen ? state.opacity : 1), 1, state.smooth);
     if (!state.smooth) hairlines(h, w);
     if (state.used) stroke(outline(part(used), used.h, used.w, width, height), "#fff");
     if (!found) return;
@@ -51,10 +51,15 @@ function inspector(value, state, store, act, clips) {
     context.drawImage(picture, 0, 0, canvas.width, canvas.height);
     context.globalAlpha = 1;
   }
-  function coloured(map, h, w) {
+  /** A map as a picture. Where it is low the frame shows through, the less so the more opaque; at 1 nowhere. */
+  function coloured(map, h, w, opaque) {
     const picture = el("canvas", { width: w, height: h }), image = new ImageData(w, h), pixels = new Uint32Array(image.data.buffer);
     const table = palette(state.colours), unit = 255 / ((state.shared ? store.top() : largest(map)) || 1);
-    map.forEach((p, i) => (pixels[i] = table[Math.min(255, Math.round(p * unit))]));
+    map.forEach((p, i) => {
+      const level = Math.min(255, Math.round(p * unit));
+      pixels[i] = table[level];
+      image.data[4 * i + 3] = opaque && 255 * Math.sqrt(opaque) * (level / 255) ** (1 / opaque - 1);
+    });
     picture.getContext("2d").putImageData(image, 0, 0);
     return picture;
   }

@@ -4,7 +4,7 @@
 function players(value, state, act, signal) {
   const { frames, fps, size, videos } = value;
   const figures = [["source", "Source"], ["reconstruction", "Reconstruction"], ["edited", "Edit"]].map(([key, title]) => {
-    const video = el("video", { src: videos[key].url, muted: true, loop: true, playsInline: true, preload: "auto", ariaLabel: title });
+    const video = el("video", { src: videos[key].url, muted: true, loop: true, playsInline: true, preload: "auto" });
     const caption = el("figcaption", {}, title);
     video.onclick = () => toggle();
     video.onerror = () => caption.append(" (could not be loaded)");

@@ -34,7 +34,7 @@ function session(element, root, value, trigger) {
   const life = new AbortController();
   const state = {
     frame: 0, playing: false, words: [], cell: [sites.findIndex(({ name }) => name === value.cell.site), timesteps.indexOf(value.cell.timestep)], tau: value.tau,
-    colours: "viridis", smooth: true, shared: false, opacity: 0.65, fill: false, used: false,
+    colours: "viridis", smooth: true, shared: false, opacity: 0.5, fill: false, used: false,
   };
   const store = mapStore(value, state, life.signal);
   const act = {
