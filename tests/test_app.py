@@ -492,6 +492,8 @@ def test_the_word_follows_the_prompts_until_it_is_typed() -> None:
     assert word == "bus"
     typed, inferred, _ = page.follow_prompts(SOURCE, EDIT, "attribute", "grass", "mini", inferred)
     assert typed == gr.skip()  # it stays as it is
+    late, *_ = page.follow_prompts(SOURCE, EDIT, "attribute", "", "mini", "car")
+    assert late == gr.skip()  # of a request that was made before the first answer was there
     gone, _, _ = page.follow_prompts("a red car on snow", "a blue car on snow", "attribute", "grass", "mini", inferred)
     assert gone == "car"
     assert "&#x27;gra&#x27; is not in the first prompt" in page.follow_word(SOURCE, EDIT, "attribute", "gra", "mini")

@@ -140,8 +140,9 @@ def follow_prompts(source: str, edit: str, task: str, word: str, backbone: str, 
     """
     fresh = _inferred(source, edit, task)
     now = fresh if not word.strip() or word == inferred or not _holds(source, word) else word
-    # an answer that said the same word again could undo what is typed meanwhile
-    return gr.skip() if now == word else now, fresh, _aligned(source, edit, now, task, backbone)
+    # what was said already is not said again: it could undo what is typed meanwhile
+    said = now in (word, inferred) and (now == word or not word.strip())
+    return gr.skip() if said else now, fresh, _aligned(source, edit, now, task, backbone)
 
 
 def follow_word(source: str, edit: str, task: str, word: str, backbone: str) -> str:

@@ -189,7 +189,7 @@ class Results:
 
     @classmethod
     def build(cls) -> Results:
-        line = gr.HTML(status.idle(), elem_id="status")
+        line = gr.HTML(status.idle(), label="Status", elem_id="status")
         source, reconstruction, edited = (
             gr.Video(label=label, visible=False, interactive=False) for label in ("Source", "Reconstruction", "Edit")
         )

@@ -79,7 +79,8 @@ def prompts(source: str, edit: str, meaning: str = "", warnings: Sequence[str] =
     if not source and not edit:
         source = "What differs between the two prompts is marked here."
     bad = "".join(note(warning, bad=True) for warning in warnings)
-    return f'<div class="fm-prompts"><p role=group aria-label="Choose what is edited">{source}</p><p>{edit}</p><p class="meaning">{meaning}</p>{bad}</div>'
+    chosen = f'<p role=group aria-label="Choose what is edited">{source}</p>'
+    return f'<div class="fm-prompts">{chosen}<p>{edit}</p><p class="meaning">{meaning}</p>{bad}</div>'
 
 
 def estimate(seconds: float | None, mebibytes: float | None) -> str:

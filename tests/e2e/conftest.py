@@ -41,6 +41,13 @@ def address(tap: Tap, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         tap.flowing.set()
 
 
+@pytest.fixture(scope="module")
+def shipped(tap: Tap, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page with the examples that ship."""
+    with served(tap, tmp_path_factory.mktemp("shipped")) as url:
+        yield url
+
+
 @pytest.fixture
 def real(clip: Path, tmp_path: Path) -> Iterator[str]:
     """The page over the mini backbone, with an example of two steps."""

@@ -42,6 +42,45 @@ def test_upload_and_edit(page: Page, clip: Path) -> None:
     assert report(page)["words"]["word"] == "car"
 
 
+def test_a_phone_has_edit_in_reach_and_is_shown_what_comes(
+    browser: Browser, address: str, clip: Path, tap: Tap
+) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(address)
+    fill(page, clip)
+    button = page.get_by_role("button", name="Edit", exact=True)
+    for place in ("#clip", "#task"):
+        page.locator(place).scroll_into_view_if_needed()
+        expect(button).to_be_in_viewport(ratio=1)
+    button.click()
+    state(page, "done")
+    expect(page.locator(".fm-status")).to_be_in_viewport()
+    explorer(page)
+    tap.flowing.clear()
+    page.locator("#clip").scroll_into_view_if_needed()
+    button.click()
+    expect(page.locator("#progress")).to_contain_text("so far")
+    state(page, "running")
+    named = "getComputedStyle(document.querySelector('#studio'), '::before').content"
+    assert "The edit before" in page.evaluate(named)
+    tap.flowing.set()
+    state(page, "done")
+    assert page.evaluate(named) == "none"
+    page.close()
+
+
+def test_a_word_is_chosen_where_it_stands(page: Page) -> None:
+    page.get_by_label("What the clip shows").fill("a dog chasing a dog")
+    page.get_by_label("What it should show").fill("a dog chasing a cat")
+    word, dogs = page.get_by_label("Word that is edited"), page.locator("#aligned").get_by_role("button", name="dog")
+    expect(word).to_have_value("dog#2")
+    expect(dogs.nth(1)).to_have_attribute("aria-pressed", "true")
+    dogs.nth(0).click()
+    expect(word).to_have_value("dog")
+    expect(dogs.nth(0)).to_have_attribute("aria-pressed", "true")
+    expect(dogs.nth(1)).to_have_attribute("aria-pressed", "false")
+
+
 def test_the_frame_slider_moves_players_and_explorer(page: Page, clip: Path) -> None:
     fill(page, clip)
     press_edit(page)
@@ -78,7 +117,7 @@ def test_a_cell_is_picked_with_the_keyboard_and_used(page: Page, clip: Path) -> 
     assert told["mask"]["origin"] == "picked"
     assert told["settings"]["timestep"] == int(timestep) and short_site(site) == told["settings"]["site"]
     expect(page.locator(".fm-history")).to_contain_text("timestep")
-    page.get_by_label("1", exact=True).check()
+    page.get_by_label("1: a blue car driving on the grass").check()
     page.get_by_role("tab", name="Report").click()
     expect(page.locator("#json")).to_contain_text(re.compile(r'"origin":\s*"adaptive"'))
 
@@ -123,9 +162,9 @@ def test_a_painted_mask_is_used(page: Page, clip: Path) -> None:
     tag.click()
     expect(tag).to_be_hidden()
     press_edit(page)
-    expect(page.get_by_label("3", exact=True)).to_be_checked(timeout=1000 * PATIENCE)
+    expect(page.get_by_label("3: a blue car")).to_be_checked(timeout=1000 * PATIENCE)
     assert report(page)["mask"]["origin"] != "painted"
-    page.get_by_label("2", exact=True).check()  # its fields come back with it
+    page.get_by_label("2: a blue car").check()  # its fields come back with it
     expect(tag).to_contain_text("painted")
     page.locator("#clip").get_by_label("Clear").click()  # and a mask belongs to its clip
     expect(tag).to_be_hidden()

@@ -1,0 +1,39 @@
+"""The page in a real browser as it greets who comes first: with the examples that ship."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Browser, expect
+from visitor import explorer
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (1280, 720)])
+def test_all_that_an_edit_needs_is_seen_without_scrolling(
+    browser: Browser, width: int, height: int, shipped: str
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto(shipped)
+    expect(page.locator("#facts")).to_contain_text("256×256")  # the first example
+    page.wait_for_function("document.querySelector('#aligned mark')")
+    bar = page.locator("#actions").bounding_box()
+    assert bar and bar["y"] + bar["height"] <= height
+    for part in ("#clip", "#source", "#edit", "#aligned", "#task"):
+        box = page.locator(part).bounding_box()
+        assert box and box["y"] >= 0 and box["y"] + box["height"] <= bar["y"], part
+    page.close()
+
+
+def test_every_tab_of_every_example_opens(browser: Browser, shipped: str) -> None:
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(shipped)
+    for button in page.locator("#examples .gallery-item").all():
+        button.click()
+        page.get_by_role("tab", name="Downloads").click()
+        expect(page.locator("#files")).to_contain_text("edited.mp4")
+        page.get_by_role("tab", name="Contact sheet").click()
+        page.wait_for_function("document.querySelector('#sheet img')?.naturalWidth > 0")
+        page.get_by_role("tab", name="Report").click()
+        expect(page.locator("#json")).to_contain_text("reconstruction_psnr")
+        explorer(page)
+        expect(page.locator(".toast-body.error")).to_have_count(0)
+    page.close()
