@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import MaskError, SettingError
-from .gallery import WordMaps, draw_sheet, map_grids, open_maps, read_words, short_site, together
+from .gallery import Arrays, WordMaps, draw_sheet, map_grids, read_words, short_site, together
 
 __all__ = ["pack_bits", "read_index", "save_word_files", "unpack_bits", "word_file", "word_sheet"]
 
@@ -30,17 +30,15 @@ def word_file(folder: Path, index: int) -> Path:
     return folder / "words" / f"{index:02d}.gz"
 
 
-def save_word_files(folder: Path) -> None:
-    """Writes the file of each word of `folder/words.npz` into `folder/words`, and `index.json`: sites with their
+def save_word_files(folder: Path, stored: Arrays) -> None:
+    """Writes a file for each word of the arrays of a `words.npz` into `folder/words`, and `index.json`: sites with their
     grids, timesteps, frames, words, the chosen cells and the mask in use."""
-    path = folder / "words.npz"
-    index = read_words(path)
+    index = read_words(stored)
     values, scales = {}, {}
-    with open_maps(path) as stored:
-        for grid in map_grids(stored):
-            maps, by_frame = stored[f"maps_{grid}"], stored[f"scales_{grid}"]
-            for row, site in enumerate(map(str, stored[f"sites_{grid}"])):
-                values[site], scales[site] = maps[:, row], by_frame[:, row]
+    for grid in map_grids(stored):
+        maps, by_frame = stored[f"maps_{grid}"], stored[f"scales_{grid}"]
+        for row, site in enumerate(map(str, stored[f"sites_{grid}"])):
+            values[site], scales[site] = maps[:, row], by_frame[:, row]
     (folder / "words").mkdir(exist_ok=True)
 
     def save(k: int) -> None:

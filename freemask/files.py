@@ -46,7 +46,7 @@ def save_files(
         write_clip(out / f"{name}.mp4", shown, audio_from=audio, start=start, note=told)
 
     def sheet() -> None:
-        picture = gallery.mask_sheet(out / "words.npz", word, frame=0)
+        picture = gallery.mask_sheet(every, word, frame=0)
         gallery.save_png(out / "masks.png", picture)
         gallery.save_pdf(out / "masks.pdf", picture)
 
@@ -59,15 +59,15 @@ def save_files(
             pool.submit(video, "comparison", side_by_side(source, reconstruction, result), note),
             pool.submit(write_gif, out / "edited.gif", result, note=note),
         ]
-        save_masks(out, trace, edited, word, prompt)
-        writing += [pool.submit(sheet), pool.submit(save_word_files, out)]
+        every = save_masks(out, trace, edited, word, prompt)
+        writing += [pool.submit(sheet), pool.submit(save_word_files, out, every)]
     for done in writing:
         done.result()
     gallery.save_mask_zip(out / MASKS, edited.plan.shown if mask is None else mask)
 
 
-def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, prompt: str) -> None:
-    """Writes `masks.npz` (the edited word's maps) and `words.npz` (every word's), both per grid.
+def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, prompt: str) -> dict[str, np.ndarray]:
+    """Writes `masks.npz` (the edited word's maps) and `words.npz` (every word's), both per grid; returns the latter.
 
     `maps_{h}x{w}` uint8 (t, site, f, h, w) in masks.npz and (t, site, token, f, h, w) in words.npz, with
     `scales_{h}x{w}` float32 over (t, site, [token,] f): probability = maps / 255 · scale. Timesteps rise.
@@ -105,6 +105,7 @@ def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, prompt: str
     every["mask"] = edited.plan.object_at[edited.plan.choice.timestep]
     np.savez(out / "masks.npz", allow_pickle=False, **masks)
     np.savez(out / "words.npz", allow_pickle=False, **every)
+    return every
 
 
 def _by_word(trace: Trace, edited: Denoised, site: Site) -> Iterator[SoftMap]:

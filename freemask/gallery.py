@@ -28,7 +28,6 @@ __all__ = [
     "draw_sheet",
     "map_grids",
     "mask_sheet",
-    "open_maps",
     "overlay",
     "read_mask_zip",
     "read_words",
@@ -41,6 +40,7 @@ __all__ = [
 ]
 
 Image = NDArray[np.uint8]
+Arrays = Mapping[str, NDArray[Any]]  # of a words.npz, by name (files.py)
 
 GROUND, INK, FAINT = (20, 22, 28), (226, 228, 234), (138, 143, 156)
 LINE, CHOSEN = (120, 190, 255), (255, 122, 89)
@@ -54,7 +54,7 @@ SHEET_WIDTH = 1000  # pixels that the columns share
 
 @dataclass(frozen=True)
 class WordMaps:
-    """What `words.npz` tells without its maps: enough to offer a choice of word and frame.
+    """What the arrays of a `words.npz` tell without its maps: enough to offer a choice of word and frame.
 
     tokens: the source prompt's words, in order, then those of the edit prompt that it lacks, whose positions there are
     edit_words. sites: the cross-attention sites, from the input to the output.
@@ -72,24 +72,20 @@ class WordMaps:
     mask: NDArray[np.bool_]
 
 
-def read_words(path: Path) -> WordMaps:
-    """The index of a `words.npz`. Raises MaskError where the file is missing or is something else."""
-    with open_maps(path) as stored:
-        grids = map_grids(stored)
-        if not grids:
-            raise MaskError(f"{path.name} holds no attention maps: run the edit again.")
-        return WordMaps(
-            tokens=tuple(map(str, stored["tokens"])),
-            edit_words=tuple(map(int, stored["edit_words"])),
-            sites=tuple(map(str, stored["sites"])),
-            timesteps=tuple(map(int, stored["timesteps"])),
-            frames=int(stored[f"scales_{grids[0]}"].shape[3]),
-            chosen=np.array(stored["chosen"], bool),
-            mask=np.array(stored["mask"], bool),
-        )
+def read_words(stored: Arrays) -> WordMaps:
+    """The index of the arrays of a `words.npz`."""
+    return WordMaps(
+        tokens=tuple(map(str, stored["tokens"])),
+        edit_words=tuple(map(int, stored["edit_words"])),
+        sites=tuple(map(str, stored["sites"])),
+        timesteps=tuple(map(int, stored["timesteps"])),
+        frames=int(stored[f"scales_{map_grids(stored)[0]}"].shape[3]),
+        chosen=np.array(stored["chosen"], bool),
+        mask=np.array(stored["mask"], bool),
+    )
 
 
-def mask_sheet(path: Path, word: str, *, frame: int) -> Image:
+def mask_sheet(stored: Arrays, word: str, *, frame: int) -> Image:
     """A contact sheet of a word's maps on one frame: a row for each site, a column for each timestep.
 
     Columns go from high noise (left, where the edit starts) to low. A cell is its map divided by its own maximum, so
@@ -97,7 +93,7 @@ def mask_sheet(path: Path, word: str, *, frame: int) -> Image:
     cells are outlined. `frame` counts from 0; "dog#2" is the second dog.
     Raises MaskError for a word or a frame that was not recorded.
     """
-    return draw_sheet(read_words(path), lambda tokens: _maps(path, tokens, frame), word, frame=frame)
+    return draw_sheet(read_words(stored), lambda tokens: _maps(stored, tokens, frame), word, frame=frame)
 
 
 def draw_sheet(
@@ -357,27 +353,18 @@ def short_site(site: str) -> str:
     return site
 
 
-def open_maps(path: Path) -> Any:
-    """A `words.npz` or `masks.npz`, open; raises MaskError where it cannot be read."""
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise MaskError(f"The attention maps {path.name} cannot be read: run the edit again.") from error
+def map_grids(stored: Arrays) -> list[str]:
+    """The grids, such as "16x16", of stored maps."""
+    return [name.removeprefix("maps_") for name in stored if name.startswith("maps_")]
 
 
-def map_grids(stored: Any) -> list[str]:
-    """The grids, such as "16x16", of an open file of maps."""
-    return [name.removeprefix("maps_") for name in stored.files if name.startswith("maps_")]
-
-
-def _maps(path: Path, tokens: Sequence[int], frame: int) -> dict[str, NDArray[np.float32]]:
+def _maps(stored: Arrays, tokens: Sequence[int], frame: int) -> dict[str, NDArray[np.float32]]:
     """Soft maps of these tokens together, on one frame: site ↦ (t, h, w) float32."""
     found: dict[str, NDArray[np.float32]] = {}
-    with open_maps(path) as stored:
-        for grid in map_grids(stored):
-            maps, scales = stored[f"maps_{grid}"], stored[f"scales_{grid}"]
-            for row, site in enumerate(map(str, stored[f"sites_{grid}"])):
-                found[site] = together(maps[:, row, tokens, frame] / 255 * scales[:, row, tokens, frame, None, None])
+    for grid in map_grids(stored):
+        maps, scales = stored[f"maps_{grid}"], stored[f"scales_{grid}"]
+        for row, site in enumerate(map(str, stored[f"sites_{grid}"])):
+            found[site] = together(maps[:, row, tokens, frame] / 255 * scales[:, row, tokens, frame, None, None])
     return found
 
 

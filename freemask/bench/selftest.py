@@ -140,8 +140,8 @@ def selftest_steps(
         plan = editor.plan_masks(trace, word=WORD, task=load_preset("attribute"))
         area, overlap = plan.area, iou(plan.shown, _place(size))
         out.mkdir(parents=True, exist_ok=True)
-        save_masks(out, trace, Denoised(trace.restored, plan), WORD, PROMPT)
-        save_png(out / "masks.png", mask_sheet(out / "words.npz", WORD, frame=0))
+        every = save_masks(out, trace, Denoised(trace.restored, plan), WORD, PROMPT)
+        save_png(out / "masks.png", mask_sheet(every, WORD, frame=0))
         sheet = str(out / "masks.png")
     except MaskError:  # what the last two checks then say
         pass

@@ -62,12 +62,11 @@ def painted_circles(
     chosen = int(timesteps[np.abs(timesteps - 200).argmin()])
     fresh, told = align(settings.source, settings.edit).changed, words(settings.edit)
     tokens = [*words(settings.source), *(told[j] for j in fresh)]
-    _maps(out / "words.npz", tokens, fresh, timesteps, settings.frames, chosen if delta else -1)
-    _maps(out / "masks.npz", [word], (), timesteps, settings.frames, chosen if delta else -1)
-    save_word_files(out)
-    with np.load(out / "masks.npz") as made:
-        save_mask_zip(out / MASKS, made["mask"])
-    save_png(out / "masks.png", mask_sheet(out / "words.npz", word, frame=0))
+    every = _maps(out / "words.npz", tokens, fresh, timesteps, settings.frames, chosen if delta else -1)
+    own = _maps(out / "masks.npz", [word], (), timesteps, settings.frames, chosen if delta else -1)
+    save_word_files(out, every)
+    save_mask_zip(out / MASKS, own["mask"])
+    save_png(out / "masks.png", mask_sheet(every, word, frame=0))
     report: dict[str, Any] = {
         "settings": settings.record(word),
         "words": {"word": word, "delta": delta, "warnings": warnings(settings.source, settings.edit, word, delta)},
@@ -107,7 +106,7 @@ def _circle(frame: np.ndarray, at: int) -> np.ndarray:
 
 def _maps(
     path: Path, tokens: list[str], fresh: tuple[int, ...], timesteps: np.ndarray, frames: int, chosen: int
-) -> None:
+) -> dict[str, np.ndarray]:
     """Blobs that sharpen toward low noise, in two grids; the last tokens are the edit prompt's words at `fresh`."""
     stored: dict[str, Any] = {"timesteps": timesteps, "tokens": np.array(tokens), "sites": np.array(SITES)}
     stored["edit_words"] = np.array(fresh, np.int64)
@@ -123,3 +122,4 @@ def _maps(
         stored[f"sites_{side}x{side}"] = np.array(sites)
     stored["mask"] = stored["maps_16x16"][0, -1, 0] > 76
     np.savez_compressed(path, **stored)
+    return stored

@@ -21,7 +21,7 @@ function players(value, state, act, signal) {
     wipe.ariaPressed = stage.classList.toggle("fm-wipe");
   });
   wipe.ariaPressed = false;
-  let beat;
+  let beat = 0;
 
   function seek() {
     for (const clip of clips) if (clip.readyState) clip.currentTime = (state.frame + 0.5) / fps;
@@ -34,7 +34,7 @@ function players(value, state, act, signal) {
   const step = (by) => go((state.frame + by + frames) % frames);
   function pause() {
     if (!state.playing || signal.aborted) return;
-    cancelAnimationFrame(beat);
+    stop(beat);
     for (const clip of clips) clip.pause();
     act.set("pause", { playing: false });
     seek();
@@ -42,20 +42,23 @@ function players(value, state, act, signal) {
   function play() {
     state.playing = true;
     startStop.set("pause", "Pause (Space)");
-    Promise.all(clips.map((clip) => clip.play())).then(tick, (error) => error.name !== "AbortError" && pause());
+    Promise.all(clips.map((clip) => clip.play())).then(() => tick(lead.currentTime), (error) => error.name !== "AbortError" && pause());
   }
   const toggle = () => (state.playing ? pause() : play());
 
-  /** The first clip is the clock. */
-  function tick() {
-    cancelAnimationFrame(beat);
+  // The picture that the first clip shows is the clock: at the loop its currentTime is a picture ahead.
+  const exact = "requestVideoFrameCallback" in lead;
+  const next = () => (exact ? lead.requestVideoFrameCallback((_, { mediaTime }) => tick(mediaTime)) : requestAnimationFrame(() => tick(lead.currentTime)));
+  const stop = (id) => (exact ? lead.cancelVideoFrameCallback(id) : cancelAnimationFrame(id));
+  function tick(time) {
+    stop(beat);
     if (!state.playing || signal.aborted) return;
-    beat = requestAnimationFrame(tick);
+    beat = next();
     for (const clip of others) {
       const drift = Math.abs(clip.currentTime - lead.currentTime);
       if (!clip.seeking && Math.min(drift, Math.abs(lead.duration - drift)) > 0.5 / fps) clip.currentTime = lead.currentTime;
     }
-    const frame = Math.min(frames - 1, Math.floor(lead.currentTime * fps + 0.01));
+    const frame = Math.min(frames - 1, Math.floor(time * fps + 0.01));
     if (frame !== state.frame) act.set("frame", { frame });
   }
 

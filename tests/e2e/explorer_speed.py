@@ -56,7 +56,7 @@ def full_size(clip: Path, settings: Settings, out: Path, kept: Path) -> Generato
         stored[f"sites_{side}x{side}"] = np.array(names[first : first + count])
         first += count
     np.savez(out / "words.npz", **stored)
-    save_word_files(out)
+    save_word_files(out, stored)
     return report
 
 
