@@ -31,8 +31,8 @@ def word_file(folder: Path, index: int) -> Path:
 
 
 def save_word_files(folder: Path, stored: Arrays) -> None:
-    """Writes a file for each word of the arrays of a `words.npz` into `folder/words`, and `index.json`: sites with their
-    grids, timesteps, frames, words, the chosen cells and the mask in use."""
+    """Writes a file for each word of the arrays of a `words.npz` into `folder/words`, and `index.json`: sites with
+    their grids, timesteps, frames, words, the chosen cells and the mask in use."""
     index = read_words(stored)
     values, scales = {}, {}
     for grid in map_grids(stored):
