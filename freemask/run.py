@@ -34,7 +34,9 @@ from .plan import is_time_aware
 from .presets import FeatureSource, Settings
 from .prompts import align, check, warnings, words
 from .specs import known_words
+from .toyworld.likeness import likeness
 from .trace import CLEAN, Trace, load_trace, save_trace
+from .verdict import judged
 from .video import probe, read_clip
 
 __all__ = ["load_editor", "run_steps"]
@@ -250,8 +252,9 @@ def run_steps(
     }
     if known_words(settings.backbone) is not None:  # its judge ships with it; others are judged by `score`
         judge = load_clip(settings.backbone)
-        judged = clip_metrics(judge, result.frames, source=settings.source, edit=settings.edit)
-        metrics |= {name: round(value, 4) for name, value in judged.items()}
+        figures = clip_metrics(judge, result.frames, source=settings.source, edit=settings.edit)
+        figures["toy_likeness"] = likeness(clip.frames)
+        metrics |= {name: round(value, 4) for name, value in figures.items()}
     choice = edited.plan.choice
     time_aware = is_time_aware(preset) and choice.origin != "painted"
     alignment = align(settings.source, settings.edit)
@@ -284,6 +287,7 @@ def run_steps(
             "peak_mib": memory.mib(),
         },
         "metrics": metrics,
+        "verdict": asdict(judged(metrics)),
         "clip": {"width": size[0], "height": size[1], "frames": len(clip.frames), "fps": clip.fps},
     }
     with clock.measure("write"):

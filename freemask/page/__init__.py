@@ -24,6 +24,7 @@ from .look import cards, header, theme
 from .parts import Inputs, Results, toy_world
 from .studio import open_link, open_sheet, open_studio, show_masks, take_cell
 from .visits import Run
+from .world import tell_world
 
 __all__ = [
     "Body",
@@ -55,6 +56,7 @@ __all__ = [
     "take_cell",
     "take_pace",
     "take_trim",
+    "tell_world",
     "theme",
     "toy_world",
     "with_inferred",

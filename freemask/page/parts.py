@@ -43,6 +43,7 @@ class Inputs:
     examples: gr.Dataset
     clip: gr.Video
     facts: gr.HTML
+    outside: gr.HTML
     trim: gr.HTML
     source: gr.Textbox
     edit: gr.Textbox
@@ -56,6 +57,7 @@ class Inputs:
     settings: gr.UploadButton
     estimate: gr.HTML
     own_mask: gr.Button
+    caution: gr.HTML
     progress: gr.HTML
     run: gr.Button
     cancel: gr.Button
@@ -86,6 +88,7 @@ class Inputs:
             buttons=[],
         )
         facts = gr.HTML(status.CLIPS, elem_id="facts")
+        outside = gr.HTML("", elem_id="outside")
         trim = _script("trim")
         source = gr.Textbox(
             "", label="What the clip shows", placeholder="a red car driving on the grass", elem_id="source"
@@ -106,6 +109,7 @@ class Inputs:
         estimate = gr.HTML(status.note("&nbsp;"), elem_id="estimate")
         own_mask = gr.Button(visible=False, size="sm", elem_id="own-mask")
         with gr.Column(elem_id="actions"):
+            caution = gr.HTML("", elem_id="caution")
             progress = gr.HTML("", elem_id="progress")
             with gr.Row():
                 run = gr.Button("Edit", variant="primary", size="lg", scale=3, elem_id="run")
@@ -114,6 +118,7 @@ class Inputs:
             examples,
             clip,
             facts,
+            outside,
             trim,
             source,
             edit,
@@ -127,6 +132,7 @@ class Inputs:
             settings,
             estimate,
             own_mask,
+            caution,
             progress,
             run,
             cancel,
