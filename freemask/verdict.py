@@ -15,8 +15,10 @@ __all__ = ["LIKE", "Level", "Verdict", "judged", "outside"]
 Level = Literal["good", "doubtful", "poor"]
 LEVELS: tuple[Level, ...] = ("good", "doubtful", "poor")
 LIKE = 0.8  # likeness from which a clip is one of the toy world
-PSNR = 20.0, 15.0  # dB of the reconstruction under which an edit is doubtful, and poor
-FOUND = 0.75, 0.5  # likewise the share of frames in which the judge finds the edit
+# below the first an edit is doubtful, below the second poor
+PSNR = 20.0, 15.0  # dB of the reconstruction
+FOUND = 0.75, 0.5  # share of the frames that fit the edit prompt better than the source's
+MATCH = 0.6, 0.45  # cosine of the frames and the edit prompt
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ def outside(likeness: float | None) -> str | None:
     if likeness is None or likeness >= LIKE:
         return None
     return (
-        f"The clip is not like the toy world, all that this backbone has seen (likeness {likeness:.2f}; its own clips "
-        f"have {LIKE:.2f} or more): expect noise, not an edit. For real clips choose zeroscope, on a machine with a GPU."
+        f"The clip is not like the toy world, all that this backbone has seen (likeness {likeness:.2f}, where "
+        f"{LIKE:.2f} is like it): expect noise, not an edit. For real clips choose zeroscope, on a machine with a GPU."
     )
 
 
@@ -41,19 +43,25 @@ def judged(metrics: Mapping[str, Any]) -> Verdict:
     """The verdict on an edit from its report's `metrics`; a figure that is absent or None says nothing."""
     strange = outside(metrics.get("toy_likeness"))
     levels, sentences = [int(strange is not None)], [strange] if strange else []
-    psnr, found = metrics.get("reconstruction_psnr"), metrics.get("frame_accuracy")
+    psnr, found, match = (metrics.get(name) for name in ("reconstruction_psnr", "frame_accuracy", "clip"))
     if psnr is not None:
-        levels.append(_level(psnr, PSNR))
-        told = f"{psnr:.1f} dB" if psnr >= PSNR[0] else f"{psnr:.1f} dB, where {PSNR[0]:.0f} are good"
-        cure = "" if strange or psnr >= PSNR[0] else " More steps help."
-        how = ("is faithful", "is rough", "fails")[levels[-1]]
-        so = ("", ": what should stay may not", ": the inversion lost the clip")[levels[-1]]
+        level = _level(psnr, PSNR)
+        levels.append(level)
+        told = f"{psnr:.1f} dB, where {PSNR[0]:.0f} are good" if level else f"{psnr:.1f} dB"
+        how = ("is faithful", "is rough", "fails")[level]
+        so = ("", ": what should stay may not", ": the inversion lost the clip")[level]
+        cure = " More steps help." if level and not strange else ""
         sentences.append(f"The reconstruction {how} ({told}){so}.{cure}")
     if found is not None:
-        levels.append(_level(found, FOUND))
-        share = f"{100 * found:.0f} % of the frames, the others fit the source prompt better"
-        where = {0.0: "no frame: all fit the source prompt better", 1.0: "every frame"}.get(found, share)
-        sentences.append(f"The judge finds the edit in {where}.")
+        level = _level(MATCH[0] if match is None else match, MATCH)
+        levels += [level, _level(found, FOUND)]
+        if level:  # then it means little which prompt it is nearer to
+            how = "hardly recognises" if level == 1 else "does not recognise"
+            sentences.append(f"The judge {how} the edit prompt in it ({match:.2f}, where {MATCH[0]:.2f} is good).")
+        else:
+            share = f"{100 * found:.0f} % of the frames, the others fit the source prompt better"
+            where = {0.0: "no frame: all fit the source prompt better", 1.0: "every frame"}.get(found, share)
+            sentences.append(f"The judge finds the edit in {where}.")
     return Verdict(LEVELS[max(levels)], sentences)
 
 

@@ -71,7 +71,7 @@ def test_the_report_accounts_for_the_run(done):
     assert report["mask"]["timestep"] == "every" and report["mask"]["origin"] == "measured"
     assert 0 < report["mask"]["area"] < 1
     assert set(report["seconds"]) >= {"encode", "invert", "reconstruct", "edit", "decode", "write", "total"}
-    judged = {"clip", "clip_temporal", "frame_accuracy"}
+    judged = {"clip", "clip_temporal", "frame_accuracy", "toy_likeness"}
     assert report["metrics"].keys() == {"reconstruction_psnr", "background_psnr"} | judged
 
 
