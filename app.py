@@ -125,6 +125,17 @@ def build(
             concurrency_limit=2,
             **quiet,
         )
+        # a look at the frames takes longer than the facts, so it comes after them
+        taken = [advanced.frames, advanced.start, advanced.fps, advanced.backbone]
+        gr.on(
+            [inputs.clip.change, *(part.change for part in taken)],
+            page.tell_world,
+            [inputs.clip, *taken],
+            [inputs.outside, inputs.caution],
+            trigger_mode="always_last",
+            concurrency_limit=2,
+            **quiet,
+        )
         own = [advanced.site, advanced.timestep, advanced.masks]
         inputs.clip.clear(lambda: (0, ""), None, [advanced.start, advanced.fps], **live)
         gr.on(

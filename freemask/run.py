@@ -35,6 +35,7 @@ from .presets import FeatureSource, Settings
 from .prompts import align, check, warnings, words
 from .specs import known_words
 from .trace import CLEAN, Trace, load_trace, save_trace
+from .verdict import judged
 from .video import probe, read_clip
 
 __all__ = ["load_editor", "run_steps"]
@@ -141,13 +142,15 @@ def run_steps(
     editor: Editor | None = None,
     kept: Path | None = None,
     glances: int = 0,
+    likeness: Callable[[np.ndarray], float] | None = None,
 ) -> Generator[Step, None, dict[str, object]]:
     """Edits the clip at `path` into the folder `out` and returns the report.
 
     In the folder `kept`, finished inversions stay for later edits of the same clip and source prompt, which then begin
     at denoising; they are what a cancelled or failed edit leaves behind. Edits that are asked to store features invert
     anew. Where memory runs out, the edit goes on in a more frugal way and says so. About `glances` of the edit's
-    steps carry a picture of it.
+    steps carry a picture of it. `likeness` (`toyworld.likeness`) is asked where the backbone knows its own world alone,
+    for the verdict on the edit.
 
     Raises InputError before any model runs, BackboneError where the model cannot be loaded, MaskError where
     the chosen attention map holds no mask, MemoryShortage where nothing fits.
@@ -250,8 +253,10 @@ def run_steps(
     }
     if known_words(settings.backbone) is not None:  # its judge ships with it; others are judged by `score`
         judge = load_clip(settings.backbone)
-        judged = clip_metrics(judge, result.frames, source=settings.source, edit=settings.edit)
-        metrics |= {name: round(value, 4) for name, value in judged.items()}
+        figures = clip_metrics(judge, result.frames, source=settings.source, edit=settings.edit)
+        if likeness:
+            figures["toy_likeness"] = likeness(clip.frames)
+        metrics |= {name: round(value, 4) for name, value in figures.items()}
     choice = edited.plan.choice
     time_aware = is_time_aware(preset) and choice.origin != "painted"
     alignment = align(settings.source, settings.edit)
@@ -284,6 +289,7 @@ def run_steps(
             "peak_mib": memory.mib(),
         },
         "metrics": metrics,
+        "verdict": asdict(judged(metrics)),
         "clip": {"width": size[0], "height": size[1], "frames": len(clip.frames), "fps": clip.fps},
     }
     with clock.measure("write"):

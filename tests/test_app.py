@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from tiny import write_disc
+from tiny import write_disc, write_noise
 
 import app
 from freemask import page
@@ -468,6 +468,36 @@ def test_an_edit_that_did_not_invert_says_so() -> None:
     report = {"metrics": {}, "words": {"warnings": [], "word": "car"}, "mask": {"kept": "background"}}
     assert "begun at denoising" in status.done(report | {"inversion": "kept from an earlier edit"}, 1.0)
     assert "begun at denoising" not in status.done(report | {"inversion": "made"}, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("figures", "level", "title"),
+    [
+        ({"reconstruction_psnr": 28.0, "frame_accuracy": 1.0}, "good", "Done in 23 s</strong>"),
+        ({"reconstruction_psnr": 17.0}, "doubtful", "Done in 23 s, but look at it with care</strong>"),
+        (
+            {"reconstruction_psnr": 28.0, "frame_accuracy": 0.0},
+            "poor",
+            "Done in 23 s, but it is not to be trusted</strong>",
+        ),
+    ],
+)
+def test_an_edit_that_is_poor_is_not_shown_as_a_success(figures: dict[str, float], level: str, title: str) -> None:
+    report = {"metrics": figures, "words": {"warnings": [], "word": "car"}, "mask": {"kept": "background"}}
+    told = status.done(report, 23.0)
+    assert f'data-verdict="{level}"' in told and title in told
+    assert ("finds the edit in no frame" in told) == (level == "poor")
+
+
+def test_a_clip_outside_the_toy_world_is_told_of_while_a_toy_backbone_is_chosen(tmp_path: Path) -> None:
+    noise = write_noise(tmp_path / "noise.mp4")
+    under, beside = page.tell_world(str(noise), 8, 0.0, "", "mini")
+    assert "not like the toy world" in under and "outside the toy world" in beside
+    for backbone in ("zeroscope", "/not/there"):
+        assert page.tell_world(str(noise), 8, 0.0, "", backbone) == ("", "")
+    assert page.tell_world(str(examples()[0].clip), 8, 0.0, "", "mini") == ("", "")
+    for frames, fps, file in ((64, "", noise), (8, "many", noise), (8, "", tmp_path / "none.mp4")):
+        assert page.tell_world(str(file), frames, 0.0, fps, "mini") == ("", "")  # told of elsewhere
 
 
 def test_the_page_is_served_before_torch(tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ import shlex
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from tiny import to_bins, write_disc
+from tiny import to_bins, write_disc, write_noise
 from typer.testing import CliRunner
 
 from freemask import Clip, write_clip
@@ -27,6 +27,7 @@ from freemask.jobs import Step
 from freemask.metrics import psnr
 from freemask.presets import examples, make_settings
 from freemask.run import run_steps
+from freemask.verdict import LIKE, judged
 from freemask.video import probe, read_clip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,8 +72,20 @@ def test_the_report_accounts_for_the_run(done):
     assert report["mask"]["timestep"] == "every" and report["mask"]["origin"] == "measured"
     assert 0 < report["mask"]["area"] < 1
     assert set(report["seconds"]) >= {"encode", "invert", "reconstruct", "edit", "decode", "write", "total"}
-    judged = {"clip", "clip_temporal", "frame_accuracy"}
-    assert report["metrics"].keys() == {"reconstruction_psnr", "background_psnr"} | judged
+    figures = {"clip", "clip_temporal", "frame_accuracy", "toy_likeness"}
+    assert report["metrics"].keys() == {"reconstruction_psnr", "background_psnr"} | figures
+    assert report["metrics"]["toy_likeness"] > LIKE
+
+
+def test_the_command_tells_the_verdict(done, tmp_path):
+    _, report, log = done
+    assert report["verdict"] == asdict(judged(report["metrics"]))
+    told = " ".join([f"Verdict: {report['verdict']['level']}.", *report["verdict"]["sentences"]])
+    assert told in log and "Warning" not in log
+    command = ["edit", str(write_noise(tmp_path / "noise.mp4")), "--source", "a red car", "--edit", "a blue car"]
+    run = CliRunner().invoke(app, [*command, "--steps", "2", "--frames", "1", "--out", str(tmp_path / "out")])
+    assert run.exit_code == 0 and "Warning: The clip is not like the toy world" in run.stderr
+    assert json.loads(run.stdout.splitlines()[-1])["verdict"]["level"] != "good"
 
 
 def test_a_long_clip_keeps_its_rate_and_duration(tmp_path):

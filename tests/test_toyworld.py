@@ -15,9 +15,11 @@ from freemask.toyworld.classify import CLASSES, Classifier, labels, load_classif
 from freemask.toyworld.clip import train_clip
 from freemask.toyworld.decoder import train_decoder
 from freemask.toyworld.evaluate import evaluate_steps, wander
+from freemask.toyworld.likeness import likeness
 from freemask.toyworld.models import Recipe, export, load_tokenizer, load_vae
 from freemask.toyworld.scenes import DEVELOP, OBJECTS, caption, motion, render, sample_scene, vocabulary
 from freemask.toyworld.train import train_unet
+from freemask.verdict import LIKE
 
 TINY = Recipe(
     size=32,
@@ -253,6 +255,16 @@ def test_the_shipped_classifier_finds_the_object():
         away.append(np.linalg.norm(judge.locate(clip.frames) - where, axis=1).mean())
         assert wander(judge.locate(clip.frames)) < 3
     assert np.mean(away) < 1.5
+
+
+def test_a_rendered_clip_is_like_the_toy_world_and_noise_is_not():
+    rendered = render(PLAIN, 64).frames
+    wide = np.pad(rendered, ((0, 0), (0, 0), (20, 30), (0, 0)))  # of which the middle is looked at
+    wide[:, :, 25 : 25 + 64] = rendered
+    assert likeness(rendered) > LIKE and likeness(wide) == likeness(rendered)
+    noise = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
+    ramp = np.repeat(np.linspace(0, 255, 64).astype(np.uint8), 3).reshape(1, 1, 64, 3).repeat(64, 1).repeat(8, 0)
+    assert max(likeness(noise), likeness(ramp)) < LIKE - 0.2
 
 
 def test_a_clip_of_the_toy_world_trains_and_saves(tmp_path, monkeypatch, capsys):

@@ -22,6 +22,12 @@ def write_disc(path: Path, *, frames: int = 12, fps: float = 8.0) -> Path:
     return path
 
 
+def write_noise(path: Path) -> Path:
+    """A video of coloured noise in 64 × 64, which is nothing like the toy world."""
+    write_clip(path, Clip(np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), np.uint8), 8.0))
+    return path
+
+
 def tiny_unet() -> UNet3DConditionModel:
     torch.manual_seed(0)
     unet = UNet3DConditionModel(

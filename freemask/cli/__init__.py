@@ -25,6 +25,7 @@ from .common import (
     processes,
     refusals,
     told_when_stopped,
+    warn_of_outside,
     watch,
 )
 
@@ -153,11 +154,15 @@ def edit(
         inferred = "" if settings.word else " (inferred; --word overrides it)"
         console.print(f"Edited word: {chosen}{inferred}", markup=False)
         from ..run import run_steps  # torch is imported only once the input is known to be good
+        from ..toyworld.likeness import likeness
 
+        warn_of_outside(clip, settings)
         editor = load(settings.backbone, dtype, settings.low_vram) if dtype else None
-        report = watch(run_steps(clip, settings, out, editor=editor))
+        report = watch(run_steps(clip, settings, out, editor=editor, likeness=likeness))
     for warning in report["words"]["warnings"]:
         console.print(f"Note: {warning}", markup=False, soft_wrap=True)
+    verdict = " ".join([f"Verdict: {report['verdict']['level']}.", *report["verdict"]["sentences"]])
+    console.print(verdict, markup=False, soft_wrap=True)
     print(json.dumps(report))
 
 

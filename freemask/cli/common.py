@@ -17,7 +17,10 @@ from ..errors import FreeMaskError, InputError
 from ..jobs import Step
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..edit import Editor
+    from ..presets import Settings
 
 __all__ = [
     "BACKBONE",
@@ -29,6 +32,7 @@ __all__ = [
     "processes",
     "refusals",
     "told_when_stopped",
+    "warn_of_outside",
     "watch",
 ]
 
@@ -85,6 +89,20 @@ def watch(steps: Generator[Step, None, Any]) -> Any:
             if step.stage not in tasks:
                 tasks[step.stage] = progress.add_task(step.stage, total=step.total)
             progress.update(tasks[step.stage], completed=step.index)
+
+
+def warn_of_outside(clip: Path, settings: Settings) -> None:
+    """Tells before a long edit that a toy backbone has never seen such clips."""
+    from ..specs import known_words
+    from ..verdict import outside
+
+    if known_words(settings.backbone) is None:
+        return
+    from ..toyworld.likeness import clip_likeness
+
+    told = outside(clip_likeness(clip, frames=settings.frames, start=settings.start, fps=settings.fps))
+    if told:
+        console.print(f"Warning: {told}", markup=False, soft_wrap=True)
 
 
 def processes(given: int | None, editor: Editor) -> int:

@@ -25,6 +25,7 @@ from .look import cards, header, theme
 from .parts import Inputs, Results, toy_world
 from .studio import open_link, open_sheet, open_studio, show_masks, take_cell
 from .visits import Run
+from .world import tell_world
 
 __all__ = [
     "Body",
@@ -57,6 +58,7 @@ __all__ = [
     "take_pace",
     "take_trim",
     "take_word",
+    "tell_world",
     "theme",
     "toy_world",
     "with_inferred",

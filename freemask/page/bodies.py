@@ -32,8 +32,9 @@ def diffusion(clip: Path, settings: Settings, out: Path, kept: Path) -> Generato
     """The method itself. torch is imported here, in the worker's thread, so that the page paints before it."""
     yield Step("load", 0, 1)
     from ..run import run_steps
+    from ..toyworld.likeness import likeness
 
-    return (yield from run_steps(clip, settings, out, kept=kept, glances=GLANCES))
+    return (yield from run_steps(clip, settings, out, kept=kept, glances=GLANCES, likeness=likeness))
 
 
 def painted_circles(

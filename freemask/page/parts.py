@@ -48,6 +48,7 @@ class Inputs:
     examples: gr.Dataset
     clip: gr.Video
     facts: gr.HTML
+    outside: gr.HTML
     trim: gr.HTML
     source: gr.Textbox
     edit: gr.Textbox
@@ -61,6 +62,7 @@ class Inputs:
     settings: gr.UploadButton
     estimate: gr.HTML
     own_mask: gr.Button
+    caution: gr.HTML
     progress: gr.HTML
     run: gr.Button
     cancel: gr.Button
@@ -103,6 +105,7 @@ class Inputs:
                 edit = gr.Textbox(
                     "", label="What it should show", placeholder="a blue car driving on the grass", elem_id="edit"
                 )
+        outside = gr.HTML("", elem_id="outside")
         aligned = gr.HTML(status.prompts("", ""), js_on_load=PICK, elem_id="aligned")
         titles = [(load_preset(name).title, name) for name in task_names()]
         task = gr.Radio(titles, value=task_names()[0], label="Task", elem_id="task")
@@ -118,6 +121,7 @@ class Inputs:
         with gr.Column(elem_id="actions"):
             own_mask = gr.Button(visible=False, size="sm", elem_id="own-mask")
             estimate = gr.HTML(status.note("&nbsp;"), elem_id="estimate")
+            caution = gr.HTML("", elem_id="caution")
             progress = gr.HTML("", elem_id="progress")
             with gr.Row():
                 run = gr.Button("Edit", variant="primary", size="lg", scale=3, elem_id="run")
@@ -126,6 +130,7 @@ class Inputs:
             examples,
             clip,
             facts,
+            outside,
             trim,
             source,
             edit,
@@ -139,6 +144,7 @@ class Inputs:
             settings,
             estimate,
             own_mask,
+            caution,
             progress,
             run,
             cancel,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..jobs import Snapshot
+from ..verdict import judged
 
 __all__ = ["CLIPS", "cancelled", "done", "estimate", "failed", "history", "idle", "note", "prompts", "running"]
 
@@ -18,7 +19,7 @@ STAGES = {
     "edit": ("Edit", "Editing"),
     "decode": ("Write", "Writing the videos"),
 }
-POOR = 20.0  # dB of the reconstruction, below which a bad edit may be the inversion's fault
+TRUST = {"good": "", "doubtful": ", but look at it with care", "poor": ", but it is not to be trusted"}
 
 
 def idle() -> str:
@@ -44,22 +45,22 @@ def running(now: Snapshot, glance: str = "", later: float | None = None) -> str:
 
 
 def done(report: dict[str, Any], elapsed: float | None) -> str:
-    """The figures that tell whether to trust the edit, and the warnings; no time for an edit made beforehand."""
-    metrics = report["metrics"]
-    kept = {"background": "background kept", "object": "object kept", "nothing": "likeness to the source"}
-    figures = [
-        f"{title} <b>{metrics[key]:.1f} dB</b>"
-        for key, title in (("reconstruction_psnr", "reconstruction"), ("background_psnr", kept[report["mask"]["kept"]]))
-        if metrics.get(key) is not None
-    ]
-    if (metrics.get("reconstruction_psnr") or POOR) < POOR:
-        figures.append("the inversion is poor, so judge the edit with care: more steps help")
+    """The verdict on the edit, in the title and in sentences, what it kept, and the warnings; no time for an edit made
+    beforehand. A report without a verdict is judged by the figures that it has."""
+    metrics, mask = report["metrics"], report["mask"]
+    verdict = judged(metrics)
+    figures = []
+    if metrics.get("background_psnr") is not None:
+        kept = {"background": "background kept", "object": "object kept", "nothing": "likeness to the source"}
+        figures.append(f"{kept[mask['kept']]} <b>{metrics['background_psnr']:.1f} dB</b>")
     if str(report.get("inversion")).startswith("kept"):
         figures.append("begun at denoising, with the inversion of an earlier edit")
+    figures.append(f"word <b>{html.escape(report['words']['word'])}</b>")
+    told = [html.escape(" ".join(verdict.sentences))] if verdict.sentences else []
     warned = [html.escape(warning) for warning in report["words"]["warnings"]]
-    detail = "<br>".join([" · ".join([*figures, f"word <b>{html.escape(report['words']['word'])}</b>"]), *warned])
     title = "Made beforehand: press Edit to make it here" if elapsed is None else f"Done in {_duration(elapsed)}"
-    return _line("done", title, detail, stage="", share=1)
+    detail = "<br>".join([*told, " · ".join(figures), *warned])
+    return _line("done", title + TRUST[verdict.level], detail, stage="", share=1, verdict=verdict.level)
 
 
 def failed(why: str) -> str:
@@ -70,8 +71,8 @@ def cancelled() -> str:
     return _line("cancelled", "Cancelled", "Nothing is lost: press Edit to run it again.")
 
 
-def note(text: str, *, bad: bool = False) -> str:
-    return f'<p class="fm-note{" bad" if bad else ""}">{text}</p>'
+def note(text: str, *, bad: bool = False, doubt: bool = False) -> str:
+    return f'<p class="fm-note{" bad" if bad else " doubt" if doubt else ""}">{text}</p>'
 
 
 def prompts(source: str, edit: str, meaning: str = "", warnings: Sequence[str] = ()) -> str:
@@ -135,9 +136,17 @@ def _figure(key: str, value: float | None) -> str:
 
 
 def _line(
-    state: str, title: str, detail: str, *, stage: str | None = None, share: float = 0.0, glance: str = ""
+    state: str,
+    title: str,
+    detail: str,
+    *,
+    stage: str | None = None,
+    share: float = 0.0,
+    glance: str = "",
+    verdict: str = "",
 ) -> str:
-    """The status: a title, a detail, and a segment for each stage, filled as far as it has come.
+    """The status: a title, a detail, and a segment for each stage, filled as far as it has come. The colour follows
+    the state, and of an edit that is done the verdict.
 
     The page changes only the nodes that differ, by their place. The title stays the first, so that it is one live
     region from beginning to end, and a screen reader tells each new title once; the rest it does not tell.
@@ -150,8 +159,9 @@ def _line(
         f'<li{" aria-current=step" if name == stage else ""}><i><b style="width:{100 * fill:.0f}%"></b></i>{title}</li>'
         for (name, (title, _)), fill in zip(STAGES.items(), fills, strict=True)
     )
+    quality = f' data-verdict="{verdict}"' if verdict else ""
     return (
-        f'<div class="fm-status" data-state="{state}"><div role="status"><strong>{title}</strong></div>'
+        f'<div class="fm-status" data-state="{state}"{quality}><div role="status"><strong>{title}</strong></div>'
         f"<p>{detail}</p><ol aria-label='Stages'>{segments}</ol>{picture}</div>"
     )
 

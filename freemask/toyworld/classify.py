@@ -90,10 +90,14 @@ class Classifier(nn.Module):
         return {name: head(pooled) for name, head in self.heads.items()} | {"mask": mask[:, 0]}
 
     @torch.no_grad()
-    def judge(self, frames: np.ndarray) -> dict[str, int]:
-        """The class index of each head for a clip (f, h, w, 3) uint8, by the mean of its frames' logits."""
+    def read(self, frames: np.ndarray) -> dict[str, Tensor]:
+        """The logits (classes,) of each head for a clip (f, h, w, 3) uint8: the mean of its frames'."""
         seen = self(self._pixels(frames))
-        return {head: int(seen[head].mean(0).argmax()) for head in CLASSES}
+        return {head: seen[head].mean(0) for head in CLASSES}
+
+    def judge(self, frames: np.ndarray) -> dict[str, int]:
+        """The class index of each head for a clip (f, h, w, 3) uint8."""
+        return {head: int(logits.argmax()) for head, logits in self.read(frames).items()}
 
     @torch.no_grad()
     def locate(self, frames: np.ndarray) -> np.ndarray:

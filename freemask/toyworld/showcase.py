@@ -13,6 +13,7 @@ from ..edit import Steps
 from ..presets import Example, examples
 from ..run import run_steps
 from ..video import read_clip
+from .likeness import likeness
 
 __all__ = ["showcase_steps"]
 
@@ -37,7 +38,7 @@ def showcase_steps(static: Path) -> Steps[list[Path]]:
         out = static / "examples" / example.made.name
         shutil.rmtree(out, ignore_errors=True)
         with tempfile.TemporaryDirectory() as folder:
-            yield from run_steps(example.clip, example.settings, Path(folder))
+            yield from run_steps(example.clip, example.settings, Path(folder), likeness=likeness)
             shutil.copytree(Path(folder) / "words", out / "words")
             for name in SHIPPED:
                 shutil.copy(Path(folder) / name, out / name)

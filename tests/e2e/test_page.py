@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
+from tiny import write_noise
 from visitor import EDIT, PATIENCE, SOURCE, Tap, explorer, fill, press_edit, report, state
 
 from freemask.gallery import save_mask_zip, short_site
@@ -370,6 +371,20 @@ def test_the_toy_world_is_told_while_mini_is_chosen(page: Page) -> None:
     page.get_by_label("Backbone").click()
     page.get_by_role("option", name="zeroscope").click()
     expect(page.locator("#toy")).not_to_contain_text("toy world")
+
+
+def test_an_upload_that_mini_does_not_know_is_told_of_until_another_backbone_is_chosen(
+    page: Page, tmp_path: Path
+) -> None:
+    page.set_input_files("#clip input[type=file]", write_noise(tmp_path / "noise.mp4"))
+    expect(page.locator("#facts")).to_contain_text("64×64")
+    expect(page.locator("#outside")).to_contain_text("not like the toy world")
+    expect(page.locator("#caution")).to_contain_text("outside the toy world")
+    page.get_by_role("button", name="Advanced").click()
+    page.get_by_label("Backbone").click()
+    page.get_by_role("option", name="zeroscope").click()
+    expect(page.locator("#caution")).to_be_hidden()
+    expect(page.locator("#outside")).to_be_hidden()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

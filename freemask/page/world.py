@@ -1,0 +1,41 @@
+"""What the page tells of a clip that a toy backbone cannot edit: under the clip, and again beside Edit."""
+
+from __future__ import annotations
+
+import html
+from functools import lru_cache
+from pathlib import Path
+
+from ..errors import FreeMaskError
+from ..specs import known_words
+from ..verdict import outside
+from . import status
+from .fields import optional
+
+__all__ = ["tell_world"]
+
+SHORT = "This clip is outside the toy world: expect noise, not an edit."
+
+
+def tell_world(clip: str | None, frames: float, start: float | None, fps: str, backbone: str) -> tuple[str, str]:
+    """The warning under the clip and the one beside Edit, both empty where the backbone may know such clips.
+
+    Looks at the frames that an edit would take; what cannot be read is told of elsewhere.
+    """
+    try:
+        if not clip or known_words(backbone) is None:
+            return "", ""
+        rate = optional(fps)
+        changed = Path(clip).stat().st_mtime
+        told = outside(_likeness(clip, changed, int(frames), start or 0.0, float(rate) if rate else None))
+    except (FreeMaskError, OSError, ValueError):
+        return "", ""
+    return (status.note(html.escape(told), doubt=True), status.note(SHORT, doubt=True)) if told else ("", "")
+
+
+@lru_cache(maxsize=32)
+def _likeness(clip: str, changed: float, frames: int, start: float, fps: float | None) -> float:
+    """torch is imported here, so that the page paints before it."""
+    from ..toyworld.likeness import clip_likeness
+
+    return clip_likeness(Path(clip), frames=frames, start=start, fps=fps)

@@ -1,0 +1,69 @@
+"""Whether an edit is to be trusted, in words, from the figures of its report.
+
+The shipped examples are reconstructed at 27 dB and more; under 20 dB a picture is visibly another one, under 15 dB
+little of it is left. A clip is like the toy world from `LIKE` on (measured in `toyworld.likeness`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["LIKE", "Level", "Verdict", "judged", "outside"]
+
+Level = Literal["good", "doubtful", "poor"]
+LEVELS: tuple[Level, ...] = ("good", "doubtful", "poor")
+LIKE = 0.8  # likeness from which a clip is one of the toy world
+# below the first an edit is doubtful, below the second poor
+PSNR = 20.0, 15.0  # dB of the reconstruction
+FOUND = 0.75, 0.5  # share of the frames that fit the edit prompt better than the source's
+MATCH = 0.6, 0.45  # cosine of the frames and the edit prompt
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`level` is the worst of what the `sentences` tell."""
+
+    level: Level
+    sentences: list[str]
+
+
+def outside(likeness: float | None) -> str | None:
+    """What to tell of a clip that is not like the toy world; None for one that is, or where it was not measured."""
+    if likeness is None or likeness >= LIKE:
+        return None
+    return (
+        f"The clip is not like the toy world, all that this backbone has seen (likeness {likeness:.2f}, where "
+        f"{LIKE:.2f} is like it): expect noise, not an edit. For real clips choose zeroscope, on a machine with a GPU."
+    )
+
+
+def judged(metrics: Mapping[str, Any]) -> Verdict:
+    """The verdict on an edit from its report's `metrics`; a figure that is absent or None says nothing."""
+    strange = outside(metrics.get("toy_likeness"))
+    levels, sentences = [int(strange is not None)], [strange] if strange else []
+    psnr, found, match = (metrics.get(name) for name in ("reconstruction_psnr", "frame_accuracy", "clip"))
+    if psnr is not None:
+        level = _level(psnr, PSNR)
+        levels.append(level)
+        told = f"{psnr:.1f} dB, where {PSNR[0]:.0f} are good" if level else f"{psnr:.1f} dB"
+        how = ("is faithful", "is rough", "fails")[level]
+        so = ("", ": what should stay may not", ": the inversion lost the clip")[level]
+        cure = " More steps help." if level and not strange else ""
+        sentences.append(f"The reconstruction {how} ({told}){so}.{cure}")
+    if found is not None:
+        level = _level(MATCH[0] if match is None else match, MATCH)
+        levels += [level, _level(found, FOUND)]
+        if level:  # then it means little which prompt it is nearer to
+            how = "hardly recognises" if level == 1 else "does not recognise"
+            sentences.append(f"The judge {how} the edit prompt in it ({match:.2f}, where {MATCH[0]:.2f} is good).")
+        else:
+            share = f"{100 * found:.0f} % of the frames, the others fit the source prompt better"
+            where = {0.0: "no frame: all fit the source prompt better", 1.0: "every frame"}.get(found, share)
+            sentences.append(f"The judge finds the edit in {where}.")
+    return Verdict(LEVELS[max(levels)], sentences)
+
+
+def _level(value: float, bounds: tuple[float, float]) -> int:
+    return sum(value < bound for bound in bounds)
