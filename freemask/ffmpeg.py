@@ -5,14 +5,18 @@ Uploads are untrusted, so only containers of video are opened, never playlists t
 
 from __future__ import annotations
 
+import os
+import secrets
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import imageio_ffmpeg
 
 from .errors import ClipError
 
-__all__ = ["SCALER", "TONE_MAP", "run_ffmpeg", "source_args", "video_only"]
+__all__ = ["SCALER", "TONE_MAP", "encode", "run_ffmpeg", "source_args", "video_only", "whole"]
 
 # High dynamic range to the range of a screen; without it an iPhone's HDR clip comes out grey.
 TONE_MAP = (
@@ -42,3 +46,26 @@ def source_args(path: Path, *, start: float | None = None) -> list[str]:
 def video_only(*options: str) -> list[str]:
     """Send the video stream nowhere, and what was counted on the way to standard output."""
     return ["-map", "0:V:0", *options, "-f", "null", "-nostats", "-progress", "pipe:1", "-"]
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` once it is whole, and else leaves no trace."""
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise ClipError(f'"{path}" cannot be written: {error.strerror}; choose another place.') from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def encode(path: Path, *args: str, data: bytes | None = None) -> None:
+    """Run ffmpeg to write the file that becomes `path`; raises ClipError with its reason."""
+    done = run_ffmpeg(*args, data=data)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ClipError(f'"{path}" cannot be written: check the folder and its free space ({reason}).')

@@ -7,18 +7,16 @@ store as metadata. A picture is a clip too, a still one of a single frame; `pict
 from __future__ import annotations
 
 import math
-import os
-import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .errors import ClipError, SettingError
-from .ffmpeg import SCALER, TONE_MAP, run_ffmpeg, source_args
+from .ffmpeg import SCALER, TONE_MAP, encode, run_ffmpeg, source_args, whole
 from .pictures import read_picture
 from .probing import MAX_PIXELS, MAX_SECONDS, MIN_SIDE, USUAL_FPS, VideoInfo, probe, undecodable
 
@@ -131,8 +129,8 @@ def write_clip(
     colour += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
     codec = ["-c:v", "libx264", "-preset", "medium", "-crf", "16", "-movflags", "+faststart", "-fflags", "+bitexact"]
     told = ["-metadata", f"comment={note}"] if note else []
-    with _whole(path) as part, _sound(audio_from, start, clip.seconds) as sound:
-        _encode(path, *raw, *sound, *colour, *codec, *told, "-f", "mp4", f"file:{part}", data=even.tobytes())
+    with whole(path) as part, _sound(audio_from, start, clip.seconds) as sound:
+        encode(path, *raw, *sound, *colour, *codec, *told, "-f", "mp4", f"file:{part}", data=even.tobytes())
 
 
 def write_gif(path: str | Path, clip: Clip, *, note: str = "") -> None:
@@ -144,34 +142,11 @@ def write_gif(path: str | Path, clip: Clip, *, note: str = "") -> None:
     _, h, w, _ = clip.frames.shape
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w}x{h}", "-framerate", f"{clip.fps:.6f}", "-i", "pipe:0"]
     palette = ["-filter_complex", "split[a][b];[a]palettegen=stats_mode=full[p];[b][p]paletteuse=dither=sierra2_4a"]
-    with _whole(path) as part:
-        _encode(path, *raw, *palette, "-f", "gif", f"file:{part}", data=np.ascontiguousarray(clip.frames).tobytes())
+    with whole(path) as part:
+        encode(path, *raw, *palette, "-f", "gif", f"file:{part}", data=np.ascontiguousarray(clip.frames).tobytes())
         told = note.encode("ascii", "replace")[:255]
         if told:  # a comment extension before the trailer, which the encoder does not write itself
             part.write_bytes(part.read_bytes()[:-1] + b"\x21\xfe" + bytes([len(told)]) + told + b"\x00;")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file to write that takes the place of `path` once it is whole, and else leaves no trace."""
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        raise ClipError(f'"{path}" cannot be written: {error.strerror}; choose another place.') from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
-
-
-def _encode(path: Path, *args: str, data: bytes) -> None:
-    """Run ffmpeg on raw frames; raises ClipError with its reason."""
-    done = run_ffmpeg(*args, data=data)
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ClipError(f'"{path}" cannot be written: check the folder and its free space ({reason}).')
 
 
 def side_by_side(*clips: Clip) -> Clip:

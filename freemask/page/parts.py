@@ -42,6 +42,7 @@ class Inputs:
 
     examples: gr.Dataset
     clip: gr.Video
+    preview: gr.HTML
     facts: gr.HTML
     trim: gr.HTML
     source: gr.Textbox
@@ -85,6 +86,7 @@ class Inputs:
             loop=True,
             buttons=[],
         )
+        preview = _script("preview")
         facts = gr.HTML(status.CLIPS, elem_id="facts")
         trim = _script("trim")
         source = gr.Textbox(
@@ -113,6 +115,7 @@ class Inputs:
         return cls(
             examples,
             clip,
+            preview,
             facts,
             trim,
             source,
