@@ -35,21 +35,8 @@ LAUNCH: dict[str, Any] = {
     "ssr_mode": False,
     "footer_links": ["api"],
 }
-# A tab keeps a token, so that after a reload it finds its job and its results; a video can be pasted.
+# A tab keeps a token, so that after a reload it finds its job and its results.
 ARRIVE = """() => {
-    const field = () => document.querySelector("#clip input[type=file]");
-    document.onpaste = async (event) => {
-        const video = Array.from(event.clipboardData.files).find((file) => file.type.startsWith("video/"));
-        if (!video) return;
-        const alone = new DataTransfer();
-        alone.items.add(video);
-        // a clip or the camera has the place: make room
-        if (!field()) document.querySelector("#clip :is([aria-label=Clear], [aria-label='Upload file'])")?.click();
-        for (let tries = 0; !field() && tries < 60; tries++) await new Promise(requestAnimationFrame);
-        if (!field()) return;
-        field().files = alone.files;
-        field().dispatchEvent(new Event("change", { bubbles: true }));
-    };
     const made = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0"));
     let token = window.freemask;
     try { token ??= sessionStorage.getItem("freemask"); } catch { /* a frame that may store nothing */ }
@@ -116,6 +103,10 @@ def build(
 
         # What you want: the fields follow each other.
         inputs.clip.change(page.describe_clip, inputs.clip, inputs.facts, **live)
+        inputs.preview.unplayable(
+            page.make_preview, inputs.clip, inputs.preview, trigger_mode="always_last", concurrency_limit=2, **plain
+        )
+        inputs.clip.clear(lambda: None, None, inputs.preview, **live)
         gr.on(
             [inputs.clip.change, advanced.frames.change, advanced.start.change, advanced.fps.change],
             page.follow_trim,

@@ -15,6 +15,7 @@ import numpy as np
 from . import gallery
 from .edit import Denoised
 from .explorer import save_word_files
+from .pictures import write_png
 from .presets import MASKS
 from .prompts import find_word, words
 from .trace import Site, SoftMap, Trace
@@ -59,6 +60,8 @@ def save_files(
             pool.submit(video, "comparison", side_by_side(source, reconstruction, result), note),
             pool.submit(write_gif, out / "edited.gif", result, note=note),
         ]
+        if len(result.frames) == 1:
+            writing.append(pool.submit(write_png, out / "edited.png", result.frames[0], note=note))
         every = save_masks(out, trace, edited, word, prompt)
         writing += [pool.submit(sheet), pool.submit(save_word_files, out, every)]
     for done in writing:

@@ -309,8 +309,8 @@ def read_mask_zip(path: Path, *, frames: int) -> NDArray[np.bool_]:
             names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
             if len(names) not in (1, frames):
                 raise SettingError(
-                    f"{path.name} holds {len(names)} PNG masks, the edit has {frames} frames: give one for each "
-                    "frame, or a single one for all."
+                    f"{path.name} holds {len(names)} PNG masks, the edit has {frames} frame{'s' * (frames > 1)}: "
+                    "give one for each frame, or a single one for all."
                 )
             pictures = [_read_mask(packed.getinfo(name), packed, path.name) for name in names]
     except SettingError:

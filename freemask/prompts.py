@@ -10,14 +10,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import ClipError, PromptError
 from .gallery import read_mask_zip
 from .presets import Settings
 from .specs import known_words
-from .video import MIN_SIDE, read_clip
+from .video import MIN_SIDE, probe, read_clip
 from .wording import locate, named, numbered, occurrence, plain
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "align",
     "check",
     "find_word",
+    "fitting",
     "infer_task",
     "infer_word",
     "unseen",
@@ -211,6 +212,11 @@ def unseen(prompt: str, known: Collection[str]) -> list[str]:
     return [word for word in dict.fromkeys(_folded(prompt)) if word not in known]
 
 
+def fitting(clip: Path, settings: Settings) -> Settings:
+    """Settings as they fit a clip: of a still, the one frame is edited. Raises ClipError as `video.probe` does."""
+    return replace(settings, frames=1, start=0.0, fps=None) if probe(clip).still else settings
+
+
 def check(clip: Path | None, settings: Settings) -> str:
     """Refuses what cannot be edited before any model runs; returns the word that will be edited.
 
@@ -231,6 +237,7 @@ def check(clip: Path | None, settings: Settings) -> str:
         )
     word = settings.word or infer_word(settings.source, settings.edit, settings.task)
     word = named(words(settings.source), find_word(settings.source, word))
+    settings = fitting(clip, settings)
     if settings.masks:
         read_mask_zip(settings.masks, frames=settings.frames)
     # decoding the frames that will be used, small, is the only test that no container's header can fool

@@ -32,7 +32,7 @@ from .metrics import clip_metrics, load_clip, psnr
 from .mmc import find_site
 from .plan import is_time_aware
 from .presets import FeatureSource, Settings
-from .prompts import align, check, warnings, words
+from .prompts import align, check, fitting, warnings, words
 from .specs import known_words
 from .trace import CLEAN, Trace, load_trace, save_trace
 from .verdict import judged
@@ -156,6 +156,7 @@ def run_steps(
     the chosen attention map holds no mask, MemoryShortage where nothing fits.
     """
     word = check(path, settings)
+    settings = fitting(path, settings)
     clock = _Clock()
     start = time.perf_counter()
     yield Step("load", 0, 1)

@@ -23,6 +23,7 @@ from .fields import (
 )
 from .look import cards, header, theme
 from .parts import Inputs, Results, toy_world
+from .preview import make_preview
 from .studio import open_link, open_sheet, open_studio, show_masks, take_cell
 from .visits import Run
 from .world import tell_world
@@ -48,6 +49,7 @@ __all__ = [
     "follow_trim",
     "follow_word",
     "header",
+    "make_preview",
     "open_link",
     "open_sheet",
     "open_studio",

@@ -24,8 +24,8 @@ from ..explorer import unpack_bits
 from ..gallery import MASK_SIDE, save_mask_zip
 from ..jobs import Job, QueueFull, Step, Worker
 from ..presets import Example, Settings, make_settings, read_size
-from ..prompts import check
-from ..video import read_clip
+from ..prompts import check, fitting
+from ..video import probe, read_clip
 from . import status
 from .bodies import Body
 from .estimate import Estimates
@@ -176,11 +176,12 @@ class Desk:
             path = Path(clip) if clip else None
             check(path, settings)
             assert path is not None  # or check has refused it
+            fitted = fitting(path, settings)
             visit = self._visits.of(session)
             if self._visits.is_page(session) and visit.active:
                 raise SettingError("Your last edit is not done yet: wait for it, or press Cancel first.")
             context = contextvars.copy_context()
-            job = self._worker.submit(lambda: in_context(context, self._work(path, settings, visit)))
+            job = self._worker.submit(lambda: in_context(context, self._work(path, fitted, visit)))
         for error in errors:
             yield status.failed((told := shown(error)).message), *SKIPPED
             raise told
@@ -190,7 +191,7 @@ class Desk:
             job.cancel()
         self._visits.look(visit, job.id)
         try:
-            yield from self._follow(job, settings)
+            yield from self._follow(job, fitted)
         finally:
             if not self._visits.is_page(session):  # nobody can come back for it
                 job.cancel()
@@ -392,5 +393,6 @@ def _results(run: Run, line: str) -> tuple[Any, ...]:
 
 def _poster(folder: Path) -> str:
     """The first and the last frame of an edit as a data URI."""
-    clip = read_clip(folder / "edited.mp4", frames=2, fps=None, size=None)
+    path = folder / "edited.mp4"
+    clip = read_clip(path, frames=1 if probe(path).still else 2)
     return picture_uri(np.hstack(list(clip.frames)))

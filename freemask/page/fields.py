@@ -54,8 +54,6 @@ __all__ = [
     "with_inferred",
 ]
 
-PLAYED = ("h264", "vp8", "vp9", "av1")
-
 
 def describe_clip(clip: str | None) -> str:
     """One line on an upload: what it is, or why it cannot be used."""
@@ -65,9 +63,8 @@ def describe_clip(clip: str | None) -> str:
         info = probe(Path(clip))
     except InputError as error:
         return status.note(html.escape(str(error)), bad=True)
-    facts = [f"{info.width}×{info.height}", f"{info.fps:.3g} fps", f"{info.duration:.1f} s", info.codec]
-    if info.codec.lower() not in PLAYED:
-        facts.append("the preview may stay black in this browser, the edit works")
+    lasts = ["a still, edited as one frame"] if info.still else [f"{info.fps:.3g} fps", f"{info.duration:.1f} s"]
+    facts = [f"{info.width}×{info.height}", *lasts, info.codec]
     return status.note(html.escape(" · ".join(facts)))
 
 
@@ -82,11 +79,13 @@ def _strip(clip: str, changed: float, duration: float, size: tuple[int, int]) ->
 
 def follow_trim(clip: str | None, frames: float, start: float | None, fps: str) -> dict[str, Any] | None:
     """What the trimmer shows: a strip of the whole clip, and the frames that will really be used, or why they cannot
-    be; None for no clip, or one that is no video."""
+    be; None for no clip, a still, or what is no video."""
     if not clip:
         return None
     try:
         info = probe(Path(clip))
+        if info.still:
+            return None
         size = max(16, round(HIGH * info.width / info.height)), HIGH
         strip = _strip(clip, Path(clip).stat().st_mtime, info.duration, size)
     except (FreeMaskError, OSError):

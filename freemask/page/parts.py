@@ -47,6 +47,7 @@ class Inputs:
 
     examples: gr.Dataset
     clip: gr.Video
+    preview: gr.HTML
     facts: gr.HTML
     outside: gr.HTML
     trim: gr.HTML
@@ -97,6 +98,7 @@ class Inputs:
                     loop=True,
                     buttons=[],
                 )
+                preview = _script("preview")
                 facts = gr.HTML(status.CLIPS, elem_id="facts")
             with gr.Column(scale=6, min_width=230):
                 source = gr.Textbox(
@@ -129,6 +131,7 @@ class Inputs:
         return cls(
             examples,
             clip,
+            preview,
             facts,
             outside,
             trim,

@@ -93,7 +93,7 @@ def estimate(seconds: float | None, mebibytes: float | None) -> str:
     return note(f"About <b>{_duration(max(1.0, seconds))}</b>{memory}, as measured on this server.")
 
 
-CLIPS = note("H.264, HEVC and most others; up to 5 minutes. Only the frames in use are decoded.")
+CLIPS = note("Any video of up to 5 minutes, a GIF, a WebP or a photo. Only the frames in use are decoded.")
 FIGURES = {
     "reconstruction_psnr": ("Reconstruction", "dB"),
     "background_psnr": ("Kept part", "dB"),

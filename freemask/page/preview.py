@@ -1,0 +1,39 @@
+"""What the page plays in place of a clip that the visitor's browser cannot play."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from ..errors import FreeMaskError
+from ..preview import write_preview
+from ..video import probe
+from .wire import file_data
+
+__all__ = ["make_preview"]
+
+SHOWN = "This browser cannot play {}: a preview is shown. What is edited is the clip itself."
+PICTURES = ("gif",)  # that ffmpeg reads
+
+
+def make_preview(clip: str | None, event: gr.EventData) -> dict[str, Any] | None:
+    """A preview, which the browser asked for by a number that comes back with it; None where there is no such clip, or
+    it cannot be read, which the facts tell of.
+
+    It lies in Gradio's cache, whose files go after a day, under a name that only who knows the clip's can tell.
+    """
+    if not clip:
+        return None
+    try:
+        info = probe(clip)
+        path = Path(get_upload_folder()) / "previews" / f"{hashlib.sha256(clip.encode()).hexdigest()}.mp4"
+        if not path.exists():
+            write_preview(clip, path)
+    except (FreeMaskError, OSError):
+        return None
+    note = "" if info.picture or info.codec in PICTURES else SHOWN.format(info.codec)
+    return {"asked": int(event._data["asked"]), "video": file_data(path), "note": note}
