@@ -8,6 +8,7 @@ GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_ROOT_PATH   as Gradio reads them
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ with contextlib.suppress(ImportError):
 import gradio as gr
 
 from freemask import page
+from freemask.errors import FreeMaskError
 from freemask.jobs import Worker
 from freemask.page import zero
 from freemask.presets import examples, task_names
+from freemask.reach import obstacle, refusal, zero_gpu
 from freemask.specs import backbone_name
 
+log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
 WAITING = 8  # jobs that may wait behind the running one
 DAY = 24 * 60 * 60
@@ -229,17 +233,29 @@ def build(
     return demo
 
 
+def first_backbone() -> str:
+    """FREEMASK_BACKBONE where it can be used here; else mini, and the log says why."""
+    name = backbone_name(os.environ.get("FREEMASK_BACKBONE") or "mini")
+    try:
+        if met := obstacle(name):
+            raise refusal(name, met)
+    except FreeMaskError as error:
+        log.warning("FREEMASK_BACKBONE: %s The page begins with mini.", error)
+        return "mini"
+    return name
+
+
 def main() -> None:
-    backbone, estimates = backbone_name(os.environ.get("FREEMASK_BACKBONE") or "mini"), page.Estimates()
+    backbone, estimates = first_backbone(), page.Estimates()
     body: page.Body = page.painted_circles if os.environ.get("FREEMASK_FAKE") == "1" else page.diffusion
-    if zero.available():
+    if zero_gpu():
         from freemask.run import load_editor
 
         load_editor(backbone)  # into the process that every borrowed GPU's process is made from
         body = zero.borrowing(body, estimates)
     with Worker(limit=WAITING) as worker:
         build(
-            worker, body=body, backbone=backbone, estimates=estimates, warm=backbone == "mini" and not zero.available()
+            worker, body=body, backbone=backbone, estimates=estimates, warm=backbone == "mini" and not zero_gpu()
         ).launch(**LAUNCH)
 
 

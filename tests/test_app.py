@@ -369,7 +369,8 @@ def test_the_shipped_examples_open_in_the_studio() -> None:
         assert replace(settings, word=example.settings.word) == example.settings
 
 
-def test_the_list_of_backbones_is_that_of_the_specs() -> None:
+def test_the_list_of_backbones_is_that_of_the_specs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("freemask.page.advanced.obstacle", lambda name: None)
     with gr.Blocks():
         for given, shown in (
             ("cerspense/zeroscope_v2_576w", "zeroscope"),

@@ -103,6 +103,7 @@ def edit(
 ) -> None:
     """Edit a clip by text; writes the videos, the masks and report.json into --out."""
     from ..prompts import check, infer_task
+    from ..reach import missing_gpu, missing_weights, refusal
     from ..specs import usual_guidance
 
     with refusals():
@@ -150,6 +151,11 @@ def edit(
             values["guidance"] = usual_guidance(values.get("backbone") or "mini")
         settings = make_settings(**values)
         chosen = check(clip, settings)
+        if met := missing_weights(settings.backbone):
+            raise refusal(settings.backbone, met)
+        if met := missing_gpu(settings.backbone):
+            slow = f"Note: {settings.backbone} is made for a GPU, and {met.why} here: this may take hours."
+            console.print(slow, markup=False, soft_wrap=True)
         inferred = "" if settings.word else " (inferred; --word overrides it)"
         console.print(f"Edited word: {chosen}{inferred}", markup=False)
         from ..run import run_steps  # torch is imported only once the input is known to be good

@@ -24,6 +24,7 @@ from ..gallery import MASK_SIDE, save_mask_zip
 from ..jobs import Job, QueueFull, Step, Worker
 from ..presets import Example, Settings, make_settings, read_size
 from ..prompts import check
+from ..reach import obstacle, refusal
 from ..video import read_clip
 from . import status
 from .bodies import Body
@@ -172,6 +173,8 @@ class Desk:
                 eta=eta,
                 seed=seed or 0,
             )
+            if met := obstacle(settings.backbone):
+                raise refusal(settings.backbone, met)
             path = Path(clip) if clip else None
             check(path, settings)
             assert path is not None  # or check has refused it

@@ -17,7 +17,8 @@ import numpy as np
 from ..errors import FreeMaskError, InputError
 from ..presets import MASKS, Example, Settings, load_preset, make_settings, read_settings, read_size
 from ..prompts import align, find_word, infer_task, infer_word, unseen, warnings, word_spans, words
-from ..specs import backbone_name, known_words
+from ..reach import obstacle, refusal
+from ..specs import backbone_name, known_backbone, known_words
 from ..video import probe, read_clip
 from ..wording import plain
 from . import status
@@ -229,10 +230,18 @@ def _filled(values: dict[str, Any], offered: Sequence[str]) -> list[Any]:
     filled = field_values(settings)
     filled[NAMES.index("backbone") - 1] = backbone if backbone in offered else gr.skip()
     lost = [name for name in ("alpha_changed", "rescale") if getattr(settings, name) is not None]
-    lost += ["backbone"] if backbone not in (None, *offered) else []
+    if backbone not in (None, *offered):
+        gr.Warning(html.escape(_not_offered(str(backbone))))
     if lost:
         gr.Info(f"This page has no place for: {', '.join(lost)}. The edit goes without.")
     return filled
+
+
+def _not_offered(backbone: str) -> str:
+    """Why a backbone is not taken. Of a name that is none of ours nothing is asked: it comes from elsewhere."""
+    met = obstacle(backbone) if known_backbone(backbone) else None
+    why = str(refusal(backbone, met)) if met else f"This page does not offer the backbone {backbone!r}."
+    return f"{why} The field stays as it is."
 
 
 def link(settings: dict[str, Any]) -> str:
