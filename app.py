@@ -24,7 +24,7 @@ from freemask.jobs import Worker
 from freemask.page import zero
 from freemask.presets import examples, task_names
 from freemask.reach import obstacle, refusal, zero_gpu
-from freemask.specs import backbone_name
+from freemask.specs import backbone_name, usual_guidance
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
@@ -141,6 +141,7 @@ def build(
             lambda file: page.with_inferred(page.fill_settings(file, offered)), inputs.settings, every[1:], **plain
         )
         advanced.backbone.change(page.toy_world, advanced.backbone, toy, **live)
+        advanced.backbone.input(usual_guidance, advanced.backbone, advanced.guidance, **live)
         told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone]
         gr.on(
             [inputs.source.change, inputs.edit.change, inputs.task.change],
@@ -171,9 +172,18 @@ def build(
         watching: dict[str, Any] = {"concurrency_limit": None}
         cell = results.studio.use(page.take_cell, results.run, inputs.all, **plain)
         painted = results.studio.paint(desk.take_painting, results.run, inputs.all, **plain)
+        # Before the page's own, which would take its name. Agents keep no session: a tool fails over a state that it
+        # returns, and "the last edit" is nobody's.
+        gr.Button(visible=False).click(
+            desk.edit_for_agents if agents else desk.edit,
+            page.program_inputs(inputs),
+            results.outputs[:-1] if agents else results.outputs,
+            postprocess=False,
+            api_name="edit",
+            **watching,
+        )
         edits = []
-        for press, public in ((inputs.run.click, not agents), (cell.success, False), (painted.success, False)):
-            named = {"api_name": "edit"} if public else {"api_visibility": "private"}
+        for press in (inputs.run.click, cell.success, painted.success):
             edits.append(
                 press(
                     desk.edit,
@@ -182,19 +192,9 @@ def build(
                     postprocess=False,
                     show_progress="hidden",
                     trigger_mode="multiple",  # else a press just after Cancel is lost; the desk refuses a second edit
+                    api_visibility="private",
                     **watching,
-                    **named,
                 )
-            )
-        if agents:  # they keep no session: a tool fails over a state that it returns, and "the last edit" is nobody's
-            tool = gr.Button(visible=False)
-            tool.click(
-                desk.edit_for_agents,
-                inputs.all,
-                results.outputs[:-1],
-                postprocess=False,
-                api_name="edit",
-                **watching,
             )
         inputs.cancel.click(desk.cancel, None, results.status, queue=False, **quiet)
 

@@ -102,7 +102,7 @@ def edit(
     dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
 ) -> None:
     """Edit a clip by text; writes the videos, the masks and report.json into --out."""
-    from ..prompts import check, infer_task
+    from ..prompts import check, usual_task
     from ..reach import missing_gpu, missing_weights, refusal
     from ..specs import usual_guidance
 
@@ -145,7 +145,7 @@ def edit(
         if fast:
             values |= FAST | given
         if not values.get("task"):
-            values["task"] = infer_task(values.get("source") or "", values.get("edit") or "") or "style"
+            values["task"] = usual_task(values.get("source") or "", values.get("edit") or "")
             console.print(f"Task: {values['task']} (inferred; --task overrides it)", markup=False)
         if values.get("guidance") is None:
             values["guidance"] = usual_guidance(values.get("backbone") or "mini")
