@@ -8,6 +8,7 @@ GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_ROOT_PATH   as Gradio reads them
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ with contextlib.suppress(ImportError):
 import gradio as gr
 
 from freemask import page
+from freemask.errors import FreeMaskError
 from freemask.jobs import Worker
 from freemask.page import zero
 from freemask.presets import examples, task_names
-from freemask.specs import backbone_name
+from freemask.reach import obstacle, refusal, zero_gpu
+from freemask.specs import backbone_name, usual_guidance
 
+log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
 WAITING = 8  # jobs that may wait behind the running one
 DAY = 24 * 60 * 60
@@ -147,6 +151,7 @@ def build(
             lambda file: page.with_inferred(page.fill_settings(file, offered)), inputs.settings, every[1:], **plain
         )
         advanced.backbone.change(page.toy_world, advanced.backbone, toy, **live)
+        advanced.backbone.input(usual_guidance, advanced.backbone, advanced.guidance, **live)
         told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone]
         gr.on(
             [inputs.source.change, inputs.edit.change, inputs.task.change],
@@ -178,9 +183,18 @@ def build(
         watching: dict[str, Any] = {"concurrency_limit": None}
         cell = results.studio.use(page.take_cell, results.run, inputs.all, **plain)
         painted = results.studio.paint(desk.take_painting, results.run, inputs.all, **plain)
+        # Before the page's own, which would take its name. Agents keep no session: a tool fails over a state that it
+        # returns, and "the last edit" is nobody's.
+        gr.Button(visible=False).click(
+            desk.edit_for_agents if agents else desk.edit,
+            page.program_inputs(inputs),
+            results.outputs[:-1] if agents else results.outputs,
+            postprocess=False,
+            api_name="edit",
+            **watching,
+        )
         edits = []
-        for press, public in ((inputs.run.click, not agents), (cell.success, False), (painted.success, False)):
-            named = {"api_name": "edit"} if public else {"api_visibility": "private"}
+        for press in (inputs.run.click, cell.success, painted.success):
             edits.append(
                 press(
                     desk.edit,
@@ -189,19 +203,9 @@ def build(
                     postprocess=False,
                     show_progress="hidden",
                     trigger_mode="multiple",  # else a press just after Cancel is lost; the desk refuses a second edit
+                    api_visibility="private",
                     **watching,
-                    **named,
                 )
-            )
-        if agents:  # they keep no session: a tool fails over a state that it returns, and "the last edit" is nobody's
-            tool = gr.Button(visible=False)
-            tool.click(
-                desk.edit_for_agents,
-                inputs.all,
-                results.outputs[:-1],
-                postprocess=False,
-                api_name="edit",
-                **watching,
             )
         inputs.cancel.click(desk.cancel, None, results.status, queue=False, **quiet)
 
@@ -242,17 +246,29 @@ def build(
     return demo
 
 
+def first_backbone() -> str:
+    """FREEMASK_BACKBONE where it can be used here; else mini, and the log says why."""
+    name = backbone_name(os.environ.get("FREEMASK_BACKBONE") or "mini")
+    try:
+        if met := obstacle(name):
+            raise refusal(name, met)
+    except FreeMaskError as error:
+        log.warning("FREEMASK_BACKBONE: %s The page begins with mini.", error)
+        return "mini"
+    return name
+
+
 def main() -> None:
-    backbone, estimates = backbone_name(os.environ.get("FREEMASK_BACKBONE") or "mini"), page.Estimates()
+    backbone, estimates = first_backbone(), page.Estimates()
     body: page.Body = page.painted_circles if os.environ.get("FREEMASK_FAKE") == "1" else page.diffusion
-    if zero.available():
+    if zero_gpu():
         from freemask.run import load_editor
 
         load_editor(backbone)  # into the process that every borrowed GPU's process is made from
         body = zero.borrowing(body, estimates)
     with Worker(limit=WAITING) as worker:
         build(
-            worker, body=body, backbone=backbone, estimates=estimates, warm=backbone == "mini" and not zero.available()
+            worker, body=body, backbone=backbone, estimates=estimates, warm=backbone == "mini" and not zero_gpu()
         ).launch(**LAUNCH)
 
 

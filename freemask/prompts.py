@@ -29,6 +29,7 @@ __all__ = [
     "infer_task",
     "infer_word",
     "unseen",
+    "usual_task",
     "warnings",
     "word_spans",
     "words",
@@ -152,6 +153,11 @@ def infer_task(source: str, edit: str) -> str | None:
         kinds = kinds - {"noun", "attribute"} | {"shape" if {"noun"} <= removed & added else "unclear"}
     kind = kinds.pop() if len(kinds) == 1 else None
     return None if kind == "unclear" else kind
+
+
+def usual_task(source: str, edit: str) -> str:
+    """The task of an edit that names none: what the prompts ask for, or where that is unclear, style."""
+    return infer_task(source, edit) or "style"
 
 
 def _changes(found: list[str], at: Collection[int]) -> set[str]:

@@ -19,7 +19,7 @@ from typing import Any
 from .errors import BackboneError
 from .specs import backbone_folder, backbones, known_backbone
 
-__all__ = ["PARTS", "Download", "Weights", "choose_weights", "fetch", "needed_files", "plan_download"]
+__all__ = ["PARTS", "Download", "Weights", "choose_weights", "downloaded", "fetch", "needed_files", "plan_download"]
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def fetch(name: str) -> Path:
     try:
         download = plan_download(name)
     except BackboneError:
-        folder = _downloaded(name)
+        folder = downloaded(name)
         if folder is None:
             raise
         return folder
@@ -157,7 +157,7 @@ def fetch(name: str) -> Path:
     return download.run()
 
 
-def _downloaded(name: str) -> Path | None:
+def downloaded(name: str) -> Path | None:
     """Where an earlier download lies; None where there was none or it is not complete."""
     from huggingface_hub import snapshot_download
 

@@ -89,6 +89,7 @@ def gate() -> Gate:
 def address(gate: Gate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, Worker(limit=4) as worker:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("served")))
+        patch.setattr("freemask.reach.has_gpu", lambda: False)
         demo = app.build(worker, body=gate)
         _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
         yield url
@@ -127,6 +128,28 @@ def test_edit_and_masks(address: str, clip: Path, tmp_path: Path) -> None:
         client.predict("boat", 1, api_name="/masks")
 
 
+def test_a_program_gives_the_clip_and_the_prompts_alone(address: str, clip: Path, tmp_path: Path) -> None:
+    client = visitor(address, tmp_path)
+    for edit, task in ((EDIT, "attribute"), (SOURCE.replace("car", "bus"), "shape"), ("a cat in the night", "style")):
+        *_, report, _ = client.predict(clip=handle_file(str(clip)), source=SOURCE, edit=edit, api_name="/edit")
+        told = report["settings"]
+        assert (told["task"], told["guidance"], told["steps"], told["solver"]) == (task, 4.0, 25, "ddim")
+
+
+def test_the_guidance_left_out_is_the_backbones(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("freemask.page.desk.obstacle", lambda name: None)
+    monkeypatch.setattr("freemask.page.fields.obstacle", lambda name: None)
+    given = {"clip": str(clip), "source": SOURCE, "edit": EDIT, "steps": 2, "backbone": "zeroscope"}
+    with Worker() as worker:
+        desk = page.Desk(worker, painted, folder=tmp_path)
+        *_, last = desk.edit(SimpleNamespace(session_hash="a"), **given)
+    assert last[-1].report["settings"]["guidance"] == 7.5 and last[-1].report["settings"]["task"] == "attribute"
+    at = NAMES.index("guidance") - 1
+    for query, guidance in (("&backbone=zeroscope", 7.5), ("&backbone=zeroscope&guidance=3", 3.0), ("", gr.skip())):
+        linked = page.follow_link("?source=a+car&edit=a+bus" + query, ["mini", "zeroscope"])
+        assert linked is not None and linked[at] == guidance and linked[2] == "shape"
+
+
 def test_only_two_names_are_public(address: str, tmp_path: Path) -> None:
     api = visitor(address, tmp_path).view_api(return_format="dict", print_info=False)
     assert set(api["named_endpoints"]) == {"/edit", "/masks"}
@@ -150,6 +173,8 @@ def test_no_clip_is_refused(address: str, tmp_path: Path) -> None:
         ({"start": 100}, "start"),
         ({"task": "colour"}, "colour"),
         ({"backbone": "/etc"}, "/etc"),
+        ({"backbone": "zeroscope"}, "there is no GPU: run FreeMask on a machine that has one, or choose mini"),
+        ({"guidance": 99}, "30"),
         ({"steps": 1}, "2"),
     ],
 )
@@ -369,7 +394,8 @@ def test_the_shipped_examples_open_in_the_studio() -> None:
         assert replace(settings, word=example.settings.word) == example.settings
 
 
-def test_the_list_of_backbones_is_that_of_the_specs() -> None:
+def test_the_list_of_backbones_is_that_of_the_specs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("freemask.page.advanced.obstacle", lambda name: None)
     with gr.Blocks():
         for given, shown in (
             ("cerspense/zeroscope_v2_576w", "zeroscope"),
@@ -389,7 +415,8 @@ def test_settings_and_links_fill_the_fields_again(address: str, clip: Path, tmp_
     written = next(file for file in files if Path(file).name == "report.json")
     filled = page.fill_settings(written, ["mini"])
     assert filled == page.follow_link(link(report["settings"]), ["mini"])
-    assert page.follow_link(link(report["settings"]), ["zeroscope"])[4] == gr.skip()
+    with pytest.warns(UserWarning, match="does not offer the backbone"):
+        assert page.follow_link(link(report["settings"]), ["zeroscope"])[4] == gr.skip()
     *_, again, _ = client.predict(handle_file(str(clip)), *filled, api_name="/edit")
     assert again["settings"] == report["settings"] and again["mask"]["origin"] == "picked"
     assert "clip" not in link(report["settings"]) and page.follow_link("?__theme=dark", []) is None

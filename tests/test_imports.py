@@ -7,9 +7,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "freemask"
 ORDER = (
-    "errors wording verdict ffmpeg pictures probing video preview validation specs presets gallery explorer jobs prompts "
-    "spans features trace weights backbone attention ddim masks mmc plan fusion fusing memory metrics edit files run "
-    "toyworld bench cli page"
+    "errors wording verdict ffmpeg pictures probing video preview validation specs presets gallery explorer jobs "
+    "prompts spans features trace weights reach backbone attention ddim masks mmc plan fusion fusing memory metrics "
+    "edit files run toyworld bench cli page"
 ).split()
 
 

@@ -12,6 +12,7 @@ from tiny import write_disc
 import app
 from freemask import page
 from freemask.jobs import Worker
+from freemask.page.fields import NAMES
 
 mcp = pytest.importorskip("mcp", reason='agents need pip install "gradio[mcp]"')
 from mcp.client.streamable_http import streamablehttp_client  # noqa: E402
@@ -25,7 +26,6 @@ def test_an_agent_edits_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "clip": f"data:video/mp4;base64,{clip}",
         "source": "a red car driving on the grass",
         "edit": "a blue car driving on the grass",
-        "task": "attribute",
         "steps": 2,
     }
 
@@ -37,11 +37,13 @@ def test_an_agent_edits_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             await session.initialize()
             (tool,) = (await session.list_tools()).tools
             fields = tool.inputSchema["properties"]
-            assert tool.name == "edit" and len(fields) == 26
-            assert all(field["type"] and field["description"] for field in fields.values())
+            assert tool.name == "edit" and list(fields) == NAMES
+            assert not {"task", "guidance"} & {*tool.inputSchema["required"]}
+            assert all(field["type"] and field["description"][-1] in '."' for field in fields.values())
             told = await session.call_tool("edit", given)
             text = " ".join(block.text for block in told.content if block.type == "text")
             assert not told.isError and "Done in" in text and "edited.mp4" in text and "masks.png" in text
+            assert "'task': 'attribute'" in text and "'guidance': 4.0" in text
             refused = await session.call_tool("edit", given | {"word": "boat"})
             assert refused.isError and "boat" in refused.content[0].text
 

@@ -103,7 +103,8 @@ def edit(
     dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
 ) -> None:
     """Edit a clip by text; writes the videos, the masks and report.json into --out."""
-    from ..prompts import check, infer_task
+    from ..prompts import check, usual_task
+    from ..reach import missing_gpu, missing_weights, refusal
     from ..specs import usual_guidance
 
     with refusals():
@@ -145,12 +146,17 @@ def edit(
         if fast:
             values |= FAST | given
         if not values.get("task"):
-            values["task"] = infer_task(values.get("source") or "", values.get("edit") or "") or "style"
+            values["task"] = usual_task(values.get("source") or "", values.get("edit") or "")
             console.print(f"Task: {values['task']} (inferred; --task overrides it)", markup=False)
         if values.get("guidance") is None:
             values["guidance"] = usual_guidance(values.get("backbone") or "mini")
         settings = make_settings(**values)
         chosen = check(clip, settings)
+        if met := missing_weights(settings.backbone):
+            raise refusal(settings.backbone, met)
+        if met := missing_gpu(settings.backbone):
+            slow = f"Note: {settings.backbone} is made for a GPU, and {met.why} here: this may take hours."
+            console.print(slow, markup=False, soft_wrap=True)
         inferred = "" if settings.word else " (inferred; --word overrides it)"
         console.print(f"Edited word: {chosen}{inferred}", markup=False)
         from ..run import run_steps  # torch is imported only once the input is known to be good

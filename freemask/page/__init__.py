@@ -8,24 +8,22 @@ from .fields import (
     drop_mask,
     fill_example,
     fill_settings,
-    follow_difference,
     follow_link,
     follow_pace,
-    follow_prompts,
     follow_task,
     follow_trim,
-    follow_word,
     own_mask,
     take_pace,
     take_trim,
-    take_word,
     with_inferred,
 )
 from .look import cards, header, theme
 from .parts import Inputs, Results, toy_world
 from .preview import make_preview
+from .programs import program_inputs
 from .studio import open_link, open_sheet, open_studio, show_masks, take_cell
 from .visits import Run
+from .wording import follow_difference, follow_prompts, follow_word, take_word
 from .world import tell_world
 
 __all__ = [
@@ -55,6 +53,7 @@ __all__ = [
     "open_studio",
     "own_mask",
     "painted_circles",
+    "program_inputs",
     "show_masks",
     "take_cell",
     "take_pace",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 
 import gradio as gr
 
 from ..presets import load_preset, task_names
+from ..reach import obstacle
 from ..specs import backbones, known_backbone, usual_guidance
 from . import status
 
@@ -61,11 +63,18 @@ class Advanced:
     @classmethod
     def build(cls, *, backbone: str) -> Advanced:
         spec = known_backbone(backbone)
-        listed = [(one.title, one.name) for one in backbones()]
+        met = {one.name: obstacle(one.name) for one in backbones() if one is not spec}
+        listed = [(one.title, one.name) for one in backbones() if not met.get(one.name)]
         if spec is None:
             listed.append((backbone, backbone))
+        absent: dict[str, list[str]] = {}
+        for name, one in met.items():
+            if one:
+                absent.setdefault(one.why, []).append(name)
+        told = " ".join(f"{', '.join(names)}: not on this server, since {why}." for why, names in absent.items())
         preset = load_preset(task_names()[0])
         chosen = gr.Dropdown(listed, value=spec.name if spec else backbone, label="Backbone", filterable=False)
+        gr.HTML(status.note(html.escape(told)), elem_id="absent", visible=bool(told))
         steps = gr.Slider(2, 200, 25, step=1, label="Steps", buttons=[])
         solver = gr.Radio([("DDIM", "ddim"), ("DPM-Solver: exact in fewer steps", "dpm")], value="ddim", label="Solver")
         with gr.Row():

@@ -24,7 +24,9 @@ from ..explorer import unpack_bits
 from ..gallery import MASK_SIDE, save_mask_zip
 from ..jobs import Job, QueueFull, Step, Worker
 from ..presets import Example, Settings, make_settings, read_size
-from ..prompts import check, fitting
+from ..prompts import check, fitting, usual_task
+from ..reach import obstacle, refusal
+from ..specs import usual_guidance
 from ..video import probe, read_clip
 from . import status
 from .bodies import Body
@@ -82,12 +84,12 @@ class Desk:
         clip: str | None,
         source: str | None,
         edit: str | None,
-        task: str = "style",
+        task: str | None = None,
         word: str | None = None,
         backbone: str = "mini",
         steps: float = 25,
         solver: str = "ddim",
-        guidance: float = 7.5,
+        guidance: float | None = None,
         frames: float = 8,
         start: float | None = None,
         fps: str | None = None,
@@ -114,12 +116,12 @@ class Desk:
             clip: The video to edit, up to 5 minutes of which `frames` frames are used.
             source: The source prompt: what the clip shows.
             edit: The edit prompt: what it should show instead.
-            task: style, attribute, shape or place; official and official-style run the released code's way.
+            task: style, attribute, shape, place; official, official-style: the released code's way. Empty: inferred.
             word: The source prompt's word that is edited, "dog#2" for the second dog. Empty infers it.
-            backbone: The text-to-video model. mini knows only its toy world; any other needs a GPU.
+            backbone: The text-to-video model. mini knows only its toy world; zeroscope and modelscope need a GPU.
             steps: Steps in each direction, 2 to 200.
             solver: ddim, or dpm, which does in 15 steps about what ddim does in 50.
-            guidance: Weight of the edit prompt (classifier-free guidance), 1 to 30.
+            guidance: Weight of the edit prompt (classifier-free guidance), 1 to 30. Empty: what suits the backbone.
             frames: How many frames are edited, 1 to 64.
             start: Where in the clip they begin, in seconds.
             fps: Frames a second. Empty takes 8 or, where that is lower, the clip's own.
@@ -135,8 +137,7 @@ class Desk:
             site: A layer whose map is the mask instead, such as "up 3.0".
             timestep: The timestep of that layer's map. Empty: each step its own.
             masks: Masks of your own instead: a zip of PNGs, one a frame or one for all.
-            features: Where source features come from: replay takes the least memory, store (on the device) and host
-                (in RAM) less computing, auto what fits.
+            features: Source features: replay (least memory), store (on the device), host (in RAM), auto (what fits).
             low_vram: Take the least memory, for the most time.
             eta: Noise that is added at each step, 0 (none) to 1.
             seed: Of that noise.
@@ -144,15 +145,16 @@ class Desk:
         session = request.session_hash or ""
         before = self._cancelled(session)
         with collecting() as errors:
+            source, edit = source or "", edit or ""
             settings = make_settings(
-                source=source or "",
-                edit=edit or "",
-                task=task,
+                source=source,
+                edit=edit,
+                task=task or usual_task(source, edit),
                 word=(word or "").strip() or None,
                 backbone=backbone,
                 steps=steps,
                 solver=solver,
-                guidance=guidance,
+                guidance=usual_guidance(backbone) if guidance is None else guidance,
                 frames=frames,
                 start=start or 0.0,
                 fps=optional(fps),
@@ -173,6 +175,8 @@ class Desk:
                 eta=eta,
                 seed=seed or 0,
             )
+            if met := obstacle(settings.backbone):
+                raise refusal(settings.backbone, met)
             path = Path(clip) if clip else None
             check(path, settings)
             assert path is not None  # or check has refused it

@@ -16,15 +16,16 @@ import numpy as np
 
 from ..errors import FreeMaskError, InputError
 from ..presets import MASKS, Example, Settings, load_preset, make_settings, read_settings, read_size
-from ..prompts import align, find_word, infer_task, infer_word, unseen, warnings, word_spans, words
-from ..specs import backbone_name, known_words
+from ..prompts import usual_task
+from ..reach import obstacle, refusal
+from ..specs import backbone_name, known_backbone, usual_guidance
 from ..video import probe, read_clip
-from ..wording import numbered, plain
 from . import status
 from .advanced import TASK_OWN
 from .parts import PACES
 from .visits import Run
 from .wire import file_data, picture_uri, shown
+from .wording import inferred_word
 
 __all__ = [
     "FIELDS",
@@ -39,18 +40,14 @@ __all__ = [
     "follow_link",
     "is_link",
     "follow_pace",
-    "follow_prompts",
-    "follow_difference",
     "follow_task",
     "follow_trim",
-    "follow_word",
     "link",
     "optional",
     "own_mask",
     "same_clip",
     "take_pace",
     "take_trim",
-    "take_word",
     "with_inferred",
 ]
 
@@ -132,39 +129,6 @@ def take_trim(frames: float, event: gr.EventData) -> tuple[float, str]:
     return round(start, 2), f"{min(60.0, max(0.5, frames / max(0.1, end - start))):.3g}"
 
 
-def follow_prompts(source: str, edit: str, task: str, word: str, backbone: str, inferred: str) -> tuple[Any, str, str]:
-    """The word in use where it is another now, the word last inferred, and the two prompts with what changes marked.
-
-    A word that the visitor typed stays as long as the prompt holds it.
-    """
-    fresh = _inferred(source, edit, task)
-    now = fresh if not word.strip() or word == inferred or not _holds(source, word) else word
-    # what was said already is not said again: it could undo what is typed meanwhile
-    said = now in (word, inferred) and (now == word or not word.strip())
-    return gr.skip() if said else now, fresh, _aligned(source, edit, now, task, backbone)
-
-
-def follow_word(source: str, edit: str, task: str, word: str, backbone: str) -> str:
-    """The two prompts with what changes marked, for a word as it stands: one that is being typed is left alone."""
-    return _aligned(source, edit, word.strip() or _inferred(source, edit, task), task, backbone)
-
-
-def take_word(event: gr.EventData) -> str:
-    """A word of the source prompt that was clicked, by its name: "dog#2" for the second dog."""
-    return str(event._data["word"])[:200]
-
-
-def follow_difference(source: str, edit: str, task: str, guessed: str | None) -> tuple[Any, str | None]:
-    """The task that the prompts ask for, and that it was guessed: None once the visitor has chosen one.
-
-    A task that came with an example, a link or a file stays where the prompts say another.
-    """
-    fresh = infer_task(source, edit)
-    if guessed is None or fresh is None or task not in (guessed, fresh):
-        return gr.skip(), guessed
-    return gr.skip() if fresh == task else fresh, fresh
-
-
 def follow_task(task: str) -> tuple[Any, ...]:
     """The task in a sentence, and its own values as the placeholders of the numbers it sets."""
     preset = load_preset(task)
@@ -210,8 +174,12 @@ def is_link(query: str) -> bool:
 
 
 def follow_link(query: str, offered: Sequence[str]) -> list[Any] | None:
-    """The values of a link's query for every field but the clip, those that it does not name by their defaults; None
-    for a query that names none. A value that cannot be is told of, and the others taken."""
+    """The values of a link's query for every field but the clip; None for a query that names none. A value that cannot
+    be is told of, and the others taken.
+
+    What it does not name has its default, the task is what the prompts ask for, the guidance what suits the backbone,
+    and the pace stays what suits this server.
+    """
     if not is_link(query):
         return None
     told = dict(parse_qsl(query.removeprefix("?")))
@@ -224,7 +192,11 @@ def follow_link(query: str, offered: Sequence[str]) -> list[Any] | None:
             values = more
         except FreeMaskError as error:
             gr.Warning(f"The link's {name} is left out: {html.escape(str(error))}")
-    return _filled(values, offered)
+    filled = _filled({"task": usual_task(values["source"], values["edit"])} | values, offered)
+    left = {name: gr.skip() for name in ("guidance", "steps", "solver") if name not in values}
+    if "guidance" in left and filled[NAMES.index("backbone") - 1] != gr.skip():
+        left["guidance"] = usual_guidance(values["backbone"])
+    return [left.get(name, value) for name, value in zip(NAMES[1:], filled, strict=True)]
 
 
 def _filled(values: dict[str, Any], offered: Sequence[str]) -> list[Any]:
@@ -235,10 +207,18 @@ def _filled(values: dict[str, Any], offered: Sequence[str]) -> list[Any]:
     filled = field_values(settings)
     filled[NAMES.index("backbone") - 1] = backbone if backbone in offered else gr.skip()
     lost = [name for name in ("alpha_changed", "rescale") if getattr(settings, name) is not None]
-    lost += ["backbone"] if backbone not in (None, *offered) else []
+    if backbone not in (None, *offered):
+        gr.Warning(html.escape(_not_offered(str(backbone))))
     if lost:
         gr.Info(f"This page has no place for: {', '.join(lost)}. The edit goes without.")
     return filled
+
+
+def _not_offered(backbone: str) -> str:
+    """Why a backbone is not taken. Of a name that is none of ours nothing is asked: it comes from elsewhere."""
+    met = obstacle(backbone) if known_backbone(backbone) else None
+    why = str(refusal(backbone, met)) if met else f"This page does not offer the backbone {backbone!r}."
+    return f"{why} The field stays as it is."
 
 
 def link(settings: dict[str, Any]) -> str:
@@ -301,7 +281,7 @@ def with_inferred(fields: list[Any]) -> list[Any]:
     """Filled fields, all or all but the clip, and the word that their prompts imply: one that is another was chosen."""
     source, edit, task = (fields[NAMES.index(name) - FIELDS] for name in ("source", "edit", "task"))
     told = all(isinstance(one, str) for one in (source, edit, task))
-    return [*fields, _inferred(source, edit, task) if told else gr.skip()]
+    return [*fields, inferred_word(source, edit, task) if told else gr.skip()]
 
 
 def changed_fields(fields: Sequence[Any] = (), **changed: Any) -> list[Any]:
@@ -321,79 +301,3 @@ def same_clip(run: Run, **mask: Any) -> list[Any]:
 def optional(text: str | None) -> str | None:
     """What was typed into a field that may be empty: its number is read, and refused, by the settings."""
     return (text or "").strip().replace(",", ".") or None
-
-
-def _inferred(source: str, edit: str, task: str) -> str:
-    """The word that an edit would take of itself, "" where there is none."""
-    try:
-        return infer_word(source, edit, task)
-    except InputError:
-        return ""
-
-
-def _holds(prompt: str, word: str) -> bool:
-    try:
-        return bool(find_word(prompt, word))
-    except InputError:
-        return False
-
-
-def _aligned(source: str, edit: str, word: str, task: str, backbone: str) -> str:
-    """Both prompts as HTML: in the source the edited word and what goes, in the edit what comes; its meaning, and what
-    speaks against it."""
-    where = find_word(source, word) if _holds(source, word) else []
-    change = align(source, edit)
-    before = {i: "gone" for i in change.removed} | {i: "word" for i in where}
-    before |= {i: "word gone" for i in set(where) & set(change.removed)}
-    after = {j: "new" for j in change.changed}
-    told = words(edit)
-    becomes = " ".join(told[j] for j, i in enumerate(change.source_of) if i in where)
-    meaning, bad = "", []
-    if where and told:
-        meaning, bad = _meaning(word, becomes, task), warnings(source, edit, word, load_preset(task).delta)
-    elif words(source) and word and not where:
-        bad = [f"{word!r} is not in the first prompt: write a word of it, or leave the field empty."]
-    if strange := _strange(f"{source} {edit}", backbone):
-        bad.append(f"{backbone} has never seen {', '.join(map(repr, strange))}: choose words that it knows.")
-    chosen = _marked(source, before, numbered(words(source)))
-    return status.prompts(chosen, _marked(edit, after), meaning, [html.escape(one) for one in bad])
-
-
-def _strange(prompt: str, backbone: str) -> list[str]:
-    """Words that the backbone has never seen, but those that may be half typed: a known word begins with them."""
-    try:
-        known = known_words(backbone)
-    except FreeMaskError:  # no such backbone, which Edit tells of
-        known = None
-    if known is None:
-        return []
-    return [word for word in unseen(prompt, known) if not any(one.startswith(word) for one in known)]
-
-
-def _meaning(word: str, becomes: str, task: str) -> str:
-    """What happens to the edited word, and with how many masks (FreeMask Eq. 7-8)."""
-    preset = load_preset(task)
-    if preset.mask != "mmc":
-        how = "the released code's masks, one at each step"
-    elif preset.delta == 0 and preset.selection != "consensus":
-        how = "each step uses the mask of its own timestep"
-    else:
-        how = "one accurate mask serves all steps"
-    verb = "stays" if becomes.casefold() == plain(word).casefold() else "becomes"
-    fate = f"{verb} <b>{html.escape(becomes)}</b>" if becomes else "is left out"
-    return f"<b>{html.escape(word)}</b> {fate}: {how} (δ = {preset.delta})."
-
-
-def _marked(prompt: str, marks: dict[int, str], names: Sequence[str] = ()) -> str:
-    """A prompt with words marked by class; words with names are buttons that choose them."""
-    parts, end = [], 0
-    for i, (start, stop) in enumerate(word_spans(prompt)):
-        text = html.escape(prompt[start:stop])
-        if i in marks:
-            text = f'<mark class="{marks[i]}">{text}</mark>'
-        if names:
-            pressed = str("word" in marks.get(i, "")).lower()
-            text = f'<button type=button data-word="{html.escape(names[i])}" aria-pressed={pressed}>{text}</button>'
-        parts += [html.escape(prompt[end:start]), text]
-        end = stop
-    return "".join([*parts, html.escape(prompt[end:])])

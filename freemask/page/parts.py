@@ -10,7 +10,8 @@ from typing import Any
 import gradio as gr
 
 from ..presets import FAST, Example, load_preset, task_names
-from ..specs import known_words
+from ..reach import obstacle
+from ..specs import backbones, known_words
 from . import status
 from .advanced import Advanced
 
@@ -29,16 +30,25 @@ PICK = """element.addEventListener("click", (event) => {
 
 
 def toy_world(backbone: str) -> str:
-    """While mini is chosen: what it knows, and what real clips need. Empty for any other backbone."""
+    """While mini is chosen: what it knows, and what real clips need here. Empty for any other backbone."""
     if backbone != "mini":
         return ""
     known = known_words("mini") or ()
     chips = " ".join(f"<span>{html.escape(word)}</span>" for word in known)
     listed = f"<details><summary>What it knows: {len(known)} words</summary><p>{chips}</p></details>" if known else ""
-    return (
-        '<div class="fm-toy"><p><b>mini knows only its toy world.</b> For real clips choose <code>zeroscope</code> '
-        f"under Advanced, on a machine with a GPU.</p>{listed}</div>"
-    )
+    return f'<div class="fm-toy"><p><b>mini knows only its toy world.</b> {_real_clips()}</p>{listed}</div>'
+
+
+def _real_clips() -> str:
+    """What edits real clips on this server, or what it takes."""
+    real = [spec.name for spec in backbones() if spec.hub_id]
+    met = {name: obstacle(name) for name in reversed(real)}  # the paper's first
+    if here := [name for name, one in met.items() if one is None]:
+        return f"For real clips choose <code>{here[0]}</code> under Advanced."
+    name, first = next(iter(met.items()))
+    assert first
+    told = f"Real clips need a larger model, such as <code>{name}</code>, which cannot be used on this server, since"
+    return f"{told} {html.escape(first.why)}: {html.escape(first.cure)}."
 
 
 @dataclass(frozen=True)

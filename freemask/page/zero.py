@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,11 @@ from ..presets import Settings
 from .bodies import Body
 from .estimate import Estimates, rows, volume
 
-__all__ = ["available", "borrowing", "duration", "in_context"]
+__all__ = ["borrowing", "duration", "in_context"]
 
 ROOM = 1.3  # times the estimate, since a slow minute must not end an edit
 STARTING = 10.0  # seconds to move the model
 PAPER = 60.0 / (50 * 5 * 8 * 512 * 512)  # seconds a row, frame and pixel: the paper's minute on an A100
-
-
-def available() -> bool:
-    """Whether this process runs on ZeroGPU."""
-    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
 def duration(settings: Settings, estimates: Estimates) -> int:

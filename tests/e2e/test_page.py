@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from tiny import write_noise
-from visitor import EDIT, PATIENCE, SOURCE, Tap, explorer, fill, press_edit, report, state
+from visitor import EDIT, PATIENCE, SOURCE, Tap, explorer, fill, press_edit, report, served, state
 
 from freemask.gallery import save_mask_zip, short_site
 
@@ -365,26 +365,32 @@ def test_a_pace_sets_steps_and_solver(page: Page, clip: Path) -> None:
     assert {name: report(page)["settings"][name] for name in ("steps", "solver")} == {"steps": 7, "solver": "dpm"}
 
 
-def test_the_toy_world_is_told_while_mini_is_chosen(page: Page) -> None:
-    expect(page.locator("#toy")).to_contain_text("mini knows only its toy world")
-    page.get_by_role("button", name="Advanced").click()
-    page.get_by_label("Backbone").click()
-    page.get_by_role("option", name="zeroscope").click()
-    expect(page.locator("#toy")).not_to_contain_text("toy world")
-
-
-def test_an_upload_that_mini_does_not_know_is_told_of_until_another_backbone_is_chosen(
-    page: Page, tmp_path: Path
+@pytest.mark.parametrize("gpu", [True, False])
+def test_real_clips_are_offered_where_they_can_be_edited(
+    browser: Browser, tap: Tap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
 ) -> None:
-    page.set_input_files("#clip input[type=file]", write_noise(tmp_path / "noise.mp4"))
-    expect(page.locator("#facts")).to_contain_text("64×64")
-    expect(page.locator("#outside")).to_contain_text("not like the toy world")
-    expect(page.locator("#caution")).to_contain_text("outside the toy world")
-    page.get_by_role("button", name="Advanced").click()
-    page.get_by_label("Backbone").click()
-    page.get_by_role("option", name="zeroscope").click()
-    expect(page.locator("#caution")).to_be_hidden()
-    expect(page.locator("#outside")).to_be_hidden()
+    monkeypatch.setattr("freemask.reach.has_gpu", lambda: gpu)
+    monkeypatch.setattr("freemask.reach.downloaded", lambda name: tmp_path)
+    with served(tap, tmp_path, []) as address:
+        page = browser.new_page()
+        page.goto(address)
+        expect(page.locator("#toy")).to_contain_text("knows only its toy world")
+        page.set_input_files("#clip input[type=file]", write_noise(tmp_path / "noise.mp4"))
+        expect(page.locator("#outside")).to_contain_text("not like the toy world")
+        expect(page.locator("#caution")).to_contain_text("outside the toy world")
+        page.get_by_role("button", name="Advanced").click()
+        page.get_by_label("Backbone").click()
+        zeroscope = page.get_by_role("option", name="zeroscope")
+        if gpu:
+            zeroscope.click()
+            expect(page.locator("#toy")).not_to_contain_text("toy world")
+            expect(page.locator("#caution")).to_be_hidden()
+            expect(page.locator("#outside")).to_be_hidden()
+        else:
+            expect(page.get_by_role("option")).to_have_count(1)
+            expect(page.locator("#toy")).to_contain_text("there is no GPU")
+            expect(page.locator("#absent")).to_contain_text("zeroscope: not on this server, since there is no GPU")
+        page.close()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
