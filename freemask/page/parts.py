@@ -47,8 +47,7 @@ def _real_clips() -> str:
         return f"For real clips choose <code>{here[0]}</code> under Advanced."
     name, first = next(iter(met.items()))
     assert first
-    told = f"Real clips need a larger model, such as <code>{name}</code>, which cannot be used on this server, since"
-    return f"{told} {html.escape(first.why)}: {html.escape(first.cure)}."
+    return f"Real clips need one such as <code>{name}</code>; not on this server, since {html.escape(first.why)}."
 
 
 @dataclass(frozen=True)
