@@ -505,7 +505,7 @@ def test_an_edit_that_did_not_invert_says_so() -> None:
         (
             {"reconstruction_psnr": 28.0, "frame_accuracy": 0.0},
             "poor",
-            "Done in 23 s, but it is not to be trusted</strong>",
+            "Done in 23 s, but the edit is not to be trusted</strong>",
         ),
     ],
 )

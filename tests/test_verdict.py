@@ -10,15 +10,17 @@ GOOD = {"reconstruction_psnr": 28.3, "frame_accuracy": 1.0, "clip": 0.85, "toy_l
 @pytest.mark.parametrize(
     ("figures", "level", "said"),
     [
-        ({}, "good", "The reconstruction is faithful (28.3 dB). The judge finds the edit in every frame."),
+        ({}, "good", "The reconstruction is near the clip (28.3 dB). The judge finds the edit in every frame."),
         ({"reconstruction_psnr": 20.0, "frame_accuracy": 0.75}, "good", "in 75 % of the frames, the others fit"),
         ({"reconstruction_psnr": 19.9}, "doubtful", "is rough (19.9 dB, where 20 are good): what should stay may not."),
         ({"reconstruction_psnr": 14.9}, "poor", "fails (14.9 dB, where 20 are good): the inversion lost the clip."),
         ({"frame_accuracy": 0.625}, "doubtful", "in 62 % of the frames, the others fit the source prompt better."),
         ({"frame_accuracy": 0.0}, "poor", "in no frame: all fit the source prompt better."),
-        ({"clip": 0.59}, "doubtful", "hardly recognises the edit prompt in it (0.59, where 0.60 is good)."),
-        ({"clip": 0.30}, "poor", "does not recognise the edit prompt in it (0.30, where 0.60 is good)."),
+        ({"clip": 0.59}, "doubtful", "The judge does not recognise the edit prompt (0.59, where 0.60 is good)."),
+        ({"clip": 0.59, "frame_accuracy": 0.0}, "poor", "does not recognise the edit prompt"),
+        ({"clip": 0.59, "toy_likeness": 0.74}, "poor", "does not recognise the edit prompt"),
         ({"toy_likeness": 0.74}, "doubtful", "not like the toy world, all that this backbone has seen (likeness 0.74"),
+        ({"toy_likeness": 0.74}, "doubtful", "so what it says counts for little here."),
         ({"toy_likeness": 0.74, "frame_accuracy": 0.0}, "poor", "in no frame"),
     ],
 )

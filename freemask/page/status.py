@@ -19,7 +19,7 @@ STAGES = {
     "edit": ("Edit", "Editing"),
     "decode": ("Write", "Writing the videos"),
 }
-TRUST = {"good": "", "doubtful": ", but look at it with care", "poor": ", but it is not to be trusted"}
+TRUST = {"good": "", "doubtful": ", but look at it with care", "poor": ", but the edit is not to be trusted"}
 
 
 def idle() -> str:
