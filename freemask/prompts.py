@@ -125,8 +125,8 @@ def infer_word(source: str, edit: str, task: str) -> str:
             start = nouns[0] if nouns else _first_difference(a, _folded(edit))
             at = _phrase_end(a, start)
         elif nouns:
-            last = _phrase_end(a, nouns[-1])
-            at = last if last in nouns else nouns[-1]
+            heads = [i for i in nouns if _role(a, i) == "noun"]  # rather than an attribute or a place
+            at = (heads or nouns)[-1]
     if at is None:
         at = _phrase_end(a, 0)
     if at is None:

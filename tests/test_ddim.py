@@ -96,6 +96,19 @@ def test_the_solver_is_the_papers_multistep_update():
         assert torch.allclose(multistep(x, eps, a_from, a_to, before=(before, a_before)), expected)
 
 
+def test_the_last_two_steps_of_denoising_are_of_first_order():
+    alpha = {-1: 0.999, 1: 0.9, 2: 0.6, 3: 0.3, 4: 0.1}
+    x, *eps = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    told = dict(zip((4, 3, 2, 1), eps, strict=True))
+    reached = dict(denoise(lambda x, t, a: told[t], x, alpha, solver="dpm"))
+    expected = step(x, told[4], 0.1, 0.3)
+    assert torch.allclose(reached[4], expected)
+    expected = multistep(expected, told[3], 0.3, 0.6, before=(told[4], 0.1))
+    assert torch.allclose(reached[3], expected)
+    expected = step(step(expected, told[2], 0.6, 0.9), told[1], 0.9, 0.999)
+    assert torch.allclose(reached[1], expected)
+
+
 def test_a_latent_is_seen_under_its_own_label_by_the_solver():
     alpha = levels(tiny_scheduler(), timesteps(tiny_scheduler(), 4))
     for solver, expected in (("ddim", [1, 251, 501, 751]), ("dpm", [0, 1, 251, 501])):
@@ -131,6 +144,20 @@ def test_matches_the_librarys_scheduler():
     ours = step(x, eps, alpha[ts[3]], alpha[ts[2]])
     theirs = scheduler.step(eps, ts[3], x).prev_sample
     assert np.allclose(ours, theirs, atol=1e-6)
+    noise = torch.randn(4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ours = step(x, eps, alpha[ts[3]], alpha[ts[2]], eta=0.7, noise=noise)
+    theirs = scheduler.step(eps, ts[3], x, eta=0.7, variance_noise=noise).prev_sample
+    assert np.allclose(ours, theirs, atol=1e-6)
+
+
+def test_fresh_noise_keeps_the_variance():
+    """Eq. 16 of DDIM: σ² for η = 1 is (1 − ᾱ_to)/(1 − ᾱ_from)·(1 − ᾱ_from/ᾱ_to), and eps keeps the rest of 1 − ᾱ_to."""
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    fresh = step(zero, zero, 0.5, 0.8, eta=1.0, noise=one).item()
+    assert fresh**2 == pytest.approx(0.2 / 0.5 * (1 - 0.5 / 0.8))
+    held = step(0.5**0.5 * one, one, 0.5, 0.8, eta=1.0, noise=zero).item()  # a clean latent of 0
+    assert held**2 + fresh**2 == pytest.approx(0.2)
+    assert step(zero, zero, 0.8, 0.5, eta=1.0, noise=one).item() == 0  # none on the way up
 
 
 def test_guidance_and_its_rescale():
@@ -141,3 +168,6 @@ def test_guidance_and_its_rescale():
     calm = guide(plain, told, 7.5, 1.0)
     assert calm.std().item() == pytest.approx(told.std().item(), rel=1e-5)
     assert torch.allclose(calm / calm.std(), strong / strong.std(), atol=1e-5)
+    assert torch.allclose(guide(plain, told, 7.5, 0.25), 0.75 * strong + 0.25 * calm, atol=1e-5)
+    pair = guide(torch.cat([plain, 3 * plain]), torch.cat([told, told]), 7.5, 1.0)  # each by its own spread
+    assert torch.allclose(pair[:1], calm, atol=1e-5) and pair[1].std().item() == pytest.approx(told.std().item())

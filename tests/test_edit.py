@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_scheduler
 
 from freemask.attention import find_sites, installed
 from freemask.ddim import denoise, levels
@@ -46,16 +47,17 @@ def run(editor, trace, preset, *, prompt=EDIT, guidance=7.5, **options):
 
 
 @torch.inference_mode()
-def plain(editor: Editor, trace, prompt=EDIT, guidance=7.5):
+def plain(editor: Editor, trace, prompt=EDIT, guidance=7.5, rescale=0.0, **options):
     """Classifier-free guidance with the stock processors."""
     text = editor.backbone.text(["", prompt])
 
     def predict(x, t, level):
         eps = editor.backbone.eps(x.expand(2, -1, -1, -1, -1), t, text, level)
-        return eps[:1] + guidance * (eps[1:2] - eps[:1])
+        guided = eps[:1] + guidance * (eps[1:2] - eps[:1])
+        return guided * (1 - rescale + rescale * eps[1:2].std() / guided.std())
 
     alpha = levels(editor.backbone.scheduler, trace.timesteps)
-    *_, (_, x) = denoise(predict, trace.latents[trace.timesteps[-1]], alpha)
+    *_, (_, x) = denoise(predict, trace.latents[trace.timesteps[-1]], alpha, **options)
     return x
 
 
@@ -73,6 +75,10 @@ OPEN = {"alpha_self": 1.0, "alpha_cross": 1.0, "alpha_temporal": 1.0}
 
 def test_closed_windows_are_a_plain_denoise(editor, trace):
     assert torch.equal(run(editor, trace, task(**CLOSED)), plain(editor, trace))
+
+
+def test_guidance_is_rescaled_where_asked(editor, trace):
+    assert close(run(editor, trace, task(**CLOSED, rescale=0.7)), plain(editor, trace, rescale=0.7))
 
 
 def test_everything_editable_is_a_plain_denoise(editor, trace):
@@ -156,6 +162,13 @@ def test_a_trace_can_be_kept_in_a_file(editor, trace, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["trace.npz"]
 
 
+def test_what_was_stored_for_a_narrower_edit_serves_as_far_as_it_goes(editor, clip, trace):
+    stored = editor.invert(clip, prompt=SOURCE, steps=STEPS, store=task(alpha_cross=0.5))
+    usage = Usage()
+    assert close(run(editor, stored, task(), usage=usage), run(editor, trace, task()))
+    assert usage.rows == 2 * STEPS + 1  # the third step is replayed
+
+
 def test_rows_follow_the_windows(editor, clip, trace):
     usage = Usage()
     run(editor, trace, task(alpha_self=0.5, alpha_cross=0.0, alpha_temporal=0.25), usage=usage)
@@ -212,6 +225,15 @@ def test_same_inputs_same_frames(editor, clip, trace):
     assert not torch.equal(first, run(editor, trace, task(), eta=0.5, seed=4))
 
 
+def test_frames_that_do_not_fit_are_refused(editor):
+    for h, w in ((30, 32), (32, 30)):
+        with pytest.raises(SettingError, match=f"{w}x{h} do not fit"):
+            editor.invert(Clip(np.zeros((1, h, w, 3), np.uint8), 8.0), prompt=SOURCE, steps=2)
+    assert editor.backbone.multiple == 16 and editor.backbone.native_size == (32, 32)
+    assert editor.fit((47, 15)) == (32, 16)  # down, but one multiple at least
+    assert editor.frame_size(128, 64) == (64, 32) and editor.frame_size(30, 100) == (32, 96)
+
+
 def test_any_grid_and_length(editor):
     """A 9 × 5 grid with 24 frames, and a single frame."""
     rng = np.random.default_rng(0)
@@ -233,6 +255,24 @@ def test_latent_blend_keeps_the_source_outside(editor, trace):
     kept = trace.latents[CLEAN]
     assert torch.equal(out[..., 4:, :], kept[..., 4:, :])
     assert not torch.equal(out[..., :4, :], kept[..., :4, :])
+
+
+@pytest.mark.parametrize("region", ["object", "background"])
+def test_latents_are_blended_in_their_own_window_under_each_steps_mask(editor, trace, region):
+    """z = z_src + E·(z − z_src) after the first half of the steps, at the same level."""
+    preset = task("shape", **CLOSED | {"alpha_latent": 0.5}, region=region)
+    masks = editor.plan_masks(trace, word="car", task=preset).object_at
+    first, second = trace.timesteps[:-3:-1]
+    assert not np.array_equal(masks[first], masks[trace.timesteps[0]])
+
+    def adjust(level, x):
+        if level < trace.below(second):
+            return x
+        m = masks[first if level == second else second]
+        e = torch.from_numpy(m if region == "object" else ~m)
+        return torch.where(e, x, trace.latents[level])
+
+    assert close(run(editor, trace, preset), plain(editor, trace, adjust=adjust))
 
 
 def test_self_attention_that_is_not_free_is_the_sources_everywhere(editor, trace):
@@ -397,6 +437,29 @@ def test_a_painted_mask_grows_as_any_other(editor, trace):
     plan = editor.plan_masks(trace, word="car", task=task(dilate=1), mask=mask)
     assert plan.shown.sum() > mask.sum() and plan.shown[mask].all()
     assert np.array_equal(editor.plan_masks(trace, word="car", task=task(), mask=mask).shown, mask)
+
+
+def test_the_tokens_of_either_prompt_are_its_own(editor, trace, monkeypatch):
+    """Without the second word, each token of the edit prompt from there on is the next one of the source's."""
+    seen = []
+
+    class Watched(Fusing):
+        def __init__(self, *given):
+            seen.append(given[3])
+            super().__init__(*given)
+
+    monkeypatch.setattr("freemask.edit.Fusing", Watched)
+    next(editor.edit_steps(trace, prompt=SOURCE.replace("red ", ""), task=task(), word="car"))
+    (tokens,) = seen
+    assert tokens.source_of[:9].tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9] and not tokens.changed.any()
+
+
+def test_a_glance_is_the_middle_frame_without_the_noise_that_is_predicted(editor, trace):
+    """Where no noise is left below the lowest timestep, the last step's is the clip itself."""
+    own = Editor(replace(editor.backbone, scheduler=tiny_scheduler(set_alpha_to_one=True)))
+    *_, last = own.edit_steps(trace, prompt=EDIT, task=task(**CLOSED), word="car", glances=STEPS)
+    frames = own.backbone.decode(run(own, trace, task(**CLOSED)))
+    assert np.abs(last.picture.astype(int) - frames[2]).max() <= 1 < np.abs(frames[1].astype(int) - frames[2]).max()
 
 
 def test_glances_show_the_clip_on_its_way(editor, trace):

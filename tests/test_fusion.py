@@ -49,6 +49,11 @@ def test_columns_follow_the_words():
     assert refined.changed.tolist() == [False, False, True, False, False, False, False, False]
 
 
+def test_the_end_of_a_longer_prompt_serves_to_the_last_column():
+    """EOS for EOS and the padding after it, of which the source's has one less."""
+    assert tokens("a blue car drives", "a car drives").source_of.tolist() == [0, 1, 3, 4, 5, 6, 7, 7]
+
+
 def test_words_of_unequal_length_share_columns():
     found = token_map((0, 1), (1,), ((1,), (2, 3)), ((1,), (2, 3, 4)), 8)
     assert found.source_of.tolist() == [0, 1, 2, 3, 3, 4, 5, 6]

@@ -7,6 +7,7 @@ from freemask.mmc import (
     choose,
     codebook_path,
     cost,
+    find_site,
     iou,
     lmmc,
     read_codebook,
@@ -50,6 +51,22 @@ def test_the_fallback_is_the_second_site_of_the_coarsest_usable_up_block():
     zeroscope = choose("none/such", sites(), ts, (64, 64))
     assert (zeroscope.site, zeroscope.timestep, zeroscope.origin) == (sites()[3], 201, "fallback")
     assert choose("none/such", sites(), ts, (16, 16)).site == sites()[5]
+    assert choose("none/such", sites(), ts, (4, 4)).site == sites()[3]  # none has 8 × 8: still of an up block
+
+
+def test_a_picked_site_has_the_picked_timestep_or_the_fallbacks():
+    ts = tuple(range(1, 982, 20))
+    name = f" {sites()[6].short.upper()} "
+    assert choose("none/such", sites(), ts, (64, 64), site=name, timestep=605) == (
+        mmc.Choice(sites()[6], 601, "picked")
+    )
+    assert choose("none/such", sites(), ts, (64, 64), site=name).timestep == 201
+
+
+def test_only_a_cross_site_can_be_picked():
+    other = Site("up_blocks.1.attentions.2.attn1", "self", 2)
+    with pytest.raises(SettingError, match="no cross-attention layer"):
+        find_site(other.name, [other, *sites()])
 
 
 def book(**changes):
@@ -75,6 +92,19 @@ def test_a_codebook_is_the_mean_of_its_clips_own_costs():
     assert made.tmmc[1] == pytest.approx(np.mean([(4 + 1.25) / 2, 2.0]), abs=1e-4)
     assert (made.candidates, made.capped, [clip.capped for clip in made.clips]) == (12, 1, [0, 1])
     assert made.iou[1] == pytest.approx([0.375, 0.65])
+    second = made.clips[1]
+    assert second.lmmc == pytest.approx([(100 + 2 + 10) / 3, (2.5 + 2 + 2.5) / 3], abs=1e-4)
+    assert second.tmmc == pytest.approx([(100 + 2.5) / 2, 2, (10 + 2.5) / 2], abs=1e-4)
+    assert second.best_iou == 0.5
+
+
+def test_every_clip_counts_alike():
+    """And what costs a hundred without the cap was not capped."""
+    d = {name: np.array([[one]]) for name, one in (("good", 1.0), ("half", 0.5), ("bad", 0.01))}
+    about = {key: getattr(book(), key) for key in ("backbone", "dataset", "date", "tau", "steps", "frames")}
+    made = summarise(d, **about, sites=[sites()[0].name], timesteps=[1])
+    assert made.lmmc == made.tmmc == pytest.approx([(1 + 2 + 100) / 3], abs=1e-4)
+    assert made.capped == 0
 
 
 def test_a_measured_codebook_serves_at_the_nearest_timestep(tmp_path, monkeypatch):
@@ -83,6 +113,8 @@ def test_a_measured_codebook_serves_at_the_nearest_timestep(tmp_path, monkeypatc
     assert read_codebook("some/model") == book()
     choice = choose("some/model", sites(), (1, 41, 81, 121), (16, 16))
     assert (choice.site, choice.timestep, choice.origin) == (sites()[4], 81, "measured")
+    others = choose("some/model", sites()[:4], (1, 41, 81, 121), (64, 64))  # a backbone without the codebook's site
+    assert (others.site, others.timestep, others.origin) == (sites()[3], 121, "fallback")
     codebook_path("some/model").write_text('{"sites": 3}')
     with pytest.raises(SettingError, match="is no codebook"):
         choose("some/model", sites(), (1, 41), (16, 16))

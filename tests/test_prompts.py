@@ -2,7 +2,7 @@ import pytest
 
 from freemask.errors import ClipError, PromptError
 from freemask.presets import make_settings
-from freemask.prompts import align, check, find_word, infer_task, infer_word, warnings, words
+from freemask.prompts import align, check, find_word, infer_task, infer_word, unseen, warnings, words
 from freemask.wording import named, numbered
 
 
@@ -15,6 +15,12 @@ from freemask.wording import named, numbered
         ("a red car driving on the grass", "a red bus driving on the grass", "shape", "car"),
         ("a red car driving on the grass", "a dog walking on the grass", "shape", "car"),
         ("a cat is walking", "a dog is walking", "shape", "cat"),
+        ("a king walking", "a queen walking", "shape", "king"),
+        ("a horse rider walking", "a camel rider walking", "shape", "horse"),
+        ("a red car chasing a dog", "a blue car chasing a cat", "shape", "dog"),
+        ("a dog chasing a red car", "a cat chasing a blue car", "shape", "dog"),
+        ("a red car driving on the grass", "a blue bus driving on the snow", "shape", "car"),
+        ("a red car driving on the grass", "a blue car driving on the snow", "attribute", "car"),
         ("a red car driving on the grass", "sketch style painting of a red car driving on the grass", "style", "car"),
         ("a silver jeep driving in the countryside", "Van Gogh style, a silver jeep driving", "style", "jeep"),
         ("Sketch style painting of a swan swimming", "a swan swimming", "style", "swan"),
@@ -46,6 +52,7 @@ def test_the_edited_word_is_inferred(source, edit, task, word):
         ("a red car driving on the grass", "a blue bus driving on the grass", "shape"),
         ("a dog chasing a dog", "a dog chasing a cat", "shape"),
         ("in the snow a car is driving", "in the snow a bus is driving", "shape"),
+        ("a car is driving over", "a bus is driving over", "shape"),
         ("a red car driving on the grass", "a red car driving in the snow", "place"),
         ("in the night a car is driving", "in the snow a car is driving", "place"),
         ("a bear is walking", "a bear is walking in the snow", "place"),
@@ -126,6 +133,12 @@ def test_warnings_name_what_disagrees_with_the_task():
     assert "'place' keep it" in warnings(source, "a blue car driving on the grass", "car", 0)[0]
     assert "stays the same" in warnings(source, "a blue car driving on the grass", "car", 0)[0]
     assert warnings(source, "a blue car driving on the grass", "car", 1) == []
+    bears = "a polar bear walking", "a brown bear walking", "polar bear"  # of two words that one is replaced is enough
+    assert "is replaced" in warnings(*bears, 1)[0] and warnings(*bears, 0) == []
+
+
+def test_unknown_words_are_named_once_and_without_case():
+    assert unseen("A Zebra and a zebra on the moon", {"a", "and", "on", "the"}) == ["zebra", "moon"]
 
 
 GOOD = {"source": "a red car driving on the grass", "edit": "a blue car driving on the grass", "task": "attribute"}

@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, UNet3DConditionModel
 from safetensors.torch import load_file
 
+from freemask.trace import CLEAN, Site, SoftMap, Trace
 from freemask.video import Clip, write_clip
 
 
@@ -61,6 +62,15 @@ def tiny_scheduler(**changes: object) -> DDIMScheduler:
         "steps_offset": 1,
     }
     return DDIMScheduler(**(values | changes))
+
+
+def drawn_trace(maps: dict[tuple[int, Site], np.ndarray], grid: tuple[int, int]) -> Trace:
+    """The trace of the prompt "car" that has these maps (f, h, w) float32 of it, on frames of four times the grid."""
+    frames = len(next(iter(maps.values())))
+    clip = Clip(np.zeros((frames, 4 * grid[0], 4 * grid[1], 3), np.uint8), 8.0)
+    ts, sites = sorted({t for t, _ in maps}), dict.fromkeys(site for _, site in maps)
+    packed = {(t, site.name): SoftMap.pack(soft[None]) for (t, site), soft in maps.items()}
+    return Trace(clip, "car", tuple(ts), tuple(sites), ((0,),), {CLEAN: torch.zeros(1, 4, frames, *grid)}, packed)
 
 
 def to_bins(pipeline: Path, copy: Path, *, sharded: bool = False) -> Path:
