@@ -273,7 +273,7 @@ def test_a_still_is_a_clip_of_one_frame(tmp_path: Path, name: str) -> None:
     assert info.still and (info.width, info.height, info.has_audio) == (64, 32, False)
     assert np.abs(read_clip(path, frames=1).frames[0].astype(int) - CORNERS).mean() < 8
     left = read_clip(path, frames=1, size=(32, 32)).frames[0]
-    assert psnr(left[4:12, :14], np.full((8, 14, 3), (255, 0, 0))) > 20  # cropped about the centre
+    assert np.abs(left[4:12, :14].astype(int) - (255, 0, 0)).mean() < 8  # cropped about the centre
     assert not probe(write_disc(tmp_path / "two.mp4", frames=2, fps=60.0)).still
 
 
@@ -424,8 +424,8 @@ def test_not_a_video(tmp_path: Path) -> None:
     assert "is not a video" in refusal(tmp_path / "text.mp4")
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(20_000))
     assert "is not a video" in refusal(tmp_path / "noise.mp4")
-    Image.fromarray(scene().frames[0]).save(tmp_path / "still.png")
-    (tmp_path / "torn.png").write_bytes((tmp_path / "still.png").read_bytes()[:-200])
+    Image.effect_noise((64, 64), 90).save(tmp_path / "still.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "still.png").read_bytes()[:2000])
     assert "cut off or damaged" in refusal(tmp_path / "torn.png")
 
 
