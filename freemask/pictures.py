@@ -42,7 +42,7 @@ def open_picture(path: Path) -> Picture | None:
     try:
         with Image.open(path, formats=_FORMATS) as picture:
             width, height = picture.size
-            if picture.getexif().get(0x0112) in _TURNED:
+            if picture.format != "PNG" and picture.getexif().get(0x0112) in _TURNED:
                 width, height = height, width
             photo = picture.format in ("JPEG", "MPO")  # of a photo, further pictures are no frames
             name = "jpeg" if photo else str(picture.format).lower()
@@ -76,7 +76,8 @@ def read_picture(path: Path, *, at: Sequence[float], covered: tuple[int, int], s
         end += seconds
         now = [moment for moment in wanted if moment + _EARLY < end]
         if now:
-            shown = _opaque(ImageOps.exif_transpose(picture)).resize(covered, Image.Resampling.BICUBIC)
+            upright = picture if picture.format == "PNG" else ImageOps.exif_transpose(picture)  # a PNG is not a photo
+            shown = _opaque(upright).resize(covered, Image.Resampling.BICUBIC)
             found += [np.asarray(shown.crop((left, top, left + w, top + h)))] * len(now)
             wanted = wanted[len(now) :]
         if not wanted:

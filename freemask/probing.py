@@ -6,7 +6,7 @@ ffprobe is not needed: what ffmpeg prints about its input is read instead.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import ClipError
@@ -48,13 +48,13 @@ class VideoInfo:
     has_audio: bool
     hdr: bool
     matrix: str
-    still: bool = False
+    still: bool
     picture: bool = False
     timed: bool = True
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Read the header of a video, or of a PNG, JPEG or WebP picture, and decode its first frame.
+    """Read the header of a video, or of a PNG, JPEG or WebP picture, and decode its first frames.
 
     Raises ClipError when there is no such file, when it holds no video, is cut off or cannot be decoded, and when it is
     outside the limits MIN_SIDE, MAX_PIXELS (of a frame; MAX_STILL of a still picture) and MAX_SECONDS.
@@ -69,7 +69,7 @@ def probe(path: str | Path) -> VideoInfo:
     picture = open_picture(path)
     if picture is not None:
         return _of_picture(path, picture)
-    first = run_ffmpeg(*source_args(path), *video_only("-frames:v", "1"))
+    first = run_ffmpeg(*source_args(path), *video_only("-frames:v", "2"))
     log = first.stderr.decode(errors="replace")
     header = log.partition("\nStream mapping:")[0]
     # `  Stream` with two spaces starts a stream; what follows it, deeper indented, is the stream's metadata.
@@ -78,9 +78,11 @@ def probe(path: str | Path) -> VideoInfo:
     if video is None:
         raise _not_a_video(path, log, streams)
     info = _parse(path, header, video, has_audio=any(": Audio: " in s for s in streams))
-    if b"frame=1\n" not in first.stdout:
+    decoded = re.findall(rb"^frame=(\d+)", first.stdout, re.MULTILINE)
+    if not decoded or decoded[-1] == b"0":
         raise undecodable(path, info.codec)
-    return info
+    # where more are promised, the rest is damaged
+    return replace(info, still=decoded[-1] == b"1" and info.duration * info.fps < 2.5)
 
 
 def _parse(path: Path, header: str, video: str, *, has_audio: bool) -> VideoInfo:
@@ -131,7 +133,7 @@ def _parse(path: Path, header: str, video: str, *, has_audio: bool) -> VideoInfo
         has_audio=has_audio,
         hdr="arib-std-b67" in line or "smpte2084" in line,
         matrix="" if matrices or not yuv else "bt709" if int(size[2]) >= _HD else "bt601",
-        still=duration * fps < 2.5 and _walk(path)[0] == 1,
+        still=False,
         timed="Input #0, avi," not in header,
     )
 

@@ -69,6 +69,7 @@ function preview(element, props, trigger, watch) {
     if (!made) return tell("");
     if (made.asked !== asked || !unplayed?.isConnected) return;
     tell(made.note);
+    if (!made.video) return;
     unplayed.dataset.preview = "1";
     unplayed.src = made.video.url;
   });

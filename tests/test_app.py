@@ -190,6 +190,20 @@ def test_a_file_that_is_no_video_is_refused(address: str, tmp_path: Path) -> Non
         visitor(address, tmp_path).predict(**fields(bad), api_name="/edit")
 
 
+def test_a_picture_is_edited_as_a_still(clip: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "still.png"), np.full((48, 64, 3), 90, np.uint8))
+    one = SimpleNamespace(session_hash="a")
+    with Worker() as worker:
+        desk = page.Desk(worker, painted, folder=tmp_path)
+        list(desk.arrive("t" * 32, "", one))
+        for _ in range(2):
+            *_, done = desk.edit(one, **(fields(None, steps=2, start=3) | {"clip": str(tmp_path / "still.png")}))
+        assert done[-1].report["clip"]["frames"] == done[-1].report["settings"]["frames"] == 1
+        assert "Run 2: first and last frame" in desk.history(done[-1], one)[1]
+    assert "a still, edited as one frame" in page.describe_clip(str(tmp_path / "still.png"))
+    assert page.follow_trim(str(tmp_path / "still.png"), 8, 0, "") is None
+
+
 def test_cancel_ends_the_job_and_leaves_nothing(address: str, clip: Path, gate: Gate, tmp_path: Path) -> None:
     client = visitor(address, tmp_path)
     job = client.submit(**fields(clip, seed=1), api_name="/edit")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from PIL import Image
 from tiny import to_bins, write_disc, write_noise
 from typer.testing import CliRunner
 
@@ -23,6 +24,7 @@ from freemask.cli import app
 from freemask.edit import finish
 from freemask.errors import MemoryShortage, SettingError
 from freemask.files import save_files
+from freemask.gallery import save_png
 from freemask.jobs import Step
 from freemask.metrics import psnr
 from freemask.presets import examples, make_settings
@@ -86,6 +88,20 @@ def test_the_command_tells_the_verdict(done, tmp_path):
     run = CliRunner().invoke(app, [*command, "--steps", "2", "--frames", "1", "--out", str(tmp_path / "out")])
     assert run.exit_code == 0 and "Warning: The clip is not like the toy world" in run.stderr
     assert json.loads(run.stdout.splitlines()[-1])["verdict"]["level"] != "good"
+
+
+def test_a_still_is_edited_as_its_one_frame(tmp_path):
+    save_png(tmp_path / "still.png", read_clip(SHAPE.clip, frames=1).frames[0])
+    settings = replace(SHAPE.settings, steps=2, frames=8, start=0.5)
+    report = finish(run_steps(tmp_path / "still.png", settings, tmp_path / "out"))
+    assert (report["settings"]["frames"], report["clip"]["frames"], report["settings"]["start"]) == (1, 1, 0)
+    with Image.open(tmp_path / "out" / "edited.png") as written:
+        shown = np.asarray(written)
+        assert written.size == (64, 64) and written.text["Comment"].startswith("Made with AI")
+    assert psnr(read_clip(tmp_path / "out" / "edited.mp4", frames=1).frames[0], shown) > 25
+    assert probe(tmp_path / "out" / "comparison.mp4").still
+    with zipfile.ZipFile(tmp_path / "out" / "masks.zip") as packed:
+        assert packed.namelist() == ["00000.png"]
 
 
 def test_a_long_clip_keeps_its_rate_and_duration(tmp_path):

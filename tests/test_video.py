@@ -6,8 +6,11 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from PIL import Image
+from tiny import write_disc
 
 from freemask.errors import ClipError, SettingError
+from freemask.preview import write_preview
 from freemask.video import (
     MAX_PIXELS,
     MAX_SECONDS,
@@ -245,6 +248,83 @@ def test_codecs_and_depths(tmp_path: Path, name: str) -> None:
     assert np.abs(clip.frames.astype(int) - (0xC8, 0x28, 0x28)).max() <= tolerance
 
 
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_an_avi_whose_codec_reorders_frames(source: Path, tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "a.avi"
+    ffmpeg("-i", str(source), "-c:v", codec, "-bf", "2", "-q:v" if codec == "mpeg4" else "-crf", "4", str(path))
+    assert indices(read_clip(path, start=10 / RATE, frames=4, fps=RATE)) == [10, 11, 12, 13]
+    assert indices(read_clip(path)) == [0, 3, 6, 9, 12, 15, 18, 21]
+
+
+# --- pictures
+
+CORNERS = np.zeros((32, 64, 3), np.uint8)  # red at the top left, blue at the bottom right
+CORNERS[:16, :32], CORNERS[16:, 32:] = (255, 0, 0), (0, 0, 255)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.mp4"])
+def test_a_still_is_a_clip_of_one_frame(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "a.mp4":
+        write_clip(path, Clip(CORNERS[None], 24))
+    else:
+        Image.fromarray(CORNERS).save(path, quality=95)
+    info = probe(path)
+    assert info.still and (info.width, info.height, info.has_audio) == (64, 32, False)
+    assert np.abs(read_clip(path, frames=1).frames[0].astype(int) - CORNERS).mean() < 8
+    left = read_clip(path, frames=1, size=(32, 32)).frames[0]
+    assert np.abs(left[4:12, :14].astype(int) - (255, 0, 0)).mean() < 8  # cropped about the centre
+    assert not probe(write_disc(tmp_path / "two.mp4", frames=2, fps=60.0)).still
+
+
+def test_a_photo_is_turned_as_its_camera_tells(tmp_path: Path) -> None:
+    told = Image.Exif()
+    told[0x0112] = 6  # a quarter clockwise
+    Image.fromarray(CORNERS).save(tmp_path / "photo.jpg", quality=95, exif=told)
+    info = probe(tmp_path / "photo.jpg")
+    assert (info.width, info.height) == (32, 64)
+    assert psnr(read_clip(tmp_path / "photo.jpg", frames=1).frames[0], np.rot90(CORNERS, -1)) > 25
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([CORNERS, np.zeros((32, 64), np.uint8)])).save(tmp_path / "clear.png")
+    assert read_clip(tmp_path / "clear.png", frames=1).frames.min() == 255
+
+
+def test_sixteen_bits_keep_their_levels(tmp_path: Path) -> None:
+    Image.fromarray(np.full((32, 32), 128 << 8, np.uint16)).save(tmp_path / "deep.png")
+    assert (read_clip(tmp_path / "deep.png", frames=1).frames == 128).all()
+
+
+def test_a_moving_webp_shows_each_frame_for_its_own_time(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(frame) for frame in numbered(4)]
+    pictures[0].save(
+        tmp_path / "a.webp", save_all=True, append_images=pictures[1:], duration=[100, 300, 100, 500], lossless=True
+    )
+    info = probe(tmp_path / "a.webp")
+    assert (info.duration, info.fps, info.still, info.codec) == (pytest.approx(1), pytest.approx(4), False, "webp")
+    assert indices(read_clip(tmp_path / "a.webp", frames=10, fps=10)) == [0, 1, 1, 1, 2, 3, 3, 3, 3, 3]
+    assert indices(read_clip(tmp_path / "a.webp", frames=2, fps=10, start=0.35)) == [1, 2]
+    assert "fewer frames" in refusal(tmp_path / "a.webp", frames=3, fps=10, start=0.8)
+
+
+def test_a_preview_is_what_browsers_play(tmp_path: Path, loud: Path) -> None:
+    path = tmp_path / "large.mov"
+    ffmpeg("-i", str(loud), "-vf", "scale=1280:962", "-c:v", "prores_ks", "-c:a", "pcm_s16le", str(path))
+    write_preview(path, tmp_path / "preview.mp4")
+    info = probe(tmp_path / "preview.mp4")
+    assert (info.codec, info.pix_fmt, info.width, info.height) == ("h264", "yuv420p", 640, 480)
+    assert info.has_audio and info.fps == 24 and info.duration == pytest.approx(2, abs=0.1)
+    same = [read_clip(one, frames=1, start=1.0, size=(64, 48)).frames for one in (path, tmp_path / "preview.mp4")]
+    assert psnr(*same) > 25
+    Image.fromarray(CORNERS).save(tmp_path / "still.png")
+    write_preview(tmp_path / "still.png", tmp_path / "still.mp4")
+    assert probe(tmp_path / "still.mp4").still and probe(tmp_path / "still.mp4").codec == "h264"
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(ClipError, match="is not a video"):
+        write_preview(tmp_path / "text.mp4", tmp_path / "none.mp4")
+
+
 def test_hdr_is_brought_to_the_range_of_a_screen(tmp_path: Path) -> None:
     path = tmp_path / "hdr.mkv"
     hlg = "format=yuv420p10le,setparams=color_primaries=bt2020:color_trc=arib-std-b67:colorspace=bt2020nc"
@@ -339,14 +419,14 @@ def test_no_file_folder_empty_file(tmp_path: Path) -> None:
     assert "is empty" in refusal(tmp_path / "void.mp4")
 
 
-def test_not_a_video(tmp_path: Path, source: Path) -> None:
+def test_not_a_video(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("I am no video. " * 50)
     assert "is not a video" in refusal(tmp_path / "text.mp4")
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(20_000))
     assert "is not a video" in refusal(tmp_path / "noise.mp4")
-    ffmpeg("-i", str(source), "-frames:v", "1", str(tmp_path / "still.png"))
-    (tmp_path / "still.png").rename(tmp_path / "still.mp4")
-    assert "is not a video" in refusal(tmp_path / "still.mp4")
+    Image.effect_noise((64, 64), 90).save(tmp_path / "still.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "still.png").read_bytes()[:2000])
+    assert "cut off or damaged" in refusal(tmp_path / "torn.png")
 
 
 def test_playlists_cannot_reach_other_files(tmp_path: Path, source: Path) -> None:

@@ -16,24 +16,23 @@ from .wire import file_data
 
 __all__ = ["make_preview"]
 
-SHOWN = "This browser cannot play {}: a preview is shown. What is edited is the clip itself."
+SHOWN = "This browser cannot play the clip itself: a preview plays here. The edit takes the clip."
 PICTURES = ("gif",)  # that ffmpeg reads
 
 
-def make_preview(clip: str | None, event: gr.EventData) -> dict[str, Any] | None:
-    """A preview, which the browser asked for by a number that comes back with it; None where there is no such clip, or
-    it cannot be read, which the facts tell of.
+def make_preview(clip: str | None, event: gr.EventData) -> dict[str, Any]:
+    """A preview, which the browser asked for by a number that comes back with it; without a video where there is no
+    clip, or it cannot be read, which the facts tell of.
 
     It lies in Gradio's cache, whose files go after a day, under a name that only who knows the clip's can tell.
     """
-    if not clip:
-        return None
+    asked = int(event._data["asked"])
     try:
-        info = probe(clip)
-        path = Path(get_upload_folder()) / "previews" / f"{hashlib.sha256(clip.encode()).hexdigest()}.mp4"
+        info = probe(clip or "")
+        path = Path(get_upload_folder()) / "previews" / f"{hashlib.sha256(str(clip).encode()).hexdigest()}.mp4"
         if not path.exists():
-            write_preview(clip, path)
+            write_preview(str(clip), path)
     except (FreeMaskError, OSError):
-        return None
-    note = "" if info.picture or info.codec in PICTURES else SHOWN.format(info.codec)
-    return {"asked": int(event._data["asked"]), "video": file_data(path), "note": note}
+        return {"asked": asked, "video": None, "note": ""}
+    note = "" if info.picture or info.codec in PICTURES else SHOWN
+    return {"asked": asked, "video": file_data(path), "note": note}
