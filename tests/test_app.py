@@ -33,9 +33,9 @@ from freemask.explorer import pack_bits
 from freemask.gallery import read_mask_zip
 from freemask.jobs import Snapshot, Step, Worker
 from freemask.page import status, zero
+from freemask.page.advanced import PACES, first_pace
 from freemask.page.estimate import Estimates, rows
 from freemask.page.fields import NAMES, field_values, link
-from freemask.page.parts import PACES
 from freemask.page.wire import shown
 from freemask.presets import Example, Settings, examples
 from freemask.specs import backbones
@@ -314,7 +314,7 @@ def test_who_comes_first_is_greeted_by_an_example(clip: Path, tmp_path: Path) ->
         (met,) = desk.arrive(token.session_hash, "", one)
         assert met[-1].folder == example.made and 'data-state="done"' in met[0]
         told = desk.recall(token.session_hash, "", one)
-        assert told == page.with_inferred(page.fill_example(example)) and told[1] == example.settings.source
+        assert told == [*page.with_inferred(page.fill_example(example)), True] and told[1] == example.settings.source
         query = "?source=a+cat&edit=a+dog"
         (linked,) = desk.arrive("u" * 32, query, other)
         assert not isinstance(linked[-1], page.Run) and desk.recall("u" * 32, query, other)[1] == "a cat"
@@ -371,12 +371,19 @@ def test_the_trimmer_tells_what_is_wrong_and_stays(clip: Path, tmp_path: Path) -
     assert (start, fps) == (0.25, "16")
 
 
-def test_a_pace_is_what_its_fields_say() -> None:
+def test_a_pace_is_what_its_fields_say(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in PACES:
         steps, solver = page.take_pace(name)
         assert page.follow_pace(float(steps), solver) == name
         settings = Settings(source="a", edit="b", steps=steps, solver=solver)
         assert field_values(settings)[NAMES.index("solver") - 1] == solver
+    for gpu, name in ((True, "Usual"), (False, "Fast")):
+        monkeypatch.setattr("freemask.page.advanced.has_gpu", lambda gpu=gpu: gpu)
+        with gr.Blocks():
+            inputs = page.Inputs.build([], backbone="mini")
+        begun = page.follow_pace(inputs.advanced.steps.value, inputs.advanced.solver.value)
+        assert begun == inputs.pace.value == first_pace() and first_pace().startswith(name)
+        assert page.own_pace(True) == page.take_pace(begun) and page.own_pace(False) == (gr.skip(), gr.skip())
     assert page.follow_pace(7, "ddim") is None and page.follow_pace(25, "dpm") is None
 
 

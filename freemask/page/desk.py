@@ -220,17 +220,17 @@ class Desk:
 
     def recall(self, token: str, query: str, request: gr.Request) -> list[Any]:
         """The fields of a page that was opened: as its link says, as the last edit of who comes back had them, or those
-        of the example that greets who comes first."""
+        of the example that greets who comes first; and whether their pace is lent, as `own_pace` asks."""
         asked = self._visits.greet(token, request.session_hash or "").asked
         linked = follow_link(query, self._backbones)
         if linked is not None:
-            return with_inferred([gr.skip(), *linked])
+            return [*with_inferred([gr.skip(), *linked]), False]
         if asked is None and self._greeting:
-            return with_inferred(fill_example(self._greeting))
+            return [*with_inferred(fill_example(self._greeting)), True]
         if asked is None or not asked[0].exists():
-            return with_inferred([gr.skip()] * FIELDS)
+            return [*with_inferred([gr.skip()] * FIELDS), True]
         clip, settings = asked
-        return with_inferred(edit_fields(clip, settings, settings.masks))
+        return [*with_inferred(edit_fields(clip, settings, settings.masks)), False]
 
     def leave(self, request: gr.Request) -> None:
         """A page was closed, is loaded again, or lost its connection."""

@@ -21,8 +21,7 @@ from ..reach import obstacle, refusal
 from ..specs import backbone_name, known_backbone, usual_guidance
 from ..video import probe, read_clip
 from . import status
-from .advanced import TASK_OWN
-from .parts import PACES
+from .advanced import PACES, TASK_OWN, first_pace
 from .visits import Run
 from .wire import file_data, picture_uri, shown
 from .wording import inferred_word
@@ -45,6 +44,7 @@ __all__ = [
     "link",
     "optional",
     "own_mask",
+    "own_pace",
     "same_clip",
     "take_pace",
     "take_trim",
@@ -146,6 +146,12 @@ def take_pace(name: str) -> tuple[int, str]:
 def follow_pace(steps: float, solver: str) -> str | None:
     """The pace that has these steps and this solver, if any."""
     return next((name for name in PACES if take_pace(name) == (steps, solver)), None)
+
+
+def own_pace(lent: bool) -> tuple[Any, Any]:
+    """The steps and the solver for an own clip, where those that stand there are lent by an example: its edit was made
+    with them, and what suits this server suits another clip."""
+    return take_pace(first_pace()) if lent else (gr.skip(), gr.skip())
 
 
 def fill_example(example: Example) -> list[Any]:

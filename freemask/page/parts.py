@@ -9,19 +9,15 @@ from typing import Any
 
 import gradio as gr
 
-from ..presets import FAST, Example, load_preset, task_names
+from ..presets import Example, load_preset, task_names
 from ..reach import obstacle
 from ..specs import backbones, known_words
 from . import status
-from .advanced import Advanced
+from .advanced import PACES, Advanced, first_pace
 
-__all__ = ["PACES", "Inputs", "Results", "toy_world"]
+__all__ = ["Inputs", "Results", "toy_world"]
 
 STATIC = Path(__file__).resolve().parents[2] / "static"
-PACES: dict[str, dict[str, Any]] = {
-    "Usual: 25 steps of DDIM": {"steps": 25, "solver": "ddim"},
-    "Fast: 15 steps of DPM-Solver": FAST,
-}
 
 
 def toy_world(backbone: str) -> str:
@@ -110,7 +106,7 @@ class Inputs:
         word = gr.Textbox(
             label="Word that is edited", placeholder="inferred from the prompts", max_lines=1, elem_id="word"
         )
-        pace = gr.Radio(list(PACES), value=next(iter(PACES)), label="Pace", elem_id="pace")
+        pace = gr.Radio(list(PACES), value=first_pace(), label="Pace", elem_id="pace")
         advanced = Advanced.build(backbone=backbone)
         settings = gr.UploadButton("Load a settings.json", file_types=[".json"], size="sm", elem_id="settings")
         estimate = gr.HTML(status.note("&nbsp;"), elem_id="estimate")
