@@ -142,9 +142,9 @@ def build(
         )
         advanced.backbone.change(page.toy_world, advanced.backbone, toy, **live)
         advanced.backbone.input(usual_guidance, advanced.backbone, advanced.guidance, **live)
-        told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone]
+        told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone, advanced.released]
         gr.on(
-            [inputs.source.change, inputs.edit.change, inputs.task.change],
+            [inputs.source.change, inputs.edit.change, inputs.task.change, advanced.released.change],
             page.follow_prompts,
             [*told, inputs.inferred],
             [inputs.word, inputs.inferred, inputs.aligned],
@@ -160,7 +160,8 @@ def build(
             **live,
         )
         inputs.task.input(lambda: None, None, guessed, **live)
-        inputs.task.change(page.follow_task, inputs.task, [inputs.summary, *advanced.own], **live)
+        cards = [inputs.task, advanced.released]
+        gr.on([part.change for part in cards], page.follow_task, cards, [inputs.summary, *advanced.own], **live)
         paced = [advanced.steps, advanced.solver]
         inputs.pace.input(page.take_pace, inputs.pace, paced, **live)
         lent = gr.State(True)  # the pace is an example's or the page's own, none that the visitor chose
@@ -175,7 +176,7 @@ def build(
         filled.success(lambda: True, None, lent, **live)
         gr.on([part.change for part in paced], page.follow_pace, paced, inputs.pace, **live)
         costly = [inputs.task, advanced.backbone, advanced.steps, advanced.solver, advanced.frames, advanced.size]
-        costly += [advanced.features, advanced.low_vram]
+        costly += [advanced.features, advanced.low_vram, advanced.released]
         gr.on([part.change for part in costly], desk.tell_cost, costly, inputs.estimate, **live)
 
         # The edit. The worker is the queue that visitors see, and refuses what it cannot hold: none waits before it.

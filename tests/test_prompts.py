@@ -15,6 +15,8 @@ from freemask.wording import named, numbered
         ("a red car driving on the grass", "a red bus driving on the grass", "shape", "car"),
         ("a red car driving on the grass", "a dog walking on the grass", "shape", "car"),
         ("a cat is walking", "a dog is walking", "shape", "cat"),
+        ("a red car driving on the grass", "a blue car driving on the grass", "official", "car"),
+        ("a red car driving on the grass", "a red bus driving on the grass", "official", "car"),
         ("a red car driving on the grass", "sketch style painting of a red car driving on the grass", "style", "car"),
         ("a silver jeep driving in the countryside", "Van Gogh style, a silver jeep driving", "style", "jeep"),
         ("Sketch style painting of a swan swimming", "a swan swimming", "style", "swan"),

@@ -66,6 +66,7 @@ class Advanced:
     low_vram: gr.Checkbox
     eta: gr.Slider
     seed: gr.Number
+    released: gr.Checkbox
 
     @property
     def own(self) -> list[gr.Textbox]:
@@ -150,6 +151,12 @@ class Advanced:
             with gr.Row():
                 eta = gr.Slider(0, 1, 0, step=0.05, label="η: noise added", buttons=[])
                 seed = gr.Number(0, label="Seed (acts where η > 0)", precision=0, min_width=120)
+            released = gr.Checkbox(
+                label="The released code's way, for comparison",
+                info="The code that the paper's authors released masks by fixed layers, and none for a style. It "
+                "has two ways: official, here for shape and attribute, and official-style, here for style and place.",
+                elem_id="released",
+            )
         return cls(
             chosen,
             steps,
@@ -174,4 +181,5 @@ class Advanced:
             low_vram,
             eta,
             seed,
+            released,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..presets import task_names
+from ..presets import RELEASED
 
 __all__ = ["cards", "header", "theme"]
 
@@ -70,7 +70,7 @@ def theme() -> gr.themes.Base:
 def cards(folder: Path) -> str:
     """CSS that puts each task's picture, before and after, on its card."""
     rules = []
-    for i, name in enumerate(task_names()):
+    for i, name in enumerate(RELEASED):
         path = folder / f"{name}.jpg"
         if path.exists():
             data = base64.b64encode(path.read_bytes()).decode()

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..presets import Example, load_preset, task_names
+from ..presets import RELEASED, Example, load_preset, task_names
 from ..reach import obstacle
 from ..specs import backbones, known_words
 from . import status
@@ -27,7 +27,8 @@ def toy_world(backbone: str) -> str:
     known = known_words("mini") or ()
     chips = " ".join(f"<span>{html.escape(word)}</span>" for word in known)
     listed = f"<details><summary>What it knows: {len(known)} words</summary><p>{chips}</p></details>" if known else ""
-    return f'<div class="fm-toy"><p><b>mini knows only its toy world.</b> {_real_clips()}</p>{listed}</div>'
+    small = "<b>mini, the small model that comes with FreeMask, knows only its toy world.</b>"
+    return f'<div class="fm-toy"><p>{small} {_real_clips()}</p>{listed}</div>'
 
 
 def _real_clips() -> str:
@@ -100,7 +101,7 @@ class Inputs:
             "", label="What it should show", placeholder="a blue car driving on the grass", elem_id="edit"
         )
         aligned = gr.HTML(status.prompts("", ""), elem_id="aligned")
-        titles = [(load_preset(name).title, name) for name in task_names()]
+        titles = [(load_preset(name).title, name) for name in RELEASED]
         task = gr.Radio(titles, value=task_names()[0], label="Task", elem_id="task")
         summary = gr.HTML(status.note(html.escape(load_preset(task_names()[0]).summary)), elem_id="summary")
         word = gr.Textbox(
