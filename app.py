@@ -152,9 +152,9 @@ def build(
         )
         advanced.backbone.change(page.toy_world, advanced.backbone, toy, **live)
         advanced.backbone.input(usual_guidance, advanced.backbone, advanced.guidance, **live)
-        told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone]
+        told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone, advanced.released]
         gr.on(
-            [inputs.source.change, inputs.edit.change, inputs.task.change],
+            [inputs.source.change, inputs.edit.change, inputs.task.change, advanced.released.change],
             page.follow_prompts,
             [*told, inputs.inferred],
             [inputs.word, inputs.inferred, inputs.aligned],
@@ -171,12 +171,23 @@ def build(
             **live,
         )
         inputs.task.input(lambda: None, None, guessed, **live)
-        inputs.task.change(page.follow_task, inputs.task, [inputs.summary, *advanced.own], **live)
+        cards = [inputs.task, advanced.released]
+        gr.on([part.change for part in cards], page.follow_task, cards, [inputs.summary, *advanced.own], **live)
         paced = [advanced.steps, advanced.solver]
         inputs.pace.input(page.take_pace, inputs.pace, paced, **live)
+        lent = gr.State(True)  # the pace is an example's or the page's own, none that the visitor chose
+        gr.on([inputs.clip.upload, inputs.clip.stop_recording], page.own_pace, lent, paced, **live)
+        gr.on(
+            [inputs.pace.input, *(part.input for part in paced), inputs.settings.upload],
+            lambda: False,
+            None,
+            lent,
+            **live,
+        )
+        filled.success(lambda: True, None, lent, **live)
         gr.on([part.change for part in paced], page.follow_pace, paced, inputs.pace, **live)
         costly = [inputs.task, advanced.backbone, advanced.steps, advanced.solver, advanced.frames, advanced.size]
-        costly += [advanced.features, advanced.low_vram]
+        costly += [advanced.features, advanced.low_vram, advanced.released]
         gr.on([part.change for part in costly], desk.tell_cost, costly, inputs.estimate, **live)
 
         # The edit. The worker is the queue that visitors see, and refuses what it cannot hold: none waits before it.
@@ -212,9 +223,10 @@ def build(
         # What came of it.
         recalled = f"() => [({ARRIVE})(), location.search]"
         arrived = demo.load(desk.arrive, [token, query], results.outputs, js=recalled, concurrency_limit=None, **plain)
-        demo.load(desk.recall, [token, query], every, js=recalled, **plain)
+        demo.load(desk.recall, [token, query], [*every, lent], js=recalled, **plain)
         chosen = results.choice.input(desk.show_run, results.choice, results.outputs, **plain)
         chosen.success(desk.fill_run, results.run, every, **plain)
+        chosen.success(lambda: False, None, lent, **quiet)
         results.status.change(None, results.status, inputs.progress, js=PROGRESS, **quiet)
         example = filled.success(
             lambda index: desk.show_example(shipped[index]), inputs.examples, results.outputs, **plain

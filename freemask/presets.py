@@ -24,6 +24,7 @@ from .validation import STRICT, unknown, validated
 __all__ = [
     "FAST",
     "MASKS",
+    "RELEASED",
     "Example",
     "FeatureSource",
     "Preset",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 TASKS = ("style", "attribute", "shape", "place", "official", "official-style")
+RELEASED = {"style": "official-style", "attribute": "official", "shape": "official", "place": "official-style"}
+"""Of each of FreeMask's tasks, the one that does what the released code does for it, which knows shape and style."""
 MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
 
 Selection = Literal["codebook", "adaptive", "consensus"]

@@ -108,8 +108,11 @@ def _phrase_end(found: Sequence[str], at: int) -> int | None:
 
 def infer_word(source: str, edit: str, task: str) -> str:
     """p0: for shape the replaced noun, for attribute the head noun of the changed phrase, for style and
-    place the main moving noun (the one before the first verb). One that stands there twice is numbered, as `find_word`
-    reads it. Raises PromptError where no word fits."""
+    place the main moving noun (the one before the first verb); for official that of attribute or shape, whichever the
+    prompts ask for. One that stands there twice is numbered, as `find_word` reads it. Raises PromptError where no word
+    fits."""
+    if task == "official" and infer_task(source, edit) == "attribute":
+        task = "attribute"
     a = _folded(source)
     removed = align(source, edit).removed
     at: int | None = None

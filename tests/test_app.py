@@ -33,11 +33,11 @@ from freemask.explorer import pack_bits
 from freemask.gallery import read_mask_zip
 from freemask.jobs import Snapshot, Step, Worker
 from freemask.page import status, zero
+from freemask.page.advanced import PACES, first_pace
 from freemask.page.estimate import Estimates, rows
 from freemask.page.fields import NAMES, field_values, link
-from freemask.page.parts import PACES
 from freemask.page.wire import shown
-from freemask.presets import Example, Settings, examples
+from freemask.presets import RELEASED, Example, Settings, examples, load_preset
 from freemask.specs import backbones
 
 PATIENCE = 20.0
@@ -148,6 +148,31 @@ def test_the_guidance_left_out_is_the_backbones(clip: Path, tmp_path: Path, monk
     for query, guidance in (("&backbone=zeroscope", 7.5), ("&backbone=zeroscope&guidance=3", 3.0), ("", gr.skip())):
         linked = page.follow_link("?source=a+car&edit=a+bus" + query, ["mini", "zeroscope"])
         assert linked is not None and linked[at] == guidance and linked[2] == "shape"
+
+
+def test_the_released_codes_way_is_a_choice_beside_the_four_tasks(address: str, clip: Path, tmp_path: Path) -> None:
+    client, short = (
+        visitor(address, tmp_path),
+        {"clip": handle_file(str(clip)), "source": SOURCE, "edit": EDIT, "steps": 2},
+    )
+    with gr.Blocks():
+        assert [name for _, name in page.Inputs.build([], backbone="mini").task.choices] == list(RELEASED)
+    for given, name, card in (
+        ({"task": "official"}, "official", "shape"),
+        ({"task": "attribute", "released": True}, "official", "shape"),
+        ({"task": "official-style"}, "official-style", "style"),
+    ):
+        *_, report, files = client.predict(**short, **given, api_name="/edit")
+        assert report["settings"]["task"] == name
+        written = next(file for file in files if Path(file).name == "report.json")
+        filled = page.fill_settings(written, ["mini"])
+        shown = dict(zip(NAMES[1:], filled, strict=True))
+        assert (shown["task"], shown["released"]) == (card, True)
+        *_, again, _ = client.predict(handle_file(str(clip)), *filled, api_name="/edit")
+        assert again["settings"] == report["settings"]
+        summary, tau, *_ = page.follow_task(card, True)
+        assert load_preset(name).summary in summary and tau.placeholder == f"{load_preset(name).tau:g}"
+    assert "the released code" in page.follow_word(SOURCE, EDIT, "shape", "car", "mini", True)
 
 
 def test_only_two_names_are_public(address: str, tmp_path: Path) -> None:
@@ -328,7 +353,7 @@ def test_who_comes_first_is_greeted_by_an_example(clip: Path, tmp_path: Path) ->
         (met,) = desk.arrive(token.session_hash, "", one)
         assert met[-1].folder == example.made and 'data-state="done"' in met[0]
         told = desk.recall(token.session_hash, "", one)
-        assert told == page.with_inferred(page.fill_example(example)) and told[1] == example.settings.source
+        assert told == [*page.with_inferred(page.fill_example(example)), True] and told[1] == example.settings.source
         query = "?source=a+cat&edit=a+dog"
         (linked,) = desk.arrive("u" * 32, query, other)
         assert not isinstance(linked[-1], page.Run) and desk.recall("u" * 32, query, other)[1] == "a cat"
@@ -385,12 +410,19 @@ def test_the_trimmer_tells_what_is_wrong_and_stays(clip: Path, tmp_path: Path) -
     assert (start, fps) == (0.25, "16")
 
 
-def test_a_pace_is_what_its_fields_say() -> None:
+def test_a_pace_is_what_its_fields_say(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in PACES:
         steps, solver = page.take_pace(name)
         assert page.follow_pace(float(steps), solver) == name
         settings = Settings(source="a", edit="b", steps=steps, solver=solver)
         assert field_values(settings)[NAMES.index("solver") - 1] == solver
+    for gpu, name in ((True, "Usual"), (False, "Fast")):
+        monkeypatch.setattr("freemask.page.advanced.has_gpu", lambda gpu=gpu: gpu)
+        with gr.Blocks():
+            inputs = page.Inputs.build([], backbone="mini")
+        begun = page.follow_pace(inputs.advanced.steps.value, inputs.advanced.solver.value)
+        assert begun == inputs.pace.value == first_pace() and first_pace().startswith(name)
+        assert page.own_pace(True) == page.take_pace(begun) and page.own_pace(False) == (gr.skip(), gr.skip())
     assert page.follow_pace(7, "ddim") is None and page.follow_pace(25, "dpm") is None
 
 
@@ -555,39 +587,46 @@ demo.close()
 
 
 def test_the_word_follows_the_prompts_until_it_is_typed() -> None:
-    word, inferred, _ = page.follow_prompts(SOURCE, EDIT, "attribute", "", "mini", "")
+    word, inferred, _ = page.follow_prompts(SOURCE, EDIT, "attribute", "", "mini", False, "")
     assert (word, inferred) == ("car", "car")
     word, inferred, _ = page.follow_prompts(
-        SOURCE.replace("car", "bus"), EDIT.replace("car", "bus"), "attribute", word, "mini", inferred
+        SOURCE.replace("car", "bus"), EDIT.replace("car", "bus"), "attribute", word, "mini", False, inferred
     )
     assert word == "bus"
-    typed, inferred, _ = page.follow_prompts(SOURCE, EDIT, "attribute", "grass", "mini", inferred)
+    typed, inferred, _ = page.follow_prompts(SOURCE, EDIT, "attribute", "grass", "mini", False, inferred)
     assert typed == gr.skip()  # it stays as it is
-    late, *_ = page.follow_prompts(SOURCE, EDIT, "attribute", "", "mini", "car")
+    late, *_ = page.follow_prompts(SOURCE, EDIT, "attribute", "", "mini", False, "car")
     assert late == gr.skip()  # of a request that was made before the first answer was there
-    gone, _, _ = page.follow_prompts("a red car on snow", "a blue car on snow", "attribute", "grass", "mini", inferred)
+    gone, _, _ = page.follow_prompts(
+        "a red car on snow", "a blue car on snow", "attribute", "grass", "mini", False, inferred
+    )
     assert gone == "car"
-    assert "&#x27;gra&#x27; is not in the first prompt" in page.follow_word(SOURCE, EDIT, "attribute", "gra", "mini")
-    assert ">grass</mark>" in page.follow_word(SOURCE, EDIT, "attribute", "grass", "mini")
-    assert ">car</mark>" in page.follow_word(SOURCE, EDIT, "attribute", " ", "mini")
+    assert "&#x27;gra&#x27; is not in the first prompt" in page.follow_word(
+        SOURCE, EDIT, "attribute", "gra", "mini", False
+    )
+    assert ">grass</mark>" in page.follow_word(SOURCE, EDIT, "attribute", "grass", "mini", False)
+    assert ">car</mark>" in page.follow_word(SOURCE, EDIT, "attribute", " ", "mini", False)
 
 
 def test_a_task_that_does_not_suit_the_prompts_is_told_of_before_the_edit() -> None:
-    *_, told = page.follow_prompts("a red car", "a red bus", "attribute", "", "mini", "")
+    *_, told = page.follow_prompts("a red car", "a red bus", "attribute", "", "mini", False, "")
     assert "use the task &#x27;shape&#x27;" in told
-    *_, told = page.follow_prompts("a red car", "a red bus", "shape", "", "mini", "")
+    *_, told = page.follow_prompts("a red car", "a red bus", "shape", "", "mini", False, "")
     assert "fm-note" not in told
 
 
 def test_a_word_that_the_backbone_has_never_seen_is_told_of_before_the_edit() -> None:
     def told(edit: str, backbone: str = "mini") -> str:
-        return str(page.follow_prompts("a red car on the grass", edit, "shape", "", backbone, "")[-1])
+        return str(page.follow_prompts("a red car on the grass", edit, "shape", "", backbone, False, "")[-1])
 
     assert "mini has never seen &#x27;zebra&#x27;, &#x27;moon&#x27;:" in told("a red Zebra on the moon, a zebra")
     assert "never seen" not in told("a red bu on the grass"), "of a word that may be half typed"
     for backbone in ("zeroscope", "/not/there"):
         assert "never seen" not in told("a red zebra on the moon", backbone)
-    assert "zebra" in page.follow_word("a red zebra", "a blue zebra", "attribute", "zebra", "mini").split("</p>")[-2]
+    assert (
+        "zebra"
+        in page.follow_word("a red zebra", "a blue zebra", "attribute", "zebra", "mini", False).split("</p>")[-2]
+    )
 
 
 def test_a_value_that_a_link_cannot_have_does_not_take_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -616,7 +655,7 @@ def test_a_mask_of_ones_own_is_told_of_until_it_is_dropped() -> None:
 
 
 def test_prompts_are_shown_as_text_not_as_html() -> None:
-    *_, shown = page.follow_prompts("a <img src=x> car", 'a <b onclick="x"> bus', "shape", "", "mini", "")
+    *_, shown = page.follow_prompts("a <img src=x> car", 'a <b onclick="x"> bus', "shape", "", "mini", False, "")
     assert "<img" not in shown and "<b onclick" not in shown
 
 
@@ -632,9 +671,9 @@ def test_the_first_visitor_is_told_the_cost(clip: Path, tmp_path: Path) -> None:
     example = Example(name="one", clip=clip, settings=settings, made=tmp_path)
     with Worker() as worker:
         desk = page.Desk(worker, page.diffusion, folder=tmp_path, warm=example)
-        told = asyncio.run(desk.tell_first_cost("attribute", "mini", 25, "ddim", 4, "", "replay", False))
+        told = asyncio.run(desk.tell_first_cost("attribute", "mini", 25, "ddim", 4, "", "replay", False, False))
     assert re.search(r"About <b>[\w ]+</b> and \d\.\d GiB", told)
-    assert desk.tell_cost("attribute", "mini", 1, "ddim", 4, "", "replay", False) == status.note("&nbsp;")
+    assert desk.tell_cost("attribute", "mini", 1, "ddim", 4, "", "replay", False, False) == status.note("&nbsp;")
 
 
 def stand_in(asked: list[int]) -> Any:
@@ -727,7 +766,7 @@ def test_the_task_follows_the_prompts_until_one_is_chosen():
     assert page.follow_difference(*bus, "style", "style") == ("shape", "shape")
     task, guessed = page.follow_difference(*bus, "shape", "style")  # an example that came with it
     assert isinstance(task, dict) and guessed == "shape"
-    for task, guessed in (("style", None), ("official", "style")):
+    for task, guessed in (("style", None), ("place", "style")):
         kept, after = page.follow_difference(*bus, task, guessed)
         assert isinstance(kept, dict) and after == guessed
     unclear, after = page.follow_difference(SOURCE, "", "style", "style")

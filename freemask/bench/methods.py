@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..plan import is_time_aware
-from ..presets import SELECTION_TAU, Preset, load_preset
+from ..presets import RELEASED, SELECTION_TAU, Preset, load_preset
 
 __all__ = ["METHODS", "presets"]
 
@@ -53,7 +53,7 @@ def presets(task: str) -> dict[str, Preset]:
     found = {
         "plain": plain,
         "p2p": replace(plain, alpha_cross=0.8, alpha_self=0.4),
-        "official": load_preset("official-style" if task in ("style", "place") else "official"),
+        "official": load_preset(RELEASED[task]),
         "freemask": own,
         "freemask-oracle": own,
         "freemask-codebook": codebook,

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
-from ..presets import load_preset, task_names
-from ..reach import obstacle
+from ..presets import FAST, load_preset, task_names
+from ..reach import has_gpu, obstacle
 from ..specs import backbones, known_backbone, usual_guidance
 from . import status
 
-__all__ = ["TASK_OWN", "Advanced"]
+__all__ = ["PACES", "TASK_OWN", "Advanced", "first_pace"]
+
+PACES: dict[str, dict[str, Any]] = {
+    "Usual: 25 steps of DDIM": {"steps": 25, "solver": "ddim"},
+    "Fast: 15 steps of DPM-Solver": FAST,
+}
 
 TASK_OWN = {
     "tau": "τ",
@@ -22,6 +28,12 @@ TASK_OWN = {
     "alpha_latent": "α latent",
     "dilate": "Grow mask",
 }
+
+
+def first_pace() -> str:
+    """The pace that the page begins with: the fast one where there is no GPU."""
+    usual, fast = PACES
+    return usual if has_gpu() else fast
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ class Advanced:
     low_vram: gr.Checkbox
     eta: gr.Slider
     seed: gr.Number
+    released: gr.Checkbox
 
     @property
     def own(self) -> list[gr.Textbox]:
@@ -72,11 +85,12 @@ class Advanced:
             if one:
                 absent.setdefault(one.why, []).append(name)
         told = " ".join(f"{', '.join(names)}: not on this server, since {why}." for why, names in absent.items())
-        preset = load_preset(task_names()[0])
+        preset, pace = load_preset(task_names()[0]), PACES[first_pace()]
         chosen = gr.Dropdown(listed, value=spec.name if spec else backbone, label="Backbone", filterable=False)
         gr.HTML(status.note(html.escape(told)), elem_id="absent", visible=bool(told))
-        steps = gr.Slider(2, 200, 25, step=1, label="Steps", buttons=[])
-        solver = gr.Radio([("DDIM", "ddim"), ("DPM-Solver: exact in fewer steps", "dpm")], value="ddim", label="Solver")
+        steps = gr.Slider(2, 200, pace["steps"], step=1, label="Steps", buttons=[])
+        solvers = [("DDIM", "ddim"), ("DPM-Solver: exact in fewer steps", "dpm")]
+        solver = gr.Radio(solvers, value=pace["solver"], label="Solver")
         with gr.Row():
             guidance = gr.Slider(1, 30, usual_guidance(backbone), step=0.5, label="Guidance", buttons=[])
             frames = gr.Slider(1, 64, 8, step=1, label="Frames, at most 64", buttons=[])
@@ -131,6 +145,12 @@ class Advanced:
         with gr.Row():
             eta = gr.Slider(0, 1, 0, step=0.05, label="η: noise added", buttons=[])
             seed = gr.Number(0, label="Seed (acts where η > 0)", precision=0, min_width=120)
+        released = gr.Checkbox(
+            label="The released code's way, for comparison",
+            info="The code that the paper's authors released masks by fixed layers, and none for a style. It "
+            "has two ways: official, here for shape and attribute, and official-style, here for style and place.",
+            elem_id="released",
+        )
         return cls(
             chosen,
             steps,
@@ -155,4 +175,5 @@ class Advanced:
             low_vram,
             eta,
             seed,
+            released,
         )

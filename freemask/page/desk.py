@@ -20,8 +20,7 @@ import gradio as gr
 import numpy as np
 
 from ..errors import SettingError
-from ..explorer import unpack_bits
-from ..gallery import MASK_SIDE, save_mask_zip
+from ..gallery import save_mask_zip
 from ..jobs import Job, QueueFull, Step, Worker
 from ..presets import Example, Settings, make_settings, read_size
 from ..prompts import check, fitting, usual_task
@@ -43,7 +42,8 @@ from .fields import (
     with_inferred,
 )
 from .visits import Run, Visit, Visits
-from .wire import collecting, file_data, picture_uri, shown
+from .wire import collecting, file_data, painted_masks, picture_uri, shown
+from .wording import task_of
 from .zero import in_context
 
 __all__ = ["VIDEOS", "Desk"]
@@ -51,7 +51,6 @@ __all__ = ["VIDEOS", "Desk"]
 log = logging.getLogger(__name__)
 AWAY = 60 * 60.0  # seconds that a visitor's files and job outlive the last look at them
 WARM = 4  # steps of the warming up
-PAINTED = 64  # masks that a painting holds at most, as an edit has frames
 VIDEOS = ("source", "reconstruction", "edited")
 SKIPPED: tuple[Any, ...] = (gr.skip(),) * 6
 
@@ -109,6 +108,7 @@ class Desk:
         low_vram: bool = False,
         eta: float = 0,
         seed: float | None = None,
+        released: bool = False,
     ) -> Generator[tuple[Any, ...], None, None]:
         """Edit a clip by text. Yields the progress at each step, then the videos, the report and all files.
 
@@ -141,6 +141,7 @@ class Desk:
             low_vram: Take the least memory, for the most time.
             eta: Noise that is added at each step, 0 (none) to 1.
             seed: Of that noise.
+            released: Run the task the released code's way, for comparison, as official or official-style.
         """
         session = request.session_hash or ""
         before = self._cancelled(session)
@@ -149,7 +150,7 @@ class Desk:
             settings = make_settings(
                 source=source,
                 edit=edit,
-                task=task or usual_task(source, edit),
+                task=task_of(task or usual_task(source, edit), released),
                 word=(word or "").strip() or None,
                 backbone=backbone,
                 steps=steps,
@@ -222,17 +223,17 @@ class Desk:
 
     def recall(self, token: str, query: str, request: gr.Request) -> list[Any]:
         """The fields of a page that was opened: as its link says, as the last edit of who comes back had them, or those
-        of the example that greets who comes first."""
+        of the example that greets who comes first; and whether their pace is lent, as `own_pace` asks."""
         asked = self._visits.greet(token, request.session_hash or "").asked
         linked = follow_link(query, self._backbones)
         if linked is not None:
-            return with_inferred([gr.skip(), *linked])
+            return [*with_inferred([gr.skip(), *linked]), False]
         if asked is None and self._greeting:
-            return with_inferred(fill_example(self._greeting))
+            return [*with_inferred(fill_example(self._greeting)), True]
         if asked is None or not asked[0].exists():
-            return with_inferred([gr.skip()] * FIELDS)
+            return [*with_inferred([gr.skip()] * FIELDS), True]
         clip, settings = asked
-        return with_inferred(edit_fields(clip, settings, settings.masks))
+        return [*with_inferred(edit_fields(clip, settings, settings.masks)), False]
 
     def leave(self, request: gr.Request) -> None:
         """A page was closed, is loaded again, or lost its connection."""
@@ -282,11 +283,7 @@ class Desk:
     def take_painting(self, run: Run, event: gr.EventData, request: gr.Request) -> list[Any]:
         """Masks painted in the studio, kept as a zip, as fields of the next edit of the clip that is shown."""
         with collecting() as errors:
-            h, w, data = int(event._data["h"]), int(event._data["w"]), str(event._data["data"])
-            if not (0 < h <= MASK_SIDE and 0 < w <= MASK_SIDE and len(data) <= 4 * (PAINTED * h * w // 24 + 2)):
-                largest = f"{PAINTED} frames of {MASK_SIDE} x {MASK_SIDE}"
-                raise SettingError(f"The painted mask is too large: {largest} at most.")
-            masks = unpack_bits(data, (h, w))
+            masks = painted_masks(event._data)
         for error in errors:
             raise shown(error)
         folder = self._visits.of(request.session_hash or "").folder
@@ -327,13 +324,14 @@ class Desk:
         size: str,
         features: str,
         low_vram: bool,
+        released: bool,
     ) -> str:
         """What an edit with these settings will cost on this server."""
         try:
             settings = make_settings(
                 source="",
                 edit="",
-                task=task,
+                task=task_of(task, released),
                 backbone=backbone,
                 steps=steps,
                 solver=solver,

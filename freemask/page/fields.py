@@ -15,17 +15,16 @@ import gradio as gr
 import numpy as np
 
 from ..errors import FreeMaskError, InputError
-from ..presets import MASKS, Example, Settings, load_preset, make_settings, read_settings, read_size
+from ..presets import MASKS, RELEASED, Example, Settings, load_preset, make_settings, read_settings, read_size
 from ..prompts import usual_task
 from ..reach import obstacle, refusal
 from ..specs import backbone_name, known_backbone, usual_guidance
 from ..video import probe, read_clip
 from . import status
-from .advanced import TASK_OWN
-from .parts import PACES
+from .advanced import PACES, TASK_OWN, first_pace
 from .visits import Run
 from .wire import file_data, picture_uri, shown
-from .wording import inferred_word
+from .wording import inferred_word, task_of
 
 __all__ = [
     "FIELDS",
@@ -45,6 +44,7 @@ __all__ = [
     "link",
     "optional",
     "own_mask",
+    "own_pace",
     "same_clip",
     "take_pace",
     "take_trim",
@@ -129,9 +129,9 @@ def take_trim(frames: float, event: gr.EventData) -> tuple[float, str]:
     return round(start, 2), f"{min(60.0, max(0.5, frames / max(0.1, end - start))):.3g}"
 
 
-def follow_task(task: str) -> tuple[Any, ...]:
+def follow_task(card: str, released: bool) -> tuple[Any, ...]:
     """The task in a sentence, and its own values as the placeholders of the numbers it sets."""
-    preset = load_preset(task)
+    preset = load_preset(task_of(card, released))
     own = (gr.Textbox(placeholder=f"{getattr(preset, name):g}") for name in TASK_OWN)
     return status.note(html.escape(preset.summary)), *own
 
@@ -145,6 +145,12 @@ def take_pace(name: str) -> tuple[int, str]:
 def follow_pace(steps: float, solver: str) -> str | None:
     """The pace that has these steps and this solver, if any."""
     return next((name for name in PACES if take_pace(name) == (steps, solver)), None)
+
+
+def own_pace(lent: bool) -> tuple[Any, Any]:
+    """The steps and the solver for an own clip, where those that stand there are lent by an example: its edit was made
+    with them, and what suits this server suits another clip."""
+    return take_pace(first_pace()) if lent else (gr.skip(), gr.skip())
 
 
 def fill_example(example: Example) -> list[Any]:
@@ -233,7 +239,7 @@ _LINKED = [one.name for one in dataclass_fields(Settings) if one.name != "masks"
 NAMES = [
     *("clip", "source", "edit", "task", "word", "backbone", "steps", "solver", "guidance"),
     *("frames", "start", "fps", "size", *TASK_OWN, "union", "selection", "site", "timestep", "masks"),
-    *("features", "low_vram", "eta", "seed"),
+    *("features", "low_vram", "eta", "seed", "released"),
 ]
 FIELDS = len(NAMES)
 # what a trace is made with
@@ -242,7 +248,9 @@ SHARED = ("source", "word", "backbone", "steps", "solver", "frames", "start", "f
 
 def field_values(own: Settings) -> list[Any]:
     """Settings as the fields show them, in the order of `NAMES` without the clip; masks are left out."""
-    text = {
+    text: dict[str, Any] = {
+        "task": {"official": "shape", "official-style": "style"}.get(own.task, own.task),
+        "released": own.task not in RELEASED,
         "word": own.word or "",
         "fps": "" if own.fps is None else f"{own.fps:g}",
         "size": "x".join(map(str, own.size or ())),
@@ -281,7 +289,7 @@ def with_inferred(fields: list[Any]) -> list[Any]:
     """Filled fields, all or all but the clip, and the word that their prompts imply: one that is another was chosen."""
     source, edit, task = (fields[NAMES.index(name) - FIELDS] for name in ("source", "edit", "task"))
     told = all(isinstance(one, str) for one in (source, edit, task))
-    return [*fields, inferred_word(source, edit, task) if told else gr.skip()]
+    return [*fields, inferred_word(source, edit, task_of(task, fields[-1] is True)) if told else gr.skip()]
 
 
 def changed_fields(fields: Sequence[Any] = (), **changed: Any) -> list[Any]:

@@ -9,19 +9,15 @@ from typing import Any
 
 import gradio as gr
 
-from ..presets import FAST, Example, load_preset, task_names
+from ..presets import RELEASED, Example, load_preset, task_names
 from ..reach import obstacle
 from ..specs import backbones, known_words
 from . import status
-from .advanced import Advanced
+from .advanced import PACES, Advanced, first_pace
 
-__all__ = ["PACES", "Inputs", "Results", "toy_world"]
+__all__ = ["Inputs", "Results", "toy_world"]
 
 STATIC = Path(__file__).resolve().parents[2] / "static"
-PACES: dict[str, dict[str, Any]] = {
-    "Usual: 25 steps of DDIM": {"steps": 25, "solver": "ddim"},
-    "Fast: 15 steps of DPM-Solver": FAST,
-}
 # A click on a word of the source prompt chooses it as the edited one.
 PICK = """element.addEventListener("click", (event) => {
     const chosen = event.target.closest("button[data-word]");
@@ -36,7 +32,8 @@ def toy_world(backbone: str) -> str:
     known = known_words("mini") or ()
     chips = " ".join(f"<span>{html.escape(word)}</span>" for word in known)
     listed = f"<details><summary>What it knows: {len(known)} words</summary><p>{chips}</p></details>" if known else ""
-    return f'<div class="fm-toy"><p><b>mini knows only its toy world.</b> {_real_clips()}</p>{listed}</div>'
+    small = "<b>mini, the small model that comes with FreeMask, knows only its toy world.</b>"
+    return f'<div class="fm-toy"><p>{small} {_real_clips()}</p>{listed}</div>'
 
 
 def _real_clips() -> str:
@@ -118,7 +115,7 @@ class Inputs:
                 )
         outside = gr.HTML("", elem_id="outside")
         aligned = gr.HTML(status.prompts("", ""), js_on_load=PICK, elem_id="aligned")
-        titles = [(load_preset(name).title, name) for name in task_names()]
+        titles = [(load_preset(name).title, name) for name in RELEASED]
         task = gr.Radio(titles, value=task_names()[0], label="Task", elem_id="task")
         summary = gr.HTML(status.note(html.escape(load_preset(task_names()[0]).summary)), elem_id="summary")
         trim = _script("trim")
@@ -126,7 +123,7 @@ class Inputs:
             label="Word that is edited", placeholder="inferred from the prompts", max_lines=1, elem_id="word"
         )
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-            pace = gr.Radio(list(PACES), value=next(iter(PACES)), label="Pace", elem_id="pace")
+            pace = gr.Radio(list(PACES), value=first_pace(), label="Pace", elem_id="pace")
             advanced = Advanced.build(backbone=backbone)
             settings = gr.UploadButton("Load a settings.json", file_types=[".json"], size="sm", elem_id="settings")
         with gr.Column(elem_id="actions"):

@@ -14,11 +14,14 @@ import cv2
 import gradio as gr
 import numpy as np
 
-from ..errors import FreeMaskError
+from ..errors import FreeMaskError, SettingError
+from ..explorer import unpack_bits
+from ..gallery import MASK_SIDE
 
-__all__ = ["collecting", "file_data", "picture_uri", "shown"]
+__all__ = ["collecting", "file_data", "painted_masks", "picture_uri", "shown"]
 
 log = logging.getLogger(__name__)
+PAINTED = 64  # masks that a painting holds at most, as an edit has frames
 
 
 @contextmanager
@@ -59,3 +62,12 @@ def picture_uri(picture: np.ndarray) -> str:
     """A picture (h, w, 3) uint8 as a data URI that needs no file of its own."""
     data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+
+
+def painted_masks(told: dict[str, Any]) -> np.ndarray:
+    """Masks (f, h, w) bool as the studio sends them; raises SettingError for what is too large or does not fill its
+    shape."""
+    h, w, data = int(told["h"]), int(told["w"]), str(told["data"])
+    if not (0 < h <= MASK_SIDE and 0 < w <= MASK_SIDE and len(data) <= 4 * (PAINTED * h * w // 24 + 2)):
+        raise SettingError(f"The painted mask is too large: {PAINTED} frames of {MASK_SIDE} x {MASK_SIDE} at most.")
+    return unpack_bits(data, (h, w))

@@ -9,20 +9,28 @@ from typing import Any
 import gradio as gr
 
 from ..errors import FreeMaskError, InputError
-from ..presets import load_preset
+from ..presets import RELEASED, load_preset
 from ..prompts import align, find_word, infer_task, infer_word, unseen, warnings, word_spans, words
 from ..specs import known_words
 from ..wording import numbered, plain
 from . import status
 
-__all__ = ["follow_difference", "follow_prompts", "follow_word", "inferred_word", "take_word"]
+__all__ = ["follow_difference", "follow_prompts", "follow_word", "inferred_word", "take_word", "task_of"]
 
 
-def follow_prompts(source: str, edit: str, task: str, word: str, backbone: str, inferred: str) -> tuple[Any, str, str]:
+def task_of(card: str, released: bool) -> str:
+    """The task that a card stands for, or which does what the released code does for it."""
+    return RELEASED.get(card, card) if released else card
+
+
+def follow_prompts(
+    source: str, edit: str, card: str, word: str, backbone: str, released: bool, inferred: str
+) -> tuple[Any, str, str]:
     """The word in use where it is another now, the word last inferred, and the two prompts with what changes marked.
 
     A word that the visitor typed stays as long as the prompt holds it.
     """
+    task = task_of(card, released)
     fresh = inferred_word(source, edit, task)
     now = fresh if not word.strip() or word == inferred or not _holds(source, word) else word
     # what was said already is not said again: it could undo what is typed meanwhile
@@ -30,8 +38,9 @@ def follow_prompts(source: str, edit: str, task: str, word: str, backbone: str, 
     return gr.skip() if said else now, fresh, _aligned(source, edit, now, task, backbone)
 
 
-def follow_word(source: str, edit: str, task: str, word: str, backbone: str) -> str:
+def follow_word(source: str, edit: str, card: str, word: str, backbone: str, released: bool) -> str:
     """The two prompts with what changes marked, for a word as it stands: one that is being typed is left alone."""
+    task = task_of(card, released)
     return _aligned(source, edit, word.strip() or inferred_word(source, edit, task), task, backbone)
 
 

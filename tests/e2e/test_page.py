@@ -13,6 +13,7 @@ from tiny import write_noise
 from visitor import EDIT, PATIENCE, SOURCE, Tap, explorer, fill, press_edit, report, served, state
 
 from freemask.gallery import save_mask_zip, short_site
+from freemask.page.advanced import first_pace
 
 
 def test_upload_and_edit(page: Page, clip: Path) -> None:
@@ -350,7 +351,8 @@ def test_looking_into_advanced_changes_nothing(page: Page, clip: Path) -> None:
 def test_a_pace_sets_steps_and_solver(page: Page, clip: Path) -> None:
     fill(page, clip)
     usual, fast = page.get_by_label("Usual: "), page.get_by_label("Fast: ")
-    expect(usual).to_be_checked()
+    expect(page.get_by_label(first_pace())).to_be_checked()
+    usual.check()
     fast.check()
     page.get_by_role("button", name="Advanced").click()
     steps = page.get_by_role("spinbutton", name="Steps")
@@ -363,6 +365,22 @@ def test_a_pace_sets_steps_and_solver(page: Page, clip: Path) -> None:
     press_edit(page)
     state(page, "done")
     assert {name: report(page)["settings"][name] for name in ("steps", "solver")} == {"steps": 7, "solver": "dpm"}
+
+
+def test_an_own_clip_takes_the_servers_pace_not_the_examples(page: Page, clip: Path) -> None:
+    page.get_by_role("button", name="Red car, blue car").click()
+    page.get_by_role("button", name="Advanced").click()
+    steps = page.get_by_role("spinbutton", name="Steps")
+    expect(steps).to_have_value("6")
+    page.get_by_role("button", name="Clear").click()
+    page.set_input_files("#clip input[type=file]", clip)
+    expect(page.get_by_label(first_pace())).to_be_checked()
+    steps.fill("7")
+    steps.press("Enter")
+    page.get_by_role("button", name="Clear").click()
+    page.set_input_files("#clip input[type=file]", clip)
+    expect(page.locator("#trim .fm-used img")).to_have_count(4)
+    expect(steps).to_have_value("7")
 
 
 @pytest.mark.parametrize("gpu", [True, False])
