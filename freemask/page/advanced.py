@@ -10,7 +10,7 @@ from ..presets import load_preset, task_names
 from ..specs import backbones, known_backbone, usual_guidance
 from . import status
 
-__all__ = ["TASK_OWN", "Advanced"]
+__all__ = ["MASK_OWN", "TASK_OWN", "Advanced"]
 
 TASK_OWN = {
     "tau": "τ",
@@ -19,6 +19,12 @@ TASK_OWN = {
     "alpha_temporal": "α temporal",
     "alpha_latent": "α latent",
     "dilate": "Grow mask",
+}
+MASK_OWN = {
+    "selection": "Mask from",
+    "site": "Mask of one layer",
+    "timestep": "at timestep",
+    "masks": "Masks of your own",
 }
 
 
@@ -98,19 +104,17 @@ class Advanced:
                     ("what this clip's sharper maps agree on", "consensus"),
                 ],
                 value="",
-                label="Mask from",
+                label=MASK_OWN["selection"],
                 filterable=False,
                 elem_id="selection",
             )
             with gr.Row():
-                site = gr.Textbox(
-                    "", label="Mask of one layer", placeholder="such as up 3.0", max_lines=1, min_width=120
-                )
+                site = gr.Textbox("", label=MASK_OWN["site"], placeholder="such as up 3.0", max_lines=1, min_width=120)
                 timestep = gr.Textbox(
-                    "", label="at timestep", placeholder="each step its own", max_lines=1, min_width=120
+                    "", label=MASK_OWN["timestep"], placeholder="each step its own", max_lines=1, min_width=120
                 )
             masks = gr.File(
-                label="Masks of your own: a zip of PNGs, one a frame or one for all",
+                label=f"{MASK_OWN['masks']}: a zip of PNGs, one a frame or one for all",
                 file_types=[".zip"],
                 height=150,
                 elem_id="own-masks",

@@ -26,6 +26,7 @@ from ..presets import Example, Settings, make_settings, read_size
 from ..prompts import check, fitting
 from ..video import probe, read_clip
 from . import status
+from .advanced import MASK_OWN
 from .bodies import Body
 from .estimate import Estimates
 from .fields import (
@@ -50,6 +51,7 @@ AWAY = 60 * 60.0  # seconds that a visitor's files and job outlive the last look
 WARM = 4  # steps of the warming up
 PAINTED = 64  # masks that a painting holds at most, as an edit has frames
 VIDEOS = ("source", "reconstruction", "edited")
+LABELS = {name: f"“{label}”" for name, label in MASK_OWN.items()}
 SKIPPED: tuple[Any, ...] = (gr.skip(),) * 6
 
 
@@ -144,6 +146,7 @@ class Desk:
         before = self._cancelled(session)
         with collecting() as errors:
             settings = make_settings(
+                labels=LABELS if self._visits.is_page(session) else None,
                 source=source or "",
                 edit=edit or "",
                 task=task,
@@ -279,6 +282,8 @@ class Desk:
                 largest = f"{PAINTED} frames of {MASK_SIDE} x {MASK_SIDE}"
                 raise SettingError(f"The painted mask is too large: {largest} at most.")
             masks = unpack_bits(data, (h, w))
+            if not masks.any():
+                raise SettingError("Nothing is painted: mark the object on the frames first.")
         for error in errors:
             raise shown(error)
         folder = self._visits.of(request.session_hash or "").folder
