@@ -314,10 +314,8 @@ def read_mask_zip(path: Path, *, frames: int | None) -> NDArray[np.bool_]:
             names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
             count = len(names) if frames is None else frames
             if not names or len(names) not in (1, count):
-                raise SettingError(
-                    f"{path.name} holds {len(names)} PNG masks, the edit has {count} frame{'s' * (count > 1)}: "
-                    "give one for each frame, or a single one for all."
-                )
+                counts = f"{len(names)} PNG masks, the edit has {count} frame{'s' * (count > 1)}"
+                raise SettingError(f"{path.name} holds {counts}: give one for each frame, or a single one for all.")
             pictures = [_read_mask(packed.getinfo(name), packed, path.name) for name in names]
     except SettingError:
         raise
