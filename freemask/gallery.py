@@ -298,20 +298,20 @@ def save_mask_zip(path: Path, masks: NDArray[np.bool_]) -> None:
             packed.writestr(zipfile.ZipInfo(f"{i:05d}.png"), picture.tobytes())
 
 
-def read_mask_zip(path: Path, *, frames: int) -> NDArray[np.bool_]:
+def read_mask_zip(path: Path, *, frames: int | None) -> NDArray[np.bool_]:
     """Masks (f, h, w) bool from a zip of PNGs in the order of their names' numbers: one for each frame, or one for all.
 
-    True is what is brighter than half of the brightest value. Raises SettingError naming what is wrong.
+    `frames` None takes as many as there are. True is what is brighter than half of the brightest value. Raises
+    SettingError naming what is wrong.
     """
     try:
         with zipfile.ZipFile(path) as packed:
             names = [name for name in packed.namelist() if name.lower().endswith(".png") and "__MACOSX" not in name]
             names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
-            if len(names) not in (1, frames):
-                raise SettingError(
-                    f"{path.name} holds {len(names)} PNG masks, the edit has {frames} frame{'s' * (frames > 1)}: "
-                    "give one for each frame, or a single one for all."
-                )
+            count = len(names) if frames is None else frames
+            if not names or len(names) not in (1, count):
+                counts = f"{len(names)} PNG masks, the edit has {count} frame{'s' * (count > 1)}"
+                raise SettingError(f"{path.name} holds {counts}: give one for each frame, or a single one for all.")
             pictures = [_read_mask(packed.getinfo(name), packed, path.name) for name in names]
     except SettingError:
         raise
@@ -322,7 +322,7 @@ def read_mask_zip(path: Path, *, frames: int) -> NDArray[np.bool_]:
     if len({picture.shape for picture in pictures}) > 1:
         raise SettingError(f"The masks in {path.name} differ in size: save them all in one.")
     masks = np.stack(pictures)
-    return np.broadcast_to(masks > masks.max() / 2, (frames, *masks.shape[1:]))
+    return np.broadcast_to(masks > masks.max() / 2, (count, *masks.shape[1:]))
 
 
 def _read_mask(entry: zipfile.ZipInfo, packed: zipfile.ZipFile, where: str) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -173,17 +174,23 @@ class Example:
         return self.made.with_suffix(".jpg")
 
 
-def make_settings(**values: Any) -> Settings:
-    """Validated settings; raises SettingError naming the field, what was given and the range."""
+def make_settings(*, labels: Mapping[str, str] | None = None, **values: Any) -> Settings:
+    """Validated settings; raises SettingError naming the field, what was given and the range.
+
+    `labels` are what people know the fields of masks by, where that is not their names.
+    """
     settings: Settings = validated(Settings, values, "")
     task = load_preset(settings.task)
-    own = [name for name in ("selection", "site", "masks") if getattr(settings, name)]
+    named = {name: (labels or {}).get(name, name) for name in ("selection", "site", "timestep", "masks")}
+    own = [told for name, told in named.items() if name != "timestep" and getattr(settings, name)]
     if own and task.mask != "mmc":
         raise SettingError(f"The task {settings.task!r} has a mask of its own: leave {own[0]} out, or change the task.")
     if len(own) > 1:
         raise SettingError(f"{' and '.join(own)} each name a mask: give one of them.")
     if settings.timestep is not None and settings.site is None:
-        raise SettingError("timestep is given without a site: name the layer too, or leave it out.")
+        raise SettingError(
+            f"{named['timestep']} is given without {named['site']}: name the layer too, or leave it out."
+        )
     if settings.eta > 0 and settings.solver != "ddim":
         raise SettingError(
             f"The solver {settings.solver!r} adds no noise: leave eta at 0, or change the solver to ddim."

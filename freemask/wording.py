@@ -8,9 +8,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["locate", "named", "numbered", "occurrence", "plain"]
+__all__ = ["frames_told", "locate", "named", "numbered", "occurrence", "plain"]
 
 _NUMBER = re.compile(r"\s*#\s*(\d+)\s*$")
+
+
+def frames_told(at: Sequence[int]) -> str:
+    """Indexes of frames, rising, as people count them: "frame 2" or "frames 1, 3 to 8"."""
+    runs: list[list[int]] = []
+    for index in at:
+        if runs and runs[-1][-1] == index - 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    told = [f"{run[0] + 1}" if len(run) == 1 else f"{run[0] + 1} to {run[-1] + 1}" for run in runs]
+    return f"frame{'s' if len(at) > 1 else ''} {', '.join(told)}"
 
 
 def plain(word: str) -> str:

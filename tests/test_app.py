@@ -30,7 +30,7 @@ import app
 from freemask import page
 from freemask.errors import MaskError, SettingError
 from freemask.explorer import pack_bits
-from freemask.gallery import read_mask_zip
+from freemask.gallery import read_mask_zip, save_mask_zip
 from freemask.jobs import Snapshot, Step, Worker
 from freemask.page import status, zero
 from freemask.page.advanced import PACES, first_pace
@@ -332,8 +332,9 @@ def test_a_visitors_runs_masks_and_fields(clip: Path, tmp_path: Path) -> None:
             {"h": 1, "w": 1, "data": "A" * 10_000},
             {"h": 64, "w": 64, "data": "A"},
             {"h": 9999, "w": 1, "data": ""},
+            painting | {"data": pack_bits(np.zeros((8, 64, 64), bool))},
         ):
-            with pytest.raises(gr.Error, match="too large|paint it again"):
+            with pytest.raises(gr.Error, match="too large|paint it again|Nothing is painted"):
                 desk.take_painting(runs[3], SimpleNamespace(_data=bad), one)
         *_, masked = desk.edit(one, **(fields(None, steps=2) | {"clip": str(clip), "masks": masks}))
         kept = Path(desk.fill_run(masked[-1], one)[NAMES.index("masks")]["path"])
@@ -652,6 +653,20 @@ def test_a_mask_of_ones_own_is_told_of_until_it_is_dropped() -> None:
         assert tag.visible and told in tag.value
         assert page.drop_mask(own[0], "0.5") == ("", "", None, "" if own[0] else "0.5")
     assert not page.own_mask(" ", "", None).visible
+
+
+def test_masks_that_do_not_agree_are_told_of_in_the_words_of_who_asked(clip: Path, tmp_path: Path) -> None:
+    visitor, program = SimpleNamespace(session_hash="a"), SimpleNamespace(session_hash="b")
+    save_mask_zip(tmp_path / "own.zip", np.arange(8)[:, None, None] % np.full((8, 8, 8), 5) == 0)
+    both = fields(None, site="up 1.1", masks=str(tmp_path / "own.zip")) | {"clip": str(clip)}
+    with Worker() as worker:
+        desk = page.Desk(worker, painted, folder=tmp_path)
+        list(desk.arrive("t" * 32, "", visitor))
+        with pytest.raises(gr.Error, match="“Mask of one layer” and “Masks of your own” each name a mask"):
+            list(desk.edit(visitor, **both))
+        with pytest.raises(gr.Error, match="site and masks each name a mask"):
+            list(desk.edit(program, **both))
+    assert "uploaded, none on frames 2 to 5, 7 to 8." in page.own_mask("", "", both["masks"]).value
 
 
 def test_prompts_are_shown_as_text_not_as_html() -> None:

@@ -87,7 +87,7 @@ def test_a_mask_of_ones_own_is_one_mask(tmp_path):
     for both in ({"site": "mid", "selection": "codebook"}, {"site": "mid", "masks": masks}):
         with pytest.raises(SettingError, match="give one of them"):
             make_settings(**about, **both)
-    with pytest.raises(SettingError, match="without a site"):
+    with pytest.raises(SettingError, match="timestep is given without site"):
         make_settings(timestep=241, **about)
     with pytest.raises(SettingError, match="leave site out"):
         make_settings(task="official", site="mid", **about)

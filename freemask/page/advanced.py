@@ -13,7 +13,7 @@ from ..reach import has_gpu, obstacle
 from ..specs import backbones, known_backbone, usual_guidance
 from . import status
 
-__all__ = ["PACES", "TASK_OWN", "Advanced", "first_pace"]
+__all__ = ["MASK_OWN", "PACES", "TASK_OWN", "Advanced", "first_pace"]
 
 PACES: dict[str, dict[str, Any]] = {
     "Usual: 25 steps of DDIM": {"steps": 25, "solver": "ddim"},
@@ -27,6 +27,12 @@ TASK_OWN = {
     "alpha_temporal": "α temporal",
     "alpha_latent": "α latent",
     "dilate": "Grow mask",
+}
+MASK_OWN = {
+    "selection": "Mask from",
+    "site": "Mask of one layer",
+    "timestep": "at timestep",
+    "masks": "Masks of your own",
 }
 
 
@@ -118,15 +124,17 @@ class Advanced:
                 ("what this clip's sharper maps agree on", "consensus"),
             ],
             value="",
-            label="Mask from",
+            label=MASK_OWN["selection"],
             filterable=False,
             elem_id="selection",
         )
         with gr.Row():
-            site = gr.Textbox("", label="Mask of one layer", placeholder="such as up 3.0", max_lines=1, min_width=120)
-            timestep = gr.Textbox("", label="at timestep", placeholder="each step its own", max_lines=1, min_width=120)
+            site = gr.Textbox("", label=MASK_OWN["site"], placeholder="such as up 3.0", max_lines=1, min_width=120)
+            timestep = gr.Textbox(
+                "", label=MASK_OWN["timestep"], placeholder="each step its own", max_lines=1, min_width=120
+            )
         masks = gr.File(
-            label="Masks of your own: a zip of PNGs, one a frame or one for all",
+            label=f"{MASK_OWN['masks']}: a zip of PNGs, one a frame or one for all",
             file_types=[".zip"],
             height=150,
             elem_id="own-masks",

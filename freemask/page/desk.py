@@ -28,6 +28,7 @@ from ..reach import obstacle, refusal
 from ..specs import usual_guidance
 from ..video import probe, read_clip
 from . import status
+from .advanced import MASK_OWN
 from .bodies import Body
 from .estimate import Estimates
 from .fields import (
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 AWAY = 60 * 60.0  # seconds that a visitor's files and job outlive the last look at them
 WARM = 4  # steps of the warming up
 VIDEOS = ("source", "reconstruction", "edited")
+LABELS = {name: f"“{label}”" for name, label in MASK_OWN.items()}
 SKIPPED: tuple[Any, ...] = (gr.skip(),) * 6
 
 
@@ -148,6 +150,7 @@ class Desk:
         with collecting() as errors:
             source, edit = source or "", edit or ""
             settings = make_settings(
+                labels=LABELS if self._visits.is_page(session) else None,
                 source=source,
                 edit=edit,
                 task=task_of(task or usual_task(source, edit), released),

@@ -14,12 +14,14 @@ from urllib.parse import parse_qsl, urlencode
 import gradio as gr
 import numpy as np
 
-from ..errors import FreeMaskError, InputError
+from ..errors import FreeMaskError, InputError, SettingError
+from ..gallery import read_mask_zip
 from ..presets import MASKS, RELEASED, Example, Settings, load_preset, make_settings, read_settings, read_size
 from ..prompts import usual_task
 from ..reach import obstacle, refusal
 from ..specs import backbone_name, known_backbone, usual_guidance
 from ..video import probe, read_clip
+from ..wording import frames_told
 from . import status
 from .advanced import PACES, TASK_OWN, first_pace
 from .visits import Run
@@ -114,8 +116,17 @@ def own_mask(site: str | None, timestep: str | None, masks: str | None) -> Any:
     """The button that tells of a mask of the visitor's own, which every edit takes until it is dropped."""
     site = (site or "").strip()
     layer = f"{site}, " + (f"timestep {timestep}" if timestep else "each step its own") if site else ""
-    what = "painted or uploaded" if masks else layer
+    what = f"painted or uploaded{_empty(Path(masks))}" if masks else layer
     return gr.Button(f"Mask in use: {what}. Click for the task's own", visible=bool(what))
+
+
+def _empty(masks: Path) -> str:
+    """On which frames there is none; what cannot be read is told of when it is used."""
+    try:
+        none = np.flatnonzero(~read_mask_zip(masks, frames=None).any((1, 2)))
+    except SettingError:
+        return ""
+    return f", none on {frames_told(none.tolist())}" if len(none) else ""
 
 
 def drop_mask(site: str | None, tau: str | None) -> tuple[Any, ...]:

@@ -65,9 +65,12 @@ def picture_uri(picture: np.ndarray) -> str:
 
 
 def painted_masks(told: dict[str, Any]) -> np.ndarray:
-    """Masks (f, h, w) bool as the studio sends them; raises SettingError for what is too large or does not fill its
-    shape."""
+    """Masks (f, h, w) bool as the studio sends them; raises SettingError for what is too large, does not fill its
+    shape or is empty."""
     h, w, data = int(told["h"]), int(told["w"]), str(told["data"])
     if not (0 < h <= MASK_SIDE and 0 < w <= MASK_SIDE and len(data) <= 4 * (PAINTED * h * w // 24 + 2)):
         raise SettingError(f"The painted mask is too large: {PAINTED} frames of {MASK_SIDE} x {MASK_SIDE} at most.")
-    return unpack_bits(data, (h, w))
+    masks = unpack_bits(data, (h, w))
+    if not masks.any():
+        raise SettingError("Nothing is painted: mark the object on the frames first.")
+    return masks

@@ -54,4 +54,13 @@ function check(text, oninput) {
 
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 const quoted = (indexes, { words }) => indexes.map((i) => `“${words[i].name}”`).join(" + ");
+/** Indexes of frames as people count them: "frame 2" or "frames 1, 3 to 8". */
+function framesTold(list) {
+  const runs = [];
+  for (const f of list) {
+    if (runs.at(-1)?.[1] === f - 1) runs.at(-1)[1] = f;
+    else runs.push([f, f]);
+  }
+  return `frame${list.length > 1 ? "s" : ""} ${runs.map(([a, b]) => (a === b ? a + 1 : `${a + 1} to ${b + 1}`)).join(", ")}`;
+}
 const within = (low, high, number) => Math.min(high, Math.max(low, number));

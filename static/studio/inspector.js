@@ -10,6 +10,7 @@ function inspector(value, state, store, act, clips) {
   const still = el("canvas", { width: size[0], height: size[1] }); // the last source frame: while the clip seeks it has none
   const [area, iou, flicker, maximum] = Array.from({ length: 4 }, () => el("dd"));
   let maps, found, seen = false; // all frames of the selected cell, and its mask with its figures
+  let full = []; // the frames where the mask that an edit takes covers everything
 
   const set = (what, name, read = (chosen) => chosen) => (chosen) => act.set(what, { [name]: read(chosen) });
   const tau = slider("Threshold τ", { min: 0.05, max: 0.95, step: 0.01, value: state.tau, show: (n) => n.toFixed(2) }, set("tau", "tau"));
@@ -42,6 +43,14 @@ function inspector(value, state, store, act, clips) {
     const mask = part(own()), colour = maskColour(canvas);
     if (state.fill) layer(tinted(mask, h, w, colour), 0.45, false);
     stroke(outline(mask, h, w, width, height), colour);
+  }
+
+  const edited = () => !value.word.length || state.words.join() === value.word.join();
+  /** What an edit with this cell would take: the mask of the edited word. */
+  function judge() {
+    const word = value.word, cut = edited() || !word.every(store.has) ? found : store.measure(state.cell, store.maps(state.cell, word));
+    full = [...(cut?.area ?? []).keys()].filter((f) => cut.area[f] === 1);
+    state.usable = !!cut && full.length < frames;
   }
 
   const part = ({ h, w, bits }) => bits.subarray(state.frame * h * w, (state.frame + 1) * h * w);
@@ -92,11 +101,15 @@ function inspector(value, state, store, act, clips) {
     scaleTop.textContent = (state.shared ? store.top() : top).toPrecision(3);
     const by = state.shared ? "the largest value on any cell" : "this frame's own maximum";
     scaleText.textContent = several ? `each word ÷ its maximum on this cell, the larger counts; then ÷ ${by}` : `probability ÷ ${by}`;
-    const edited = !value.word.length || state.words.join() === value.word.join();
     const own = state.words.some((at) => at >= value.source_words);
-    const whose = own ? "Maps of new words are what the edit itself attended to, before any fusion. " : "";
-    note.textContent = whose + (!found ? "This map is flat or zero on some frame: no mask can be cut from it."
-      : edited ? "" : `A mask is always made of the maps of ${quoted(value.word, value)}, the edited word.`);
+    const whose = own ? "Maps of new words are what the edit itself attended to, before any fusion." : "";
+    const bad = !state.usable && !full.length ? "This cell's map is flat or zero on some frame: no mask can be cut from it. Choose another cell."
+      : !state.usable ? "This cell's mask covers the whole picture, so it holds the edit to nothing: raise τ, or choose another cell."
+      : full.length ? `This cell's mask covers the whole picture on ${framesTold(full)}.` : "";
+    note.textContent = [whose, edited() ? "" : `A mask is always made of the maps of ${quoted(value.word, value)}, the edited word.`, bad]
+      .filter(Boolean).join(" ");
+    note.classList.toggle("bad", !state.usable);
+    use.hidden = !state.usable;
   }
 
   for (const event of ["seeked", "loadeddata"]) clips.source.addEventListener(event, () => maps && draw());
@@ -118,24 +131,37 @@ function inspector(value, state, store, act, clips) {
       }
       if (!state.width || !state.words.length) return;
       if (!maps || ["words", "cell"].includes(what)) maps = store.maps(state.cell);
-      if (["size", "words", "cell", "tau"].includes(what)) found = store.measure(state.cell, maps);
+      if (["size", "words", "cell", "tau"].includes(what)) {
+        found = store.measure(state.cell, maps);
+        judge();
+      }
       draw();
       write();
     },
   };
 }
 
-/** A brush on the inspector's canvas. Frames that are not painted keep the mask they began with. */
+/** A brush on the inspector's canvas. It paints on every frame, unless on this one only. */
 function painter(value, state, used, canvas, host) {
   const half = Math.max(...value.size) > 512 ? 2 : 1;
   const [w, h] = value.size.map((side) => Math.round(side / half)), area = w * h;
   const every = [...Array(value.frames).keys()], history = [];
-  let bits = null, on = false, add = true, radius = Math.max(1, Math.round(w / 24)), last = null, spot = null;
+  const most = within(4, 30, Math.floor(2 ** 27 / (every.length * area))); // steps that can be taken back
+  let bits = null, on = false, add = true, only = false, radius = Math.max(1, Math.round(w / 24)), last = null, spot = null;
   const frame = (f) => bits.subarray(f * area, (f + 1) * area);
+
+  const painted = () => (only ? [state.frame] : every);
 
   function keep(list) {
     history.push(list.map((f) => [f, frame(f).slice()]));
-    if (history.length > 30) history.shift();
+    if (history.length > most) history.shift();
+  }
+  /** What was painted is shown, and where there is none. */
+  function show() {
+    const none = every.filter((f) => !frame(f).includes(1));
+    line.textContent = !none.length ? "" : none.length === every.length ? "Nothing is painted yet: there is no mask to edit with." : `Without a mask: ${framesTold(none)}.`;
+    use.disabled = none.length === every.length;
+    host.draw();
   }
   function begin(from) {
     const old = (from === "cell" && host.mask()) || used, side = old.h * old.w;
@@ -143,30 +169,31 @@ function painter(value, state, used, canvas, host) {
     else bits = new Uint8Array(every.length * area);
     for (const f of every) frame(f).set(resized(old.bits.subarray(f * side, (f + 1) * side), old.h, old.w, h, w));
     if (from === "none") bits.fill(0);
-    host.draw();
+    show();
   }
   function undo() {
     for (const [f, copy] of history.pop() ?? []) frame(f).set(copy);
-    host.draw();
+    show();
   }
   function spread() {
     keep(every);
     for (const f of every) frame(f).set(frame(state.frame).slice());
+    show();
   }
   function clear() {
-    keep([state.frame]);
-    frame(state.frame).fill(0);
-    host.draw();
+    keep(painted());
+    for (const f of painted()) frame(f).fill(0);
+    show();
   }
-  function disc(cx, cy) {
-    const now = frame(state.frame);
+  function disc(cx, cy, now) {
     for (let y = Math.max(0, Math.ceil(cy - radius)); y <= Math.min(h - 1, cy + radius); y++)
       for (let x = Math.max(0, Math.ceil(cx - radius)); x <= Math.min(w - 1, cx + radius); x++)
         if ((x - cx) ** 2 + (y - cy) ** 2 <= radius ** 2) now[y * w + x] = add ? 1 : 0;
   }
   function stroke([x, y]) {
     const [x0, y0] = last ?? [x, y], steps = Math.ceil(Math.hypot(x - x0, y - y0) / Math.max(1, radius / 3)) || 1;
-    for (let i = 0; i <= steps; i++) disc(x0 + ((x - x0) * i) / steps, y0 + ((y - y0) * i) / steps);
+    for (const f of painted())
+      for (let i = 0; i <= steps; i++) disc(x0 + ((x - x0) * i) / steps, y0 + ((y - y0) * i) / steps, frame(f));
     last = [x, y];
   }
   const point = (event) => [(event.offsetX / canvas.clientWidth) * w - 0.5, (event.offsetY / canvas.clientHeight) * h - 0.5];
@@ -174,10 +201,10 @@ function painter(value, state, used, canvas, host) {
   canvas.onpointerdown = (event) => {
     if (!on || event.button) return;
     canvas.setPointerCapture(event.pointerId);
-    keep([state.frame]);
+    keep(painted());
     last = null;
     stroke((spot = point(event)));
-    host.draw();
+    show();
   };
   canvas.onpointermove = (event) => {
     if (!on) return;
@@ -185,6 +212,7 @@ function painter(value, state, used, canvas, host) {
     if (canvas.hasPointerCapture(event.pointerId)) stroke(spot);
     host.draw();
   };
+  canvas.onpointerup = () => on && show();
   canvas.onpointerleave = () => {
     spot = null;
     if (on) host.draw();
@@ -202,10 +230,13 @@ function painter(value, state, used, canvas, host) {
   const size = slider("Brush", { min: 1, max: Math.round(w / 4), step: 1, value: radius, show: (n) => `${2 * n} px` }, (n) => (radius = n));
   const send = () => host.use({ w, h, data: pack(bits) });
   const use = button("Edit with the painting", "Edit again with the painted mask", send, "fm-button primary");
-  const node = el("div", { className: "fm-paint", hidden: true }, start.node, size.node,
-    el("div", { className: "fm-actions" }, ...modes,
-      button("Undo", "Take the last step back", undo), button("Clear", "Empty this frame", clear)),
-    el("div", { className: "fm-actions" }, use, button("This frame → all frames", "Every frame gets the mask of this frame", spread)));
+  const single = check("This frame only", (chosen) => (only = chosen));
+  single.title = "Else what is painted, erased or cleared is so on every frame";
+  const line = el("p", { className: "fm-note", role: "status" });
+  const toAll = button("This frame → all frames", "Every frame gets the mask of this frame", spread);
+  const node = el("div", { className: "fm-paint", hidden: true }, start.node, size.node, ...(every.length > 1 ? [single] : []),
+    el("div", { className: "fm-actions" }, ...modes, button("Undo", "Take the last step back", undo), button("Clear", "Take the mask away", clear)),
+    line, el("div", { className: "fm-actions" }, use, ...(every.length > 1 ? [toAll] : [])));
 
   return {
     node,

@@ -33,12 +33,12 @@ function mapStore({ words, sites, timesteps, frames, mask }, state, signal) {
   }
 
   /** One frame into `out`. Several words: each divided by its maximum over the cell's frames, then the larger counts. */
-  function read([s, k], frame, out) {
+  function read([s, k], frame, out, of = state.words) {
     const area = sites[s].h * sites[s].w, first = (s * steps + k) * frames, at = offsets[s] + (k * frames + frame) * area;
     out.fill(0, 0, area);
-    for (const word of state.words) {
+    for (const word of of) {
       const { values, scales, tops } = ready.get(word);
-      const scale = scales[first + frame] / (state.words.length > 1 ? largest(tops.subarray(first, first + frames)) || 1 : 1);
+      const scale = scales[first + frame] / (of.length > 1 ? largest(tops.subarray(first, first + frames)) || 1 : 1);
       for (let i = 0; i < area; i++) {
         const p = UNIT[values[at + i]] * scale;
         if (p > out[i]) out[i] = p;
@@ -47,9 +47,9 @@ function mapStore({ words, sites, timesteps, frames, mask }, state, signal) {
   }
 
   /** Every frame of a cell. */
-  function maps(at) {
+  function maps(at, of) {
     const all = Array.from({ length: frames }, () => new Float32Array(sites[at[0]].h * sites[at[0]].w));
-    all.forEach((map, frame) => read(at, frame, map));
+    all.forEach((map, frame) => read(at, frame, map, of));
     return all;
   }
 

@@ -81,7 +81,7 @@ function players(value, state, act, signal) {
 
   if (frames > 1 && !matchMedia("(prefers-reduced-motion: reduce)").matches) play();
   const back = icon("back", "Previous frame (,)", () => step(-1)), on = icon("on", "Next frame (.)", () => step(1));
-  const transport = el("div", { className: "fm-transport" }, startStop, back, on, position.node, wipe);
+  const transport = el("div", { className: "fm-transport" }, ...(frames > 1 ? [startStop, back, on, position.node] : []), wipe);
   return {
     node: el("section", { className: "fm-panel", ariaLabel: "Players" }, stage, transport),
     source: lead, keys, pause, close,

@@ -35,6 +35,7 @@ function session(element, root, value, trigger) {
   const state = {
     frame: 0, playing: false, words: [], cell: [sites.findIndex(({ name }) => name === value.cell.site), timesteps.indexOf(value.cell.timestep)], tau: value.tau,
     colours: "viridis", smooth: true, shared: false, opacity: 0.5, fill: false, used: false,
+    usable: false, // whether the cell holds a mask to edit with
   };
   const store = mapStore(value, state, life.signal);
   const act = {
@@ -45,6 +46,7 @@ function session(element, root, value, trigger) {
     },
     words: choose,
     use(row) {
+      if (!row && !state.usable) return; // the inspector says why
       const [s, k] = state.cell;
       trigger("use", { site: sites[s].name, timestep: row ? null : timesteps[k], tau: state.tau });
     },

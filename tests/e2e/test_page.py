@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tiny import write_noise
 from visitor import EDIT, PATIENCE, SOURCE, Tap, explorer, fill, press_edit, report, served, state
 
 from freemask.gallery import save_mask_zip, short_site
+from freemask.page import bodies
 from freemask.page.advanced import first_pace
 
 
@@ -170,6 +172,73 @@ def test_a_painted_mask_is_used(page: Page, clip: Path) -> None:
     expect(tag).to_contain_text("painted")
     page.locator("#clip").get_by_label("Clear").click()  # and a mask belongs to its clip
     expect(tag).to_be_hidden()
+
+
+def test_painting_holds_for_all_frames_unless_for_one_only(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    press_edit(page)
+    state(page, "done")
+    explorer(page)
+    page.get_by_role("button", name="Paint", exact=True).click()
+    panel = page.locator(".fm-paint")
+    use, told = panel.get_by_role("button", name="Edit with the painting"), panel.locator("p[role=status]")
+    panel.get_by_label("Begin with").select_option("nothing")
+    expect(told).to_have_text("Nothing is painted yet: there is no mask to edit with.")
+    expect(use).to_be_disabled()
+    canvas = page.locator("#studio canvas.fm-brush")
+    canvas.click()
+    expect(told).to_have_text("")
+    panel.get_by_label("This frame only").check()
+    panel.get_by_role("button", name="Clear").click()
+    frame = int(str(explorer(page).get_attribute("data-frame")))
+    expect(told).to_have_text(f"Without a mask: frame {frame}.")
+    panel.get_by_label("This frame only").uncheck()
+    panel.get_by_role("button", name="Clear").click()
+    panel.get_by_label("This frame only").check()
+    canvas.click()
+    others = {1: "2 to 8", 2: "1, 3 to 8", 7: "1 to 6, 8", 8: "1 to 7"}
+    none = f"frames {others.get(frame, f'1 to {frame - 1}, {frame + 1} to 8')}"
+    expect(told).to_have_text(f"Without a mask: {none}.")
+    use.click()
+    expect(page.locator("#own-mask")).to_contain_text(f"none on {none}.")
+    expect(page.locator(".fm-history")).to_be_visible(timeout=1000 * PATIENCE)
+
+
+def test_a_cell_without_a_usable_mask_offers_no_edit(page: Page, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the layer up 1.1 every second map lies above any threshold, the others are flat."""
+    made = bodies._maps
+
+    def useless(path: Path, *given: Any) -> None:
+        made(path, *given)
+        with np.load(path) as stored:
+            maps = dict(stored)
+        layer = maps["maps_8x8"][:, 2]
+        layer[:] = 255
+        layer[::2, ..., 0, 0] = 254
+        np.savez_compressed(path, **maps)
+
+    monkeypatch.setattr(bodies, "_maps", useless)
+    fill(page, clip)
+    press_edit(page)
+    state(page, "done")
+    explorer(page)
+    use, note = (
+        page.get_by_role("button", name="Edit with this cell"),
+        page.locator(".fm-inspector .fm-controls > .fm-note"),
+    )
+    cell = page.locator("#studio [role=gridcell][tabindex='0']")
+    reasons = ["flat or zero on some frame", "covers the whole picture, so"]
+    for _ in range(2):
+        expect(note).to_contain_text(re.compile("|".join(reasons)))
+        reasons = [one for one in reasons if one not in str(note.text_content())]
+        expect(use).to_be_hidden()
+        cell.press("Enter")
+        cell.press("ArrowLeft")
+    assert not reasons
+    cell.press("ArrowUp")
+    expect(note).to_have_text("")
+    expect(use).to_be_visible()
+    expect(page.get_by_label("2", exact=True)).to_have_count(0)  # no Enter has begun an edit
 
 
 def test_the_edited_word_can_be_typed(page: Page, clip: Path) -> None:
