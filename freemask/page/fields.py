@@ -178,9 +178,9 @@ def fill_settings(file: str | None, offered: Sequence[str]) -> list[Any]:
         return [gr.skip()] * (FIELDS - 1)
     try:
         values = read_settings(Path(file))
-        if values.pop("masks", None):
-            gr.Info("These settings go with masks of their own: add the masks.zip of that edit too.")
-        return _filled(values, offered)
+        masks = values.pop("masks", None)
+        notes = ["These settings go with masks of their own: add the masks.zip of that edit too."] if masks else []
+        return _filled(values, offered, notes)
     except FreeMaskError as error:
         raise shown(error) from None
 
@@ -202,22 +202,23 @@ def follow_link(query: str, offered: Sequence[str]) -> list[Any] | None:
     told = dict(parse_qsl(query.removeprefix("?")))
     given = [name for name in _LINKED if name in told]  # in this order: a timestep needs a site
     values: dict[str, Any] = {"source": "", "edit": ""}
+    notes: list[str] = []
     for name in given:
         try:
             more = values | {name: read_size(told[name]) if name == "size" else told[name]}
             make_settings(**more)
             values = more
         except FreeMaskError as error:
-            gr.Warning(f"The link's {name} is left out: {html.escape(str(error))}")
-    filled = _filled({"task": usual_task(values["source"], values["edit"])} | values, offered)
+            notes.append(f"The link's {name} is left out: {error}")
+    filled = _filled({"task": usual_task(values["source"], values["edit"])} | values, offered, notes)
     left = {name: gr.skip() for name in ("guidance", "steps", "solver") if name not in values}
     if "guidance" in left and filled[NAMES.index("backbone") - 1] != gr.skip():
         left["guidance"] = usual_guidance(values["backbone"])
     return [left.get(name, value) for name, value in zip(NAMES[1:], filled, strict=True)]
 
 
-def _filled(values: dict[str, Any], offered: Sequence[str]) -> list[Any]:
-    """The fields of settings from elsewhere."""
+def _filled(values: dict[str, Any], offered: Sequence[str], notes: list[str]) -> list[Any]:
+    """The fields of settings from elsewhere. One toast tells what was not taken: `notes`, and what is found here."""
     backbone = values.pop("backbone", None)
     backbone = backbone_name(backbone) if backbone else None
     settings = make_settings(**values)
@@ -225,9 +226,11 @@ def _filled(values: dict[str, Any], offered: Sequence[str]) -> list[Any]:
     filled[NAMES.index("backbone") - 1] = backbone if backbone in offered else gr.skip()
     lost = [name for name in ("alpha_changed", "rescale") if getattr(settings, name) is not None]
     if backbone not in (None, *offered):
-        gr.Warning(html.escape(_not_offered(str(backbone))))
+        notes.append(_not_offered(str(backbone)))
     if lost:
-        gr.Info(f"This page has no place for: {', '.join(lost)}. The edit goes without.")
+        notes.append(f"This page has no place for: {', '.join(lost)}. The edit goes without.")
+    if notes:
+        gr.Warning("<br>".join(map(html.escape, notes)))
     return filled
 
 
