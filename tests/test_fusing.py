@@ -58,9 +58,11 @@ def passed(one, site, seed=0):
 
 
 def hooked(one, site, t, *, keep_changed=False):
-    """A step in which every kind is fused begins, and passes a site."""
+    """A step in which every kind is fused begins, and passes a site after the others of its level."""
     one.begin(t, KINDS, keep_changed)
     assert one.rows == ROWS
+    for other in (SELF, CROSS, TIME):
+        passed(one, other, seed=1)
     return passed(one, site)
 
 
