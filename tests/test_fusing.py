@@ -58,9 +58,11 @@ def passed(one, site, seed=0):
 
 
 def hooked(one, site, t, *, keep_changed=False):
-    """A step in which every kind is fused begins, and passes a site."""
+    """A step in which every kind is fused begins, and passes a site after the others of its level."""
     one.begin(t, KINDS, keep_changed)
     assert one.rows == ROWS
+    for other in (SELF, CROSS, TIME):
+        passed(one, other, seed=1)
     return passed(one, site)
 
 
@@ -136,7 +138,8 @@ def test_cross_maps_are_the_edits_on_a_changing_object(delta, region, order, kee
 def test_the_edit_words_own_mask_is_that_of_its_tokens_at_the_chosen_site():
     """From the step before, by the task's threshold: the mean over heads, summed over the word's tokens."""
     one = fusing(union=True, tau=0.9, columns=(2, 3))
-    _, (_, (q1, k1, _), _) = hooked(one, COARSE, FIRST)
+    one.begin(FIRST, KINDS, False)
+    _, (_, (q1, k1, _), _) = passed(one, COARSE)
     passed(one, CROSS, seed=1)
     assert np.array_equal(one.object(FIRST), drawn_mask("some", FIRST))  # not yet
     one.end()
