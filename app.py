@@ -187,7 +187,7 @@ def build(
         filled.success(lambda: True, None, lent, **live)
         gr.on([part.change for part in paced], page.follow_pace, paced, inputs.pace, **live)
         costly = [inputs.task, advanced.backbone, advanced.steps, advanced.solver, advanced.frames, advanced.size]
-        costly += [advanced.features, advanced.low_vram, advanced.released]
+        costly += [advanced.features, advanced.low_vram, advanced.released, inputs.clip]
         gr.on([part.change for part in costly], desk.tell_cost, costly, inputs.estimate, **live)
 
         # The edit. The worker is the queue that visitors see, and refuses what it cannot hold: none waits before it.

@@ -227,6 +227,12 @@ def test_a_picture_is_edited_as_a_still(clip: Path, tmp_path: Path) -> None:
         assert "Run 2: first and last frame" in desk.history(done[-1], one)[1]
     assert "a still, edited as one frame" in page.describe_clip(str(tmp_path / "still.png"))
     assert page.follow_trim(str(tmp_path / "still.png"), 8, 0, "") is None
+    desk.estimates.learn(Settings(source="a", edit="b", steps=10), measured())
+    still, one_frame, many = (
+        desk.tell_cost("attribute", "mini", 10, "ddim", frames, "", "replay", False, told)
+        for frames, told in ((16, str(tmp_path / "still.png")), (1, None), (16, str(clip)))
+    )
+    assert still == one_frame != many
 
 
 def test_cancel_ends_the_job_and_leaves_nothing(address: str, clip: Path, gate: Gate, tmp_path: Path) -> None:

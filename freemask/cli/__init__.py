@@ -52,7 +52,7 @@ def _fps(text: str) -> float | None:
 @app.command()
 def edit(
     context: typer.Context,
-    clip: Annotated[Path, typer.Argument(help="The video to edit.")],
+    clip: Annotated[Path, typer.Argument(help="The video or picture to edit.")],
     out: Annotated[Path, typer.Option(help="The folder for the results.")],
     source: Annotated[str, typer.Option(help="What the clip shows.")] = "",
     edit: Annotated[str, typer.Option(help="What it should show.")] = "",

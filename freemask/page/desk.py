@@ -17,16 +17,14 @@ from textwrap import shorten
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
-from ..errors import SettingError
+from ..errors import InputError, SettingError
 from ..gallery import save_mask_zip
 from ..jobs import Job, QueueFull, Step, Worker
 from ..presets import Example, Settings, make_settings, read_size
 from ..prompts import check, fitting, usual_task
 from ..reach import obstacle, refusal
 from ..specs import usual_guidance
-from ..video import probe, read_clip
 from . import status
 from .advanced import MASK_OWN
 from .bodies import Body
@@ -43,7 +41,7 @@ from .fields import (
     with_inferred,
 )
 from .visits import Run, Visit, Visits
-from .wire import collecting, file_data, painted_masks, picture_uri, shown
+from .wire import collecting, file_data, painted_masks, picture_uri, poster, shown
 from .wording import task_of
 from .zero import in_context
 
@@ -115,7 +113,7 @@ class Desk:
         """Edit a clip by text. Yields the progress at each step, then the videos, the report and all files.
 
         Args:
-            clip: The video to edit, up to 5 minutes of which `frames` frames are used.
+            clip: The video to edit, up to 5 minutes of which `frames` frames are used. A picture is one frame.
             source: The source prompt: what the clip shows.
             edit: The edit prompt: what it should show instead.
             task: style, attribute, shape, place; official, official-style: the released code's way. Empty: inferred.
@@ -261,7 +259,7 @@ class Desk:
         here = shown.folder.name if shown else None
         value = here if here in [name for _, name in names] else names[-1][1] if names else None
         choices = gr.Radio(choices=names, value=value, visible=bool(names))
-        return choices, status.history([(one.report, _poster(one.folder)) for one in runs])
+        return choices, status.history([(one.report, poster(one.folder / "edited.mp4")) for one in runs])
 
     def show_run(self, name: str, request: gr.Request) -> tuple[Any, ...]:
         """One of this visitor's last runs again."""
@@ -328,8 +326,9 @@ class Desk:
         features: str,
         low_vram: bool,
         released: bool,
+        clip: str | None = None,
     ) -> str:
-        """What an edit with these settings will cost on this server."""
+        """What an edit of a clip with these settings will cost on this server."""
         try:
             settings = make_settings(
                 source="",
@@ -343,7 +342,8 @@ class Desk:
                 features=features,
                 low_vram=low_vram,
             )
-        except SettingError:
+            settings = fitting(Path(clip), settings) if clip else settings
+        except InputError:
             return status.note("&nbsp;")
         return status.estimate(self.estimates.seconds(settings), self.estimates.memory(settings))
 
@@ -394,10 +394,3 @@ def _results(run: Run, line: str) -> tuple[Any, ...]:
     videos = [file_data(run.folder / f"{name}.mp4") for name in VIDEOS]
     files = [file_data(path) for path in sorted(run.folder.iterdir()) if path.is_file()]
     return line, *videos, run.report, files, run
-
-
-def _poster(folder: Path) -> str:
-    """The first and the last frame of an edit as a data URI."""
-    path = folder / "edited.mp4"
-    clip = read_clip(path, frames=1 if probe(path).still else 2)
-    return picture_uri(np.hstack(list(clip.frames)))

@@ -17,8 +17,9 @@ import numpy as np
 from ..errors import FreeMaskError, SettingError
 from ..explorer import unpack_bits
 from ..gallery import MASK_SIDE
+from ..video import probe, read_clip
 
-__all__ = ["collecting", "file_data", "painted_masks", "picture_uri", "shown"]
+__all__ = ["collecting", "file_data", "painted_masks", "picture_uri", "poster", "shown"]
 
 log = logging.getLogger(__name__)
 PAINTED = 64  # masks that a painting holds at most, as an edit has frames
@@ -56,6 +57,11 @@ def file_data(path: Path) -> dict[str, Any]:
     videos play as they are.
     """
     return gr.FileData(path=str(path), orig_name=path.name, size=path.stat().st_size).model_dump()
+
+
+def poster(path: Path) -> str:
+    """The first and the last frame of a video as a data URI."""
+    return picture_uri(np.hstack(list(read_clip(path, frames=1 if probe(path).still else 2).frames)))
 
 
 def picture_uri(picture: np.ndarray) -> str:

@@ -24,6 +24,7 @@ function inspector(value, state, store, act, clips) {
     clips.pause();
     paint.ariaPressed = brush.toggle();
     draw();
+    write();
   });
   paint.ariaPressed = false;
 
@@ -106,7 +107,7 @@ function inspector(value, state, store, act, clips) {
     const bad = !state.usable && !full.length ? "This cell's map is flat or zero on some frame: no mask can be cut from it. Choose another cell."
       : !state.usable ? "This cell's mask covers the whole picture, so it holds the edit to nothing: raise τ, or choose another cell."
       : full.length ? `This cell's mask covers the whole picture on ${framesTold(full)}.` : "";
-    note.textContent = [whose, edited() ? "" : `A mask is always made of the maps of ${quoted(value.word, value)}, the edited word.`, bad]
+    note.textContent = brush.active() ? "" : [whose, edited() ? "" : `A mask is always made of the maps of ${quoted(value.word, value)}, the edited word.`, bad]
       .filter(Boolean).join(" ");
     note.classList.toggle("bad", !state.usable);
     use.hidden = !state.usable;
