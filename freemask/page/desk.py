@@ -28,7 +28,7 @@ from ..specs import usual_guidance
 from ..video import read_clip
 from . import status
 from .bodies import Body
-from .estimate import Estimates
+from .estimate import Estimates, sized
 from .fields import (
     FIELDS,
     edit_fields,
@@ -194,7 +194,7 @@ class Desk:
             job.cancel()
         self._visits.look(visit, job.id)
         try:
-            yield from self._follow(job, settings)
+            yield from self._follow(job, sized(settings, path))
         finally:
             if not self._visits.is_page(session):  # nobody can come back for it
                 job.cancel()
@@ -210,7 +210,7 @@ class Desk:
         link, is greeted by an example."""
         visit = self._visits.greet(token, request.session_hash or "")
         if visit.active and visit.asked:
-            yield from self._follow(visit.active[-1], visit.asked[1])
+            yield from self._follow(visit.active[-1], sized(visit.asked[1], visit.asked[0]))
         elif visit.runs:
             run = visit.runs[-1]
             yield _results(run, status.done(run.report, run.report["seconds"]["total"]))
@@ -311,6 +311,7 @@ class Desk:
 
     def tell_cost(
         self,
+        clip: str | None,
         task: str,
         backbone: str,
         steps: float,
@@ -337,6 +338,7 @@ class Desk:
             )
         except SettingError:
             return status.note("&nbsp;")
+        settings = sized(settings, Path(clip) if clip else None)
         return status.estimate(self.estimates.seconds(settings), self.estimates.memory(settings))
 
     def _cancelled(self, session: str) -> int:
@@ -345,7 +347,7 @@ class Desk:
 
     def _follow(self, job: Job, settings: Settings) -> Generator[tuple[Any, ...], None, None]:
         """The status at each change, then the results."""
-        glance = ""
+        glance, left = "", self.estimates.countdown(settings)
         for now in job.follow():
             if job.cancelled and now.state != "done":
                 yield status.cancelled(), *SKIPPED
@@ -353,7 +355,7 @@ class Desk:
             if now.step and now.step.picture is not None:
                 glance = picture_uri(now.step.picture)
             if not now.ended:
-                yield status.running(now, glance, self.estimates.later(settings, now)), *SKIPPED
+                yield status.running(now, glance, *left(now)), *SKIPPED
         with collecting() as errors:
             run: Run = job.result()
         for error in errors:
