@@ -186,8 +186,16 @@ def build(
         )
         filled.success(lambda: True, None, lent, **live)
         gr.on([part.change for part in paced], page.follow_pace, paced, inputs.pace, **live)
-        costly = [inputs.task, advanced.backbone, advanced.steps, advanced.solver, advanced.frames, advanced.size]
-        costly += [advanced.features, advanced.low_vram, advanced.released, inputs.clip]
+        costly = [
+            inputs.clip,
+            inputs.task,
+            advanced.backbone,
+            advanced.steps,
+            advanced.solver,
+            advanced.frames,
+            advanced.size,
+        ]
+        costly += [advanced.features, advanced.low_vram, advanced.released]
         gr.on([part.change for part in costly], desk.tell_cost, costly, inputs.estimate, **live)
 
         # The edit. The worker is the queue that visitors see, and refuses what it cannot hold: none waits before it.

@@ -17,7 +17,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from traceback import clear_frames
 from types import TracebackType
@@ -25,7 +25,7 @@ from typing import Any, Literal, Self
 
 from .errors import FreeMaskError
 
-__all__ = ["Cancelled", "Job", "QueueFull", "Snapshot", "State", "Step", "Work", "Worker"]
+__all__ = ["Cancelled", "Countdown", "Job", "QueueFull", "Snapshot", "State", "Step", "Work", "Worker"]
 
 State = Literal["waiting", "running", "done", "cancelled", "failed"]
 
@@ -64,7 +64,9 @@ class Snapshot:
     step:    the latest step, None before the first.
     elapsed: seconds since the job began to run, 0 while it waits.
     eta:     seconds left in the present stage, None while nothing is known.
-    pace:    seconds that a step of the present stage takes, None while nothing is known.
+    since:   seconds since the latest step.
+    timed:   how many of a stage's steps were timed and the seconds that they took, by stage. The first step of a stage
+             is not, since what comes before it (loading, warming up) is no step.
     """
 
     state: State
@@ -72,11 +74,26 @@ class Snapshot:
     step: Step | None
     elapsed: float
     eta: float | None
-    pace: float | None = None
+    since: float = 0.0
+    timed: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
         return self.state in ("done", "cancelled", "failed")
+
+
+class Countdown:
+    """The seconds left as a person is told them: they fall, and where a new estimate is higher they stand still until
+    time has caught up with it. Only one that is higher by half is told as it is: the work has become slower."""
+
+    def __init__(self) -> None:
+        self._told: float | None = None
+
+    def tell(self, left: float) -> float:
+        """What is told where `left` is the newest estimate."""
+        if self._told is None or left < self._told or left > 1.5 * self._told + 5.0:
+            self._told = left
+        return self._told
 
 
 @dataclass(eq=False)
@@ -92,9 +109,7 @@ class Job:
     _cancel: bool = False
     _began: float = 0.0
     _ended: float = 0.0
-    _stage: str = ""
-    _stage_began: float = 0.0
-    _stage_first: int = 0
+    _timed: dict[str, tuple[int, float]] = field(default_factory=dict)
     _last: float = 0.0
     _value: Any = None
     _error: BaseException | None = None
@@ -160,30 +175,25 @@ class Job:
     def _look(self) -> Snapshot:
         now = self._ended or time.monotonic()
         elapsed = now - self._began if self._began else 0.0
-        return Snapshot(self._state, self._worker._place(self), self._step, elapsed, self._eta(now), self._pace())
+        since = now - self._last if self._step else 0.0
+        place, timed = self._worker._place(self), dict(self._timed)
+        return Snapshot(self._state, place, self._step, elapsed, self._eta(since), since, timed)
 
-    def _eta(self, now: float) -> float | None:
-        """The pace over the steps that are left, less what has passed since the last one."""
-        step, each = self._step, self._pace()
-        if step is None or each is None:
-            return None
-        return max(0.0, each * (step.total - step.index) - (now - self._last))
-
-    def _pace(self) -> float | None:
-        """The stage's mean time a step.
-
-        The stage's first step is not timed when the stage began before it (loading, warming up).
-        """
+    def _eta(self, since: float) -> float | None:
+        """The stage's mean time a step over the steps that are left, less what has passed since the last one; a step
+        that is late does not count for more than one."""
         step = self._step
-        if step is None or self._state != "running":
+        done, took = self._timed.get(step.stage, (0, 0.0)) if step else (0, 0.0)
+        if step is None or not done or self._state != "running":
             return None
-        done = step.index - self._stage_first
-        return (self._last - self._stage_began) / done if done >= 1 else None
+        each, left = took / done, step.total - step.index
+        return each * left - min(since, each) if left else 0.0
 
     def _progress(self, step: Step) -> None:
-        now = time.monotonic()
-        if step.stage != self._stage:
-            self._stage, self._stage_began, self._stage_first = step.stage, now, step.index
+        now, before = time.monotonic(), self._step
+        if before and before.stage == step.stage:
+            done, took = self._timed.get(step.stage, (0, 0.0))
+            self._timed[step.stage] = done + step.index - before.index, took + now - self._last
         self._step, self._last = step, now
 
 

@@ -34,11 +34,12 @@ from freemask.gallery import read_mask_zip, save_mask_zip
 from freemask.jobs import Snapshot, Step, Worker
 from freemask.page import status, zero
 from freemask.page.advanced import PACES, first_pace
-from freemask.page.estimate import Estimates, rows
+from freemask.page.estimate import ATTENTION, TRUST, Estimates, rows, sized
 from freemask.page.fields import NAMES, field_values, link
 from freemask.page.wire import shown
 from freemask.presets import RELEASED, Example, Settings, examples, load_preset
 from freemask.specs import backbones
+from freemask.video import Clip, write_clip
 
 PATIENCE = 20.0
 SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
@@ -229,7 +230,7 @@ def test_a_picture_is_edited_as_a_still(clip: Path, tmp_path: Path) -> None:
     assert page.follow_trim(str(tmp_path / "still.png"), 8, 0, "") is None
     desk.estimates.learn(Settings(source="a", edit="b", steps=10), measured())
     still, one_frame, many = (
-        desk.tell_cost("attribute", "mini", 10, "ddim", frames, "", "replay", False, told)
+        desk.tell_cost(told, "attribute", "mini", 10, "ddim", frames, "", "replay", False, False)
         for frames, told in ((16, str(tmp_path / "still.png")), (1, None), (16, str(clip)))
     )
     assert still == one_frame != many
@@ -478,13 +479,13 @@ def test_settings_and_links_fill_the_fields_again(address: str, clip: Path, tmp_
         page.fill_settings(str(tmp_path / "bad.json"), [])
 
 
-def measured(*, scale: float = 1.0, side: int = 64, load: float = 0.0) -> dict[str, Any]:
+def measured(*, scale: float = 1.0, side: int = 64, load: float = 0.0, rest: float = 1.0) -> dict[str, Any]:
     """The report of an edit in 10 steps that took 5 s for the UNet and 1 s beside it."""
     rows_of = {"invert": 10, "reconstruct": 10, "edit": 30}
     seconds = {"load": load, "invert": 1.0 * scale, "reconstruct": 1.0 * scale, "edit": 3.0 * scale}
     return {
         "unet": {stage: {"forwards": 10, "rows": n} for stage, n in rows_of.items()},
-        "seconds": seconds | {"total": sum(seconds.values()) + 1.0},
+        "seconds": seconds | {"total": sum(seconds.values()) + rest},
         "clip": {"width": side, "height": side, "frames": 8},
         "memory": {"peak_mib": 900.0},
     }
@@ -499,31 +500,73 @@ def test_the_cost_is_told_once_it_was_measured() -> None:
     assert costs.seconds(long) == pytest.approx(expected) and costs.memory(long) == 900.0
     assert costs.seconds(replace(long, solver="dpm")) == pytest.approx(expected + 0.1)  # one row more to invert
     spans = 3  # of 8 frames, which overlap
-    assert costs.seconds(replace(long, frames=16)) == pytest.approx(1.0 + spans * (expected - 1.0))
+    assert costs.seconds(replace(long, frames=16)) == pytest.approx(2.0 + spans * (expected - 1.0))
+    wide = costs.seconds(replace(long, size=(128, 128)))
+    assert wide == pytest.approx(4.0 + 4 * dearer(128) * (expected - 1.0))  # files and frames too take four times
     large = replace(long, backbone="zeroscope", size=(512, 512))
     assert costs.seconds(large) is None and 5 * 1024 < costs.memory(large) < 6 * 1024
     assert costs.memory(replace(large, low_vram=True)) < costs.memory(large)
     # someone's edit of another size leaves the estimate of the usual one
-    costs.learn(replace(short, size=(192, 192)), measured(scale=9, side=192))
+    costs.learn(replace(short, size=(192, 192)), measured(scale=9 * dearer(192), side=192, rest=9.0))
     assert costs.seconds(long) == pytest.approx(expected)
 
 
+def dearer(side: int) -> float:
+    """A pixel of mini's frames of this side, whose latent cells are of 4 pixels, against one of 64²."""
+    return (1 + (side / 4) ** 2 / ATTENTION) / (1 + 16**2 / ATTENTION)
+
+
+def test_a_clip_that_is_wider_than_the_backbone_costs_more(tmp_path: Path) -> None:
+    wide, settings = tmp_path / "wide.mp4", Settings(source="a", edit="b")
+    write_clip(wide, Clip(np.zeros((8, 90, 160, 3), np.uint8), 8.0))
+    assert sized(settings, wide).size == (96, 64) and sized(settings, None) is settings
+    assert sized(replace(settings, size=(80, 48)), wide).size == (80, 48)
+    (tmp_path / "bad.mp4").write_text("no video")
+    assert sized(settings, tmp_path / "bad.mp4") is settings
+
+
 def test_the_time_left_is_that_of_the_whole_edit_where_it_is_known() -> None:
-    now = Snapshot("running", 0, Step("invert", 3, 10), 6.0, 14.0, 2.0)
-    assert "step 3 of 10 · about 14 s left in this stage · 6 s so far" in status.running(now)
-    assert "step 3 of 10 · about 44 s left · 6 s so far" in status.running(now, later=30.0)
-    assert "left" not in status.running(replace(now, eta=None, pace=None), later=30.0)
+    now = Snapshot("running", 0, Step("invert", 3, 10), 6.0, 14.0, 0.0, {"invert": (2, 4.0)})
+    assert "step 3 of 10 · about 14 s left in this stage · 6 s so far" in status.running(now, "", 14.0)
+    assert "step 3 of 10 · about 44 s left · 6 s so far" in status.running(now, "", 44.0, True)
+    assert "left" not in status.running(now)
 
     costs, settings = Estimates(), Settings(source="a", edit="b", steps=10)
-    assert costs.later(settings, now) is None
+    assert costs.left(settings, now) is None and costs.countdown(settings)(now) == (14.0, False)
     costs.learn(settings, measured())
-    each = rows(settings)
-    slower = 20.0  # 2 s a step, where it was .1
-    assert costs.later(settings, now) == pytest.approx(1.0 + slower * 0.1 * (each["reconstruct"] + each["edit"]))
-    last = replace(now, step=Step("edit", 3, 10), pace=0.1 * each["edit"] / 10)
-    assert costs.later(settings, last) == pytest.approx(1.0)
-    for told in (replace(now, pace=None), replace(now, step=Step("decode", 1, 1)), replace(now, step=None)):
-        assert costs.later(settings, told) is None
+    unet = {stage: 0.1 * n for stage, n in rows(settings).items()}
+    trust = TRUST * sum(unet.values())
+    slower = (trust + 4.0) / (trust + 0.2)  # 2 s a step, where it was .1
+    after = unet["reconstruct"] + unet["edit"]
+    assert costs.left(settings, now) == pytest.approx(1.0 + slower * (0.7 + after))
+    assert costs.left(settings, replace(now, since=0.5)) == pytest.approx(0.5 + slower * (0.7 + after))
+    last = Snapshot("running", 0, Step("edit", 10, 10), 9.0, 0.0, 5.0, {"edit": (9, 9.0)})
+    assert costs.left(settings, last) == pytest.approx(1.0)
+    fresh = replace(now, step=Step("reconstruct", 1, 10), timed={"invert": (9, 0.9)})  # a stage that has just begun
+    assert costs.left(settings, fresh) == pytest.approx(1.0 + 0.9 + unet["edit"])
+    for told in (replace(now, step=Step("decode", 1, 1)), replace(now, step=None)):
+        assert costs.left(settings, told) is None
+
+
+def test_the_time_left_does_not_rise_where_a_server_is_slower_than_it_was() -> None:
+    """All that is told of an edit whose steps take half more than they took before, give or take a half."""
+    costs, settings = Estimates(), Settings(source="a", edit="b", steps=25)
+    costs.learn(settings, measured(scale=10))
+    tell, timed, now, told, at = costs.countdown(settings), {}, 0.0, [], []
+    for stage, n in rows(settings).items():
+        for index in range(1, 26):
+            took = 1.5 * n / 25 * (0.5, 1.0, 1.4, 1.1)[index % 4]
+            now += took
+            done, before = timed.get(stage, (0, 0.0))
+            timed[stage] = (index - 1, before + took if index > 1 else 0.0)
+            for since in (0.0, took / 2):
+                left, whole = tell(Snapshot("running", 0, Step(stage, index, 25), now, None, since, dict(timed)))
+                assert whole and left is not None
+                told.append(left)
+                at.append(now + since)
+    assert told == sorted(told, reverse=True)
+    for left, passed in list(zip(told, at, strict=True))[2 * len(told) // 3 :]:
+        assert left == pytest.approx(1.0 + now - passed, rel=0.1, abs=3.0)  # less than a step
 
 
 def test_the_page_tells_the_time_that_the_whole_edit_has_left(clip: Path, tmp_path: Path) -> None:
@@ -694,9 +737,9 @@ def test_the_first_visitor_is_told_the_cost(clip: Path, tmp_path: Path) -> None:
     example = Example(name="one", clip=clip, settings=settings, made=tmp_path)
     with Worker() as worker:
         desk = page.Desk(worker, page.diffusion, folder=tmp_path, warm=example)
-        told = asyncio.run(desk.tell_first_cost("attribute", "mini", 25, "ddim", 4, "", "replay", False, False))
+        told = asyncio.run(desk.tell_first_cost(None, "attribute", "mini", 25, "ddim", 4, "", "replay", False, False))
     assert re.search(r"About <b>[\w ]+</b> and \d\.\d GiB", told)
-    assert desk.tell_cost("attribute", "mini", 1, "ddim", 4, "", "replay", False, False) == status.note("&nbsp;")
+    assert desk.tell_cost(None, "attribute", "mini", 1, "ddim", 4, "", "replay", False, False) == status.note("&nbsp;")
 
 
 def stand_in(asked: list[int]) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator
+from types import SimpleNamespace
 
 import pytest
 
-from freemask.jobs import Cancelled, QueueFull, Step, Worker
+from freemask.jobs import Cancelled, Countdown, QueueFull, Step, Worker
 
 PATIENCE = 10.0
 
@@ -167,6 +168,45 @@ def test_eta_falls_to_nothing_and_starts_anew_with_a_stage(worker: Worker) -> No
     assert etas[1] is not None and etas[1] >= 0
     assert etas[2] == 0
     assert etas[3] is None
+
+
+def test_the_time_left_falls_and_waits_for_a_late_step(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("freemask.jobs.time", SimpleNamespace(monotonic=lambda: clock.now))
+    took = [3.0, 0.5, 0.6, 0.5, *[1.0, 1.2, 0.8, 1.0] * 9]  # the first few are quicker than the rest
+    gate = Gated(len(took))
+
+    def work() -> Generator[Step, None, None]:
+        for step, seconds in zip(gate(), took, strict=True):
+            clock.now += seconds
+            yield step
+
+    job, countdown, etas, told = worker.submit(work), Countdown(), [], []
+    gate.allow()
+    for state in job.follow(every=PATIENCE):
+        if state.step and state.eta is not None:
+            etas.append(state.eta)
+            told.append(countdown.tell(state.eta))
+            if state.step.index == 8:
+                clock.now += 0.25
+                each = state.eta / 32
+                assert job.snapshot.eta == pytest.approx(31.75 * each, rel=0.01) and job.snapshot.since == 0.25
+                clock.now += 9.0
+                assert job.snapshot.eta == pytest.approx(31 * each)
+                clock.now -= 9.25
+            assert state.timed == {"work": (state.step.index - 1, pytest.approx(sum(took[1 : state.step.index])))}
+        gate.allow()
+    assert any(after > before for before, after in zip(etas, etas[1:], strict=False))
+    assert told == sorted(told, reverse=True)
+    for index, left in enumerate(told[16:], start=18):
+        assert left == pytest.approx(sum(took[index:]), abs=0.2 + 0.2 * sum(took[index:]))
+
+
+def test_work_that_has_become_much_slower_is_told() -> None:
+    countdown = Countdown()
+    assert [countdown.tell(left) for left in (60.0, 80.0, 50.0, 70.0, 300.0, 290.0, 310.0)] == [
+        *(60.0, 60.0, 50.0, 50.0, 300.0, 290.0, 290.0)
+    ]
 
 
 def test_closing_the_worker_ends_everything() -> None:

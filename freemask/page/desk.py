@@ -28,7 +28,7 @@ from ..specs import usual_guidance
 from . import status
 from .advanced import MASK_OWN
 from .bodies import Body
-from .estimate import Estimates
+from .estimate import Estimates, sized
 from .fields import (
     FIELDS,
     edit_fields,
@@ -197,7 +197,7 @@ class Desk:
             job.cancel()
         self._visits.look(visit, job.id)
         try:
-            yield from self._follow(job, fitted)
+            yield from self._follow(job, sized(fitted, path))
         finally:
             if not self._visits.is_page(session):  # nobody can come back for it
                 job.cancel()
@@ -213,7 +213,7 @@ class Desk:
         link, is greeted by an example."""
         visit = self._visits.greet(token, request.session_hash or "")
         if visit.active and visit.asked:
-            yield from self._follow(visit.active[-1], visit.asked[1])
+            yield from self._follow(visit.active[-1], sized(visit.asked[1], visit.asked[0]))
         elif visit.runs:
             run = visit.runs[-1]
             yield _results(run, status.done(run.report, run.report["seconds"]["total"]))
@@ -317,6 +317,7 @@ class Desk:
 
     def tell_cost(
         self,
+        clip: str | None,
         task: str,
         backbone: str,
         steps: float,
@@ -326,7 +327,6 @@ class Desk:
         features: str,
         low_vram: bool,
         released: bool,
-        clip: str | None = None,
     ) -> str:
         """What an edit of a clip with these settings will cost on this server."""
         try:
@@ -345,6 +345,7 @@ class Desk:
             settings = fitting(Path(clip), settings) if clip else settings
         except InputError:
             return status.note("&nbsp;")
+        settings = sized(settings, Path(clip) if clip else None)
         return status.estimate(self.estimates.seconds(settings), self.estimates.memory(settings))
 
     def _cancelled(self, session: str) -> int:
@@ -353,7 +354,7 @@ class Desk:
 
     def _follow(self, job: Job, settings: Settings) -> Generator[tuple[Any, ...], None, None]:
         """The status at each change, then the results."""
-        glance = ""
+        glance, left = "", self.estimates.countdown(settings)
         for now in job.follow():
             if job.cancelled and now.state != "done":
                 yield status.cancelled(), *SKIPPED
@@ -361,7 +362,7 @@ class Desk:
             if now.step and now.step.picture is not None:
                 glance = picture_uri(now.step.picture)
             if not now.ended:
-                yield status.running(now, glance, self.estimates.later(settings, now)), *SKIPPED
+                yield status.running(now, glance, *left(now)), *SKIPPED
         with collecting() as errors:
             run: Run = job.result()
         for error in errors:

@@ -1,24 +1,38 @@
 """How long an edit takes and how much memory it needs on this server, before the button is pressed.
 
-What edits cost here is measured on the edits themselves: seconds for each batch row of the UNet, frame and pixel, and
-the peak of the process. Before the first edit with a backbone only the memory is told, where its spec has the figures.
+What edits cost here is measured on the edits themselves: seconds for each batch row of the UNet, frame and pixel, those
+beside it for each frame and pixel, and the peak of the process. Attention makes a pixel of a larger frame dearer.
+Before the first edit with a backbone only the memory is told, where its spec has the figures.
+
+While an edit runs, all that it has done so far says how much slower or faster than that it is. What is expected counts
+in it as if a small part of the edit had been done, so that the first steps, which are few, do not sway it.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from ..errors import FreeMaskError
-from ..jobs import Snapshot
+from ..jobs import Countdown, Snapshot
 from ..presets import Settings, batch_rows
 from ..spans import work
 from ..specs import NATIVE_FRAMES, backbone_spec, known_backbone
+from ..video import probe
 
-__all__ = ["Estimates", "rows", "volume"]
+__all__ = ["Estimates", "rows", "sized", "volume"]
 
 STAGES = ("invert", "reconstruct", "edit")  # in which the UNet runs
+# Latent cells of a frame for which attention takes as long as all else. mini's seconds a row, frame and pixel at 128²,
+# 192² and 256² are .99, 1.13 and 1.31 times those at 64²; by this they are 1.07, 1.19 and 1.34 times.
+ATTENTION = 11_000
+LEVELS = 8  # latent cells that the coarsest cell of a UNet with four levels holds along a side
+TRUST = 0.03  # of an edit, which what is expected counts for
 
 
 def rows(settings: Settings) -> dict[str, float]:
@@ -33,7 +47,8 @@ def rows(settings: Settings) -> dict[str, float]:
 
 @dataclass
 class _Cost:
-    """Seconds for a row, frame and pixel, by stage; the other seconds but those of loading; peak in MiB."""
+    """Seconds for a row, frame and pixel (see `_dearer`), by stage; of a frame and pixel beside the UNet, without those
+    of loading; peak in MiB."""
 
     each: dict[str, float]
     rest: float
@@ -52,10 +67,13 @@ class Estimates:
         seconds, clip = report["seconds"], report.get("clip")
         if not clip or "unet" not in report:
             return
-        shown = min(clip["frames"], _native(settings.backbone)[1])  # frames of a row; a long clip has more rows
-        used = {stage: report["unet"][stage]["rows"] * shown * clip["width"] * clip["height"] for stage in STAGES}
+        _, native, factor = _native(settings.backbone)
+        pixels = clip["width"] * clip["height"]
+        shown = min(clip["frames"], native) * _dearer(pixels, factor)  # frames of a row; a long clip has more rows
+        used = {stage: report["unet"][stage]["rows"] * shown * pixels for stage in STAGES}
         each = {stage: seconds[stage] / used[stage] for stage in STAGES if stage in seconds and used[stage]}
         rest = seconds["total"] - sum(seconds[stage] for stage in each) - seconds.get("load", 0.0)
+        rest /= clip["frames"] * pixels
         with self._lock:
             old = self._costs.get(settings.backbone)
             if old is None:
@@ -69,18 +87,39 @@ class Estimates:
         """Of an edit that inverts; None before the first edit with this backbone."""
         with self._lock:
             cost = self._costs.get(settings.backbone)
-            return cost.rest + sum(_stages(settings, cost).values()) if cost else None
+            return _rest(settings, cost) + sum(_stages(settings, cost).values()) if cost else None
 
-    def later(self, settings: Settings, now: Snapshot) -> float | None:
-        """Of what follows a stage of the UNet, if the other stages are as much slower or faster than they were as this
-        one is; None where nothing is known."""
+    def left(self, settings: Settings, now: Snapshot) -> float | None:
+        """Of an edit that goes on, if it stays as much slower or faster than edits were as it is so far; None where
+        nothing is known, and but for the stages of the UNet."""
         with self._lock:
             cost = self._costs.get(settings.backbone)
-            if cost is None or now.step is None or now.step.stage not in STAGES or now.pace is None:
+            if cost is None or now.step is None or now.step.stage not in STAGES:
                 return None
-            expected, at = _stages(settings, cost), STAGES.index(now.step.stage)
-            slower = now.pace * now.step.total / expected[now.step.stage]
-            return cost.rest + slower * sum(expected[stage] for stage in STAGES[at + 1 :])
+            expected, rest = _stages(settings, cost), _rest(settings, cost)
+        step = now.step
+        each = {stage: seconds / step.total for stage, seconds in expected.items()}
+        timed = {stage: now.timed[stage] for stage in STAGES if stage in now.timed}
+        trust = TRUST * sum(expected.values())
+        planned = sum(each[stage] * done for stage, (done, _) in timed.items())
+        slower = (trust + sum(took for _, took in timed.values())) / (trust + planned)
+        later = sum(expected[stage] for stage in STAGES[STAGES.index(step.stage) + 1 :])
+        here = each[step.stage] * (step.total - step.index)
+        passed = min(now.since, slower * each[step.stage]) if here + later else 0.0
+        return slower * (here + later) - passed + rest
+
+    def countdown(self, settings: Settings) -> Callable[[Snapshot], tuple[float | None, bool]]:
+        """Tells for one snapshot of an edit after the other the seconds left and whether of the whole edit or, where
+        those are not known, of its stage."""
+        told = defaultdict[str, Countdown](Countdown)
+
+        def tell(now: Snapshot) -> tuple[float | None, bool]:
+            whole = self.left(settings, now)
+            stage = now.step.stage if now.step and whole is None else ""
+            left = now.eta if whole is None else whole
+            return None if left is None else told[stage].tell(left), whole is not None
+
+        return tell
 
     def memory(self, settings: Settings) -> float | None:
         """In MiB: the highest peak so far, before the first edit of a model from the hub what its spec tells of halves
@@ -103,22 +142,56 @@ class Estimates:
 
 def _stages(settings: Settings, cost: _Cost) -> dict[str, float]:
     """Seconds of each stage."""
-    seen = volume(settings)
+    size, _, factor = _native(settings.backbone)
+    width, height = settings.size or size
+    seen = volume(settings) * _dearer(width * height, factor)
     return {stage: cost.each[stage] * n * seen for stage, n in rows(settings).items()}
+
+
+def sized(settings: Settings, clip: Path | None) -> Settings:
+    """The settings with about the size at which a clip is edited where they give none (`Editor.frame_size`)."""
+    size, _, factor = _native(settings.backbone)
+    if settings.size or clip is None:
+        return settings
+    try:
+        shape = _shape(clip, clip.stat().st_mtime)
+    except (FreeMaskError, OSError):  # which Edit tells of
+        return settings
+    m = LEVELS * factor
+    w, h = (min(2048, max(m, int(min(size) * side / min(shape)) // m * m)) for side in shape)
+    return replace(settings, size=(w, h))
+
+
+@lru_cache(maxsize=64)
+def _shape(clip: Path, changed: float) -> tuple[int, int]:
+    """(width, height) of a clip."""
+    info = probe(clip)
+    return info.width, info.height
 
 
 def volume(settings: Settings) -> int:
     """Frames seen in a row, those of overlapping spans each time, × pixels of one."""
-    size, frames = _native(settings.backbone)
+    size, frames, _ = _native(settings.backbone)
     width, height = settings.size or size
     return work(settings.frames, frames) * width * height
 
 
-def _native(backbone: str) -> tuple[tuple[int, int], int]:
-    """The (width, height) that a backbone edits at where none is given, and the frames that it sees at once; the
-    paper's size and the usual number where its folder is not to be read here."""
+def _rest(settings: Settings, cost: _Cost) -> float:
+    """Seconds beside the UNet."""
+    width, height = settings.size or _native(settings.backbone)[0]
+    return cost.rest * settings.frames * width * height
+
+
+def _dearer(pixels: int, factor: int) -> float:
+    """How much dearer attention makes a pixel of a frame with so many, where a latent cell stands for factor²."""
+    return 1 + pixels / factor**2 / ATTENTION
+
+
+def _native(backbone: str) -> tuple[tuple[int, int], int, int]:
+    """The (width, height) that a backbone edits at where none is given, the frames that it sees at once, and the pixels
+    of a latent cell along a side; the paper's size and the usual numbers where its folder is not to be read here."""
     try:
         spec = backbone_spec(backbone)
     except FreeMaskError:
-        return (512, 512), NATIVE_FRAMES
-    return spec.size, spec.frames
+        return (512, 512), NATIVE_FRAMES, 8
+    return spec.size, spec.frames, spec.vae_factor

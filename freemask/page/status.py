@@ -26,9 +26,9 @@ def idle() -> str:
     return _line("idle", "Ready", "Choose an example or upload a clip, then press Edit.")
 
 
-def running(now: Snapshot, glance: str = "", later: float | None = None) -> str:
-    """Place in the queue, or stage, step and time left, with a glance at the edit (a data URI); `later` is what the
-    stages take that follow, in seconds, where it is known."""
+def running(now: Snapshot, glance: str = "", left: float | None = None, whole: bool = False) -> str:
+    """Place in the queue, or stage, step and time left, with a glance at the edit (a data URI); `left` are seconds, of
+    the whole edit or of the stage."""
     if now.state == "waiting":
         ahead = "1 job is" if now.place == 1 else f"{now.place} jobs are"
         return _line("waiting", "In the queue", f"{ahead} ahead of yours." if now.place else "Yours is next.")
@@ -36,9 +36,8 @@ def running(now: Snapshot, glance: str = "", later: float | None = None) -> str:
     if step is None:
         return _line("running", "Starting", f"{now.elapsed:.0f} s so far")
     parts = [f"step {step.index} of {step.total}"] if step.total > 1 else []
-    left = (now.eta or 0.0) + (later or 0.0)
-    told = now.eta is not None and left >= 0.5
-    parts += [f"about {_duration(left)} left{'' if later else ' in this stage'}"] if told else []
+    if left is not None and left >= 0.5:
+        parts.append(f"about {_duration(left)} left{'' if whole else ' in this stage'}")
     title = STAGES.get(step.stage, ("", step.stage.capitalize()))[1]
     detail = " · ".join([*parts, f"{_duration(now.elapsed)} so far"])
     return _line("running", title, detail, stage=step.stage, share=step.index / max(1, step.total), glance=glance)

@@ -18,7 +18,7 @@ from ..errors import FreeMaskError
 from ..jobs import Step
 from ..presets import Settings
 from .bodies import Body
-from .estimate import Estimates, rows, volume
+from .estimate import Estimates, rows, sized, volume
 
 __all__ = ["borrowing", "duration", "in_context"]
 
@@ -48,7 +48,7 @@ def borrowing(body: Body, estimates: Estimates) -> Body:
         else:
             yield told
 
-    lent = spaces.GPU(duration=lambda clip, settings, out, kept: duration(settings, estimates))(whole)
+    lent = spaces.GPU(duration=lambda clip, settings, out, kept: duration(sized(settings, clip), estimates))(whole)
 
     def borrowed(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
         last: Any = None
