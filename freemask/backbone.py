@@ -31,7 +31,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .errors import BackboneError, SettingError
 from .prompts import word_spans
-from .specs import NATIVE_FRAMES, backbone_name, backbone_spec, known_backbone
+from .specs import NATIVE_FRAMES, backbone_name, backbone_spec, known_backbone, native_size, vae_factor
+from .validation import refuse_unknown
 from .weights import PARTS, choose_weights, fetch
 
 __all__ = [
@@ -70,8 +71,7 @@ def named_dtype(name: str, device: str | None = None) -> torch.dtype | None:
     """
     if not name:
         return None
-    if name not in _DTYPES:
-        raise SettingError(f"There is no precision {name!r}: choose fp16, bf16 or fp32.")
+    refuse_unknown("precision", name, _DTYPES)
     if name == "fp32" and (device or default_device()).startswith("cuda"):
         raise SettingError("fp32 is for machines without a GPU: choose fp16 (the default on CUDA) or bf16.")
     return _DTYPES[name]
@@ -225,9 +225,7 @@ class Backbone:
     @property
     def vae_factor(self) -> int:
         """How many pixels one latent cell stands for, along a side."""
-        config: Any = self.vae.config
-        channels = config.get("block_out_channels") if isinstance(self.vae, AutoencoderKL) else None
-        return int(2 ** (len(channels or config["encoder_block_out_channels"]) - 1))
+        return vae_factor(self.vae.config)
 
     @property
     def multiple(self) -> int:
@@ -238,11 +236,8 @@ class Backbone:
     def native_size(self) -> tuple[int, int]:
         """(width, height) in pixels that the model was made for."""
         spec = known_backbone(self.name)
-        if spec:  # a tuned model's config may still hold the size of the one that it was made from, as zeroscope's does
-            return spec.size
-        sample: Any = self.unet.config["sample_size"] or 32
-        h, w = (sample, sample) if isinstance(sample, int) else sample
-        return int(w) * self.vae_factor, int(h) * self.vae_factor
+        # a tuned model's config may still hold the size of the one that it was made from, as zeroscope's does
+        return spec.size if spec else native_size(self.unet.config, self.vae.config)
 
     @torch.inference_mode()
     def encode(self, frames: np.ndarray) -> Tensor:

@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass as validated
 from .errors import SettingError
 from .specs import PRESETS, known_backbone
 from .trace import Site
+from .validation import unknown
 
 __all__ = [
     "CAP",
@@ -182,8 +183,7 @@ def find_site(name: str, sites: Sequence[Site]) -> Site:
     for site in cross:
         if name.strip().casefold() in (site.name.casefold(), site.short.casefold()):
             return site
-    known = ", ".join(site.short for site in cross)
-    raise SettingError(f"There is no cross-attention layer {name!r}: choose one of {known}.")
+    raise SettingError(unknown("cross-attention layer", name, [site.short for site in cross]))
 
 
 def choose(

@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from .errors import SettingError
 from .specs import PRESETS, ROOT, backbone_folder, backbone_name
-from .validation import STRICT, unknown, validated
+from .validation import STRICT, refuse_unknown, validated
 
 __all__ = [
     "FAST",
@@ -237,8 +237,7 @@ def task_names() -> tuple[str, ...]:
 @lru_cache(maxsize=32)
 def load_preset(name: str) -> Preset:
     """The task of a name; raises SettingError for an unknown one."""
-    if name not in TASKS:
-        raise SettingError(unknown("task", name, TASKS))
+    refuse_unknown("task", name, TASKS)
     values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) | {"name": name}
     preset: Preset = validated(Preset, values, f"presets/{name}.yaml: ")
     return preset

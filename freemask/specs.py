@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -27,7 +28,9 @@ __all__ = [
     "backbones",
     "known_backbone",
     "known_words",
+    "native_size",
     "usual_guidance",
+    "vae_factor",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,9 +122,7 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
             path = folder / part / f"{file}.json"
             configs.append(json.loads(path.read_text(encoding="utf-8")))
         unet, vae, scheduler = configs
-        factor = 2 ** (len(vae.get("encoder_block_out_channels") or vae["block_out_channels"]) - 1)
-        side = unet.get("sample_size") or 32  # what all text-to-video models of this class were trained at
-        h, w = (side, side) if isinstance(side, int) else side
+        size, factor = native_size(unet, vae), vae_factor(vae)
         prediction = scheduler.get("prediction_type", "epsilon")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{path} does not describe a part of a text-to-video pipeline ({error!r}).") from None
@@ -129,7 +130,7 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
         "name": name,
         "title": name,
         "licence": "unknown: see where you got it",
-        "size": (w * factor, h * factor),
+        "size": size,
         "frames": NATIVE_FRAMES,
         "vae_factor": factor,
         "prediction": prediction,
@@ -140,6 +141,19 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
     except SettingError as error:
         raise BackboneError(str(error)) from None
     return derived
+
+
+def vae_factor(vae: Mapping[str, Any]) -> int:
+    """How many pixels a latent cell stands for along a side, by the autoencoder's config."""
+    return int(2 ** (len(vae.get("encoder_block_out_channels") or vae["block_out_channels"]) - 1))
+
+
+def native_size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> tuple[int, int]:
+    """(width, height) in pixels that a model's configs name; where they name none, what all of this class had."""
+    side = unet.get("sample_size") or 32
+    h, w = (side, side) if isinstance(side, int) else side
+    factor = vae_factor(vae)
+    return int(w) * factor, int(h) * factor
 
 
 def backbone_folder(name: str) -> Path | None:

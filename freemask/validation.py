@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
@@ -10,16 +11,22 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .errors import SettingError
 
-__all__ = ["STRICT", "unknown", "validated"]
+__all__ = ["STRICT", "refuse_unknown", "unknown", "validated"]
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-def unknown(kind: str, given: str, known: list[str] | tuple[str, ...]) -> str:
+def unknown(kind: str, given: str, known: Collection[str]) -> str:
     """That there is no such thing, with the nearest name that there is."""
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"There is no {kind} {given!r}{hint} Known: {', '.join(known)}."
+
+
+def refuse_unknown(kind: str, given: str, known: Collection[str]) -> None:
+    """Raises SettingError where there is no such thing."""
+    if given not in known:
+        raise SettingError(unknown(kind, given, known))
 
 
 def validated(cls: type, values: dict[str, Any], where: str) -> Any:

@@ -130,7 +130,7 @@ def test_precisions_have_names():
     assert named_dtype("fp32", "cpu") is torch.float32
     with pytest.raises(SettingError, match="choose fp16"):
         named_dtype("fp32", "cuda:0")
-    with pytest.raises(SettingError, match="fp16, bf16 or fp32"):
+    with pytest.raises(SettingError, match="Known: fp16, bf16, fp32"):
         named_dtype("fp8")
 
 

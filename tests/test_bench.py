@@ -250,9 +250,13 @@ def test_one_scene_four_methods(tmp_path):
         (["calibrate", "--suite", "davis"], "--suite toyworld"),
         (["calibrate", "nowhere"], "no folder"),
         (["calibrate", "--suite", "toyworld", "--tau", "1"], "0 to 1"),
-        (["benchmark", "--out", "x", "--suite", "davis"], "choose toyworld"),
+        (["benchmark", "--out", "x", "--suite", "davis"], "Known: toyworld"),
         (["benchmark", "--out", "x", "--tasks", "style,colour"], "'colour'"),
-        (["benchmark", "--out", "x", "--methods", "magic"], "'magic'"),
+        (["benchmark", "--out", "x", "--methods", "freemsk"], "did you mean 'freemask'"),
+        (["toyworld", "train", "frame", "--run", "x"], "no stage 'frame'; did you mean 'frames'"),
+        (["toyworld", "render", "x.mp4", "--object", "trukc"], "no object 'trukc'; did you mean 'truck'"),
+        (["selftest", "--dtype", "fp8"], "no precision 'fp8'"),
+        (["levers", "--backbone", "nowhere", "--lever", "CUDA grph"], "did you mean 'CUDA graph'"),
     ],
 )
 def test_refusals(command, message, tmp_path, monkeypatch):

@@ -362,7 +362,7 @@ def refuse(*changes: str) -> str:
         (("--edit", ""), "empty"),
         (("--edit", "a lion on the snow"), "never seen: lion"),
         (("--word", "bus"), "choose one of"),
-        (("--site", "up 9.9"), "choose one of down 0.0"),
+        (("--site", "up 9.9"), "Known: down 0.0"),
         (("--masks", "none.zip"), "none.zip cannot be read"),
     ],
 )

@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..edit import Editor
-from ..errors import SettingError
 from ..jobs import Step
-from ..validation import unknown
+from ..validation import refuse_unknown
 from .speed import circumstances, timed
 
 __all__ = ["LEVERS", "lever_steps"]
@@ -167,8 +166,7 @@ def lever_steps(
     there is not.
     """
     for name in only:
-        if name not in LEVERS:
-            raise SettingError(unknown("lever", name, list(LEVERS)))
+        refuse_unknown("lever", name, LEVERS)
     backbone = editor.backbone
     device, dtype, factor = backbone.device, backbone.unet.dtype, backbone.vae_factor
     w, h = editor.fit(size or backbone.native_size)

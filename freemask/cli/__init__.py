@@ -14,6 +14,7 @@ import typer
 
 from ..errors import SettingError
 from ..presets import FAST, make_settings, read_settings, read_size
+from ..validation import refuse_unknown
 from . import toyworld
 from .common import (
     BACKBONE,
@@ -268,10 +269,10 @@ def profile(
     """
     figures: dict[str, Any] = {}
     with refusals(), told_when_stopped(figures):
-        from ..bench import profile_steps
-
         make_settings(source="a car", edit="a bus", features=features)  # refused before anything is loaded
         shape = read_size(size)
+        from ..bench import profile_steps
+
         editor = load_or_full(backbone, dtype)
         steps_of = profile_steps(
             editor,
@@ -304,9 +305,11 @@ def levers(
     On 2 CPU cores mini takes some minutes, most of them in torch.compile.
     """
     with refusals():
-        from ..bench import lever_steps
-
         shape = read_size(size)
+        from ..bench import LEVERS, lever_steps
+
+        for name in lever or ():
+            refuse_unknown("lever", name, LEVERS)
         editor = load_or_full(backbone, dtype)
         figures = watch(lever_steps(editor, frames=frames, size=shape, only=lever or (), rounds=rounds))
     print(json.dumps(figures | {"backbone": backbone}))
@@ -390,18 +393,16 @@ def benchmark(
     settings have changed since.
     """
     with refusals():
+        refuse_unknown("suite", suite, ["toyworld"])
         from ..bench import METHODS, Options, benchmark_steps, markdown, save_figure
         from ..run import load_editor
         from ..toyworld.cases import CASE_TASKS
 
-        if suite != "toyworld":
-            raise SettingError(f"There is no suite {suite!r}; choose toyworld.")
         chosen: dict[str, tuple[str, ...]] = {}
         for name, given, known in (("task", tasks, tuple(CASE_TASKS)), ("method", methods, METHODS)):
             chosen[name] = tuple(one.strip() for one in given.split(",") if one.strip()) or known
             for one in chosen[name]:
-                if one not in known:
-                    raise SettingError(f"There is no {name} {one!r}; choose from: {', '.join(known)}.")
+                refuse_unknown(name, one, known)
         options = Options(methods=chosen["method"], steps=steps, guidance=guidance, frames=frames)
         editor = load_editor(backbone)
         table = watch(

@@ -9,11 +9,12 @@ from typing import Annotated
 
 import typer
 
-from ..errors import SettingError
+from ..validation import refuse_unknown
 from .common import console, processes, refusals, watch
 
 __all__ = ["app"]
 
+STAGES = ("decoder", "frames", "clips", "classifier", "clip")
 app = typer.Typer(no_args_is_help=True, help="The rendered world that the mini backbone was trained on.")
 
 
@@ -35,6 +36,7 @@ def train(
 ) -> None:
     """Train the mini backbone, resuming from the run's checkpoints, or one of the models that judge its clips."""
     with refusals():
+        refuse_unknown("stage", stage, STAGES)
         from ..toyworld.classify import train_classifier
         from ..toyworld.clip import train_clip
         from ..toyworld.decoder import train_decoder
@@ -48,10 +50,8 @@ def train(
             train_unet(run, recipe, stage=stage, steps=steps or 4000, batch=batch, lr=lr, device=device, init=init)
         elif stage == "classifier":
             train_classifier(run / "classifier.safetensors", size=size, steps=steps or 4000)
-        elif stage == "clip":
-            train_clip(run / "clip", size=size, steps=steps or 2000)
         else:
-            raise SettingError(f"There is no stage {stage!r}: choose decoder, frames, clips, classifier or clip.")
+            train_clip(run / "clip", size=size, steps=steps or 2000)
 
 
 @app.command()
@@ -121,9 +121,8 @@ def render(
         for name, (value, known) in given.items():
             if value == "none" and name in ("colour", "style"):
                 fields[name] = None
-            elif value and value not in known:
-                raise SettingError(f"There is no {name} {value!r}; choose one of: {', '.join(known)}.")
             elif value:
+                refuse_unknown(name, value, known)
                 fields[name] = value
         scene = draw(replace(sample_scene(seed), **fields), size, frames=frames)  # type: ignore[arg-type]
         write_clip(out, Clip(scene.frames, 8.0))
