@@ -33,7 +33,7 @@ OBJECT = box(3, 4, 8, 9)
 
 
 def maps():
-    """Three sharp maps, whose mean is over 2/3 on the object; one of them a cell smaller, so that it is the object when
+    """Three sharp maps, whose mean is at least 2/3 on the object; one a cell smaller, so that it is the object when
     it is pooled. The rest is faint, and above any threshold nearly everywhere."""
     faint = np.random.default_rng(0).random((2, *GRID), np.float32) * 0.01 + 0.2
     drawn = {(t, VAGUE): faint[:, ::2, ::2] for t in TS} | {(t, FINE): faint for t in TS}
