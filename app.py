@@ -1,6 +1,7 @@
 """FreeMask's page: `python app.py` serves it on 127.0.0.1:7860.
 
-FREEMASK_BACKBONE       the backbone chosen at first: mini (the default), zeroscope, modelscope, a hub id or a folder
+FREEMASK_BACKBONE       the backbone chosen at first: mini (the default), zeroscope, modelscope, a hub id or a folder;
+                        one that cannot be used here is told of in the log, and the page begins with mini
 FREEMASK_FAKE=1         paint circles instead of running a model, to try the page itself
 GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_ROOT_PATH   as Gradio reads them
 """
