@@ -424,4 +424,4 @@ def test_a_precision_is_chosen_by_its_name(pipeline, tmp_path):
     done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out"), "--dtype", "bf16"])
     assert done.exit_code == 0, done.output
     wrong = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "no"), "--dtype", "fp8"])
-    assert wrong.exit_code == 2 and "fp16, bf16 or fp32" in wrong.stderr
+    assert wrong.exit_code == 2 and "Known: fp16, bf16, fp32" in wrong.stderr
