@@ -21,11 +21,11 @@ import gradio as gr
 
 from freemask import page
 from freemask.errors import FreeMaskError
-from freemask.jobs import Worker
+from freemask.families.reach import obstacle, refusal, zero_gpu
+from freemask.families.specs import backbone_name, usual_guidance
+from freemask.jobs.worker import Worker
 from freemask.page import zero
 from freemask.presets import examples, task_names
-from freemask.reach import obstacle, refusal, zero_gpu
-from freemask.specs import backbone_name, usual_guidance
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
@@ -283,7 +283,7 @@ def main() -> None:
     backbone, estimates = first_backbone(), page.Estimates()
     body: page.Body = page.painted_circles if os.environ.get("FREEMASK_FAKE") == "1" else page.diffusion
     if zero_gpu():
-        from freemask.run import load_editor
+        from freemask.jobs.run import load_editor
 
         load_editor(backbone)  # into the process that every borrowed GPU's process is made from
         body = zero.borrowing(body, estimates)

@@ -8,10 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .edit import Editor
+    from .clips.video import Clip, read_clip, write_clip
     from .errors import FreeMaskError
+    from .methods.editor import Editor
     from .presets import Preset, load_preset
-    from .video import Clip, read_clip, write_clip
 
 # OpenMP's threads wait for each other by spinning. Where another process wants a core, that slows every step about
 # tenfold; this many turns cost a few percent on an idle machine and end that. It counts only before torch is imported.
@@ -20,13 +20,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 __all__ = ["Clip", "Editor", "FreeMaskError", "Preset", "load_preset", "read_clip", "write_clip"]
 
 _HOMES = {
-    "Clip": "video",
-    "Editor": "edit",
+    "Clip": "clips.video",
+    "Editor": "methods.editor",
     "FreeMaskError": "errors",
     "Preset": "presets",
     "load_preset": "presets",
-    "read_clip": "video",
-    "write_clip": "video",
+    "read_clip": "clips.video",
+    "write_clip": "clips.video",
 }
 
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from .errors import SettingError
-from .specs import PRESETS, ROOT, backbone_folder, backbone_name
+from .families.specs import PRESETS, ROOT, Solver, backbone_folder, backbone_name
 from .validation import STRICT, refuse_unknown, validated
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "FeatureSource",
     "Preset",
     "Settings",
-    "Solver",
     "batch_rows",
     "examples",
     "load_preset",
@@ -47,7 +46,6 @@ MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
 
 Selection = Literal["codebook", "adaptive", "consensus"]
 FeatureSource = Literal["store", "host", "replay"]  # the source's: from the device, from host RAM, by a run of its own
-Solver = Literal["ddim", "dpm"]
 FAST: dict[str, Any] = {"steps": 15, "solver": "dpm"}  # about as good as 50 steps of DDIM (ddim.py)
 SELECTION_TAU = {"codebook": 0.3, "adaptive": 0.3, "consensus": 0.2}  # a pooled map, or a mean of many that is not
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -9,9 +9,9 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from tiny import tiny_scheduler, tiny_unet
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from freemask.backbone import Backbone
-from freemask.edit import Editor
-from freemask.video import Clip
+from freemask.clips.video import Clip
+from freemask.families.backbone import Backbone
+from freemask.methods.editor import Editor
 
 torch.set_num_threads(int(os.environ.get("FREEMASK_TEST_THREADS", 1)))  # the models are too small for more to pay
 

@@ -28,18 +28,19 @@ from tiny import write_disc, write_noise
 
 import app
 from freemask import page
+from freemask.clips.video import Clip, write_clip
 from freemask.errors import MaskError, SettingError
-from freemask.explorer import pack_bits
-from freemask.gallery import read_mask_zip, save_mask_zip
-from freemask.jobs import Snapshot, Step, Worker
+from freemask.families.specs import backbones
+from freemask.jobs.worker import Snapshot, Worker
 from freemask.page import status, zero
 from freemask.page.advanced import PACES, first_pace
 from freemask.page.estimate import ATTENTION, TRUST, Estimates, rows, sized
 from freemask.page.fields import NAMES, field_values, link
 from freemask.page.wire import shown
+from freemask.pictures.mask_zip import read_mask_zip, save_mask_zip
+from freemask.pictures.word_maps import pack_bits
 from freemask.presets import RELEASED, Example, Settings, examples, load_preset
-from freemask.specs import backbones
-from freemask.video import Clip, write_clip
+from freemask.steps import Step
 
 PATIENCE = 20.0
 SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
@@ -90,7 +91,7 @@ def gate() -> Gate:
 def address(gate: Gate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, Worker(limit=4) as worker:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("served")))
-        patch.setattr("freemask.reach.has_gpu", lambda: False)
+        patch.setattr("freemask.families.reach.has_gpu", lambda: False)
         demo = app.build(worker, body=gate)
         _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
         yield url
@@ -626,7 +627,7 @@ def test_a_clip_outside_the_toy_world_is_told_of_while_a_toy_backbone_is_chosen(
 def test_the_page_is_served_before_torch(tmp_path: Path) -> None:
     code = """
 import sys, urllib.request, app
-from freemask.jobs import Worker
+from freemask.jobs.worker import Worker
 demo = app.build(Worker(), warm=True)
 _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
 assert b"FreeMask" in urllib.request.urlopen(url).read() and "torch" not in sys.modules

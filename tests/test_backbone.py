@@ -10,11 +10,11 @@ import pytest
 import torch
 from tiny import tiny_scheduler, to_bins
 
-from freemask.attention import find_sites
-from freemask.backbone import Backbone, named_dtype
 from freemask.bench import full_backbone
 from freemask.errors import BackboneError, SettingError
-from freemask.specs import backbone_spec
+from freemask.families.attention import find_sites
+from freemask.families.backbone import Backbone, named_dtype
+from freemask.families.specs import backbone_spec
 
 pytestmark = pytest.mark.numeric
 

@@ -37,15 +37,15 @@ from freemask.bench.selftest import CLIP, FRAMES, SCENE, Check
 from freemask.bench.speed import row_flops
 from freemask.bench.table import tabulate
 from freemask.cli import app
-from freemask.edit import finish
+from freemask.clips.video import read_clip
 from freemask.errors import ClipError
-from freemask.metrics import psnr
+from freemask.families.specs import ROOT
+from freemask.jobs.metrics import psnr
 from freemask.presets import load_preset
-from freemask.prompts import align, words
-from freemask.specs import ROOT
+from freemask.steps import finish
 from freemask.toyworld.cases import CASE_TASKS, sample_case
 from freemask.toyworld.scenes import DEVELOP, render
-from freemask.video import read_clip
+from freemask.words.prompts import align, words
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "clips"
 OPTIONS = {"steps": 2, "frames": 2}

@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny import tiny_scheduler
 
-from freemask.ddim import denoise, guide, invert, levels, multistep, step, timesteps
 from freemask.errors import SettingError
+from freemask.families.ddim import denoise, guide, invert, levels, multistep, step, timesteps
 
 pytestmark = pytest.mark.numeric
 

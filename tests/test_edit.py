@@ -8,19 +8,20 @@ import pytest
 import torch
 from tiny import tiny_scheduler
 
-from freemask.attention import find_sites, installed
-from freemask.ddim import denoise, levels
-from freemask.edit import Editor, Usage, finish
+from freemask.clips.video import Clip, read_clip
 from freemask.errors import MaskError, PromptError, SettingError
-from freemask.features import Features
-from freemask.fusing import Fusing, fused_sites
-from freemask.fusion import token_map
-from freemask.masks import candidate, extract, resize
-from freemask.metrics import psnr
+from freemask.families.attention import find_sites, installed
+from freemask.families.ddim import CLEAN, denoise, levels
+from freemask.jobs.metrics import psnr
+from freemask.masks.candidates import candidate, extract, resize
+from freemask.masks.features import Features
+from freemask.masks.trace import load_trace, save_trace
+from freemask.methods.editor import Editor, Usage
+from freemask.methods.equations import token_map
+from freemask.methods.hooks import Fusing, fused_sites
 from freemask.presets import examples, load_preset
-from freemask.prompts import align, find_word
-from freemask.trace import CLEAN, load_trace, save_trace
-from freemask.video import Clip, read_clip
+from freemask.steps import finish
+from freemask.words.prompts import align, find_word
 
 pytestmark = pytest.mark.numeric
 
@@ -341,7 +342,7 @@ def test_the_mask_that_joins_is_that_of_the_words_own_tokens(editor, trace, monk
             seen.append(given[4])
             super().__init__(*given)
 
-    monkeypatch.setattr("freemask.edit.Fusing", Watched)
+    monkeypatch.setattr("freemask.methods.editor.Fusing", Watched)
     next(editor.edit_steps(trace, prompt=edit, task=task("shape", union=True), word="car"))
     assert seen == [list(expected)]
 
@@ -354,7 +355,7 @@ def test_changed_words_are_left_to_the_edit_after_their_window(editor, trace, mo
             told.append((t, keep_changed))
             super().begin(t, kinds, keep_changed)
 
-    monkeypatch.setattr("freemask.edit.Fusing", Watched)
+    monkeypatch.setattr("freemask.methods.editor.Fusing", Watched)
     run(editor, trace, task(alpha_cross=1.0, alpha_changed=0.5))
     assert told == [(t, i >= STEPS // 2) for i, t in enumerate(reversed(trace.timesteps))]
     told.clear()
@@ -448,7 +449,7 @@ def test_the_tokens_of_either_prompt_are_its_own(editor, trace, monkeypatch):
             seen.append(given[3])
             super().__init__(*given)
 
-    monkeypatch.setattr("freemask.edit.Fusing", Watched)
+    monkeypatch.setattr("freemask.methods.editor.Fusing", Watched)
     next(editor.edit_steps(trace, prompt=SOURCE.replace("red ", ""), task=task(), word="car"))
     (tokens,) = seen
     assert tokens.source_of[:9].tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9] and not tokens.changed.any()

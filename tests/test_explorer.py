@@ -10,10 +10,10 @@ import pytest
 from test_gallery import SITES, stored
 
 from freemask.errors import MaskError, SettingError
-from freemask.explorer import pack_bits, read_index, save_word_files, unpack_bits, word_file, word_sheet
-from freemask.gallery import mask_sheet
+from freemask.pictures.sheets import mask_sheet
+from freemask.pictures.word_maps import pack_bits, read_index, save_word_files, unpack_bits, word_file, word_sheet
 from freemask.presets import examples
-from freemask.wording import numbered
+from freemask.words.positions import numbered
 
 
 def test_a_words_file_holds_its_maps_site_after_site(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from freemask.edit import Denoised
-from freemask.files import save_masks
-from freemask.mmc import Choice
-from freemask.plan import MaskPlan
-from freemask.trace import CLEAN, Site, SoftMap, Trace
-from freemask.video import Clip
+from freemask.clips.video import Clip
+from freemask.families.ddim import CLEAN
+from freemask.families.sites import Site
+from freemask.jobs.files import save_masks
+from freemask.masks.mmc import Choice
+from freemask.masks.plan import MaskPlan
+from freemask.masks.trace import SoftMap, Trace
+from freemask.methods.editor import Denoised
 
 SITES = (Site("down", "cross", 0), Site("middle", "cross", 1), Site("up", "cross", 0), Site("other", "self", 0))
 TIMESTEPS, TOKENS = (1, 21, 41), ((1,), (2, 3), (4,))  # the second word has two tokens

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from freemask.fusing import ROWS, Fusing, window, windows
-from freemask.fusion import TokenMap
-from freemask.masks import extract, resize
-from freemask.mmc import Choice
-from freemask.plan import MaskPlan
+from freemask.clips.video import Clip
+from freemask.families.ddim import CLEAN
+from freemask.families.sites import Site
+from freemask.masks.candidates import extract, resize
+from freemask.masks.mmc import Choice
+from freemask.masks.plan import MaskPlan
+from freemask.masks.trace import Trace
+from freemask.methods.equations import TokenMap
+from freemask.methods.hooks import ROWS, Fusing, window, windows
 from freemask.presets import load_preset
-from freemask.trace import CLEAN, Site, Trace
-from freemask.video import Clip
 
 pytestmark = pytest.mark.numeric
 

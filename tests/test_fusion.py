@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from freemask.fusion import fuse_cross, fuse_latent, fuse_self, fuse_temporal, token_map
-from freemask.prompts import align
+from freemask.methods.equations import fuse_cross, fuse_latent, fuse_self, fuse_temporal, token_map
+from freemask.words.prompts import align
 
 pytestmark = pytest.mark.numeric
 

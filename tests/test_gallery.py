@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 
 from freemask.errors import MaskError, SettingError
-from freemask.gallery import (
+from freemask.families.sites import short_site
+from freemask.pictures.mask_zip import read_mask_zip, save_mask_zip
+from freemask.pictures.sheets import (
     CHOSEN,
     Arrays,
     curves_figure,
     mask_sheet,
     overlay,
-    read_mask_zip,
     read_words,
     save_codebook_figure,
-    save_mask_zip,
     save_pdf,
     save_png,
-    short_site,
 )
 
 SITES = ["down_blocks.0.attentions.0.transformer_blocks.0.attn2", "up_blocks.1.attentions.1.transformer_blocks.0.attn2"]

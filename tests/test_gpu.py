@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from freemask.bench import LEVERS, lever_steps
-from freemask.edit import Editor, finish
-from freemask.metrics import psnr
+from freemask.clips.video import read_clip
+from freemask.jobs.metrics import psnr
+from freemask.jobs.run import run_steps
+from freemask.methods.editor import Editor
 from freemask.presets import examples, load_preset
-from freemask.run import run_steps
-from freemask.video import read_clip
+from freemask.steps import finish
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
 

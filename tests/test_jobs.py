@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from freemask.jobs import Cancelled, Countdown, QueueFull, Step, Worker
+from freemask.jobs.worker import Cancelled, Countdown, QueueFull, Worker
+from freemask.steps import Step
 
 PATIENCE = 10.0
 
@@ -172,7 +173,7 @@ def test_eta_falls_to_nothing_and_starts_anew_with_a_stage(worker: Worker) -> No
 
 def test_the_time_left_falls_and_waits_for_a_late_step(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr("freemask.jobs.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("freemask.jobs.worker.time", SimpleNamespace(monotonic=lambda: clock.now))
     took = [3.0, 0.5, 0.6, 0.5, *[1.0, 1.2, 0.8, 1.0] * 9]  # the first few are quicker than the rest
     gate = Gated(len(took))
 

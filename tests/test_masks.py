@@ -6,8 +6,9 @@ import torch
 from tiny import drawn_trace
 
 from freemask.errors import MaskError
-from freemask.masks import SHARPER, candidate, candidates, consensus, dilate, extract, resize
-from freemask.trace import CLEAN, Site
+from freemask.families.ddim import CLEAN
+from freemask.families.sites import Site
+from freemask.masks.candidates import SHARPER, candidate, candidates, consensus, dilate, extract, resize
 
 pytestmark = pytest.mark.numeric
 

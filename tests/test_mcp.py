@@ -11,7 +11,7 @@ from tiny import write_disc
 
 import app
 from freemask import page
-from freemask.jobs import Worker
+from freemask.jobs.worker import Worker
 from freemask.page.fields import NAMES
 
 mcp = pytest.importorskip("mcp", reason='agents need pip install "gradio[mcp]"')

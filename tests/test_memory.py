@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet3DConditionModel
 
-from freemask import memory
-from freemask.backbone import Backbone
 from freemask.bench import full_backbone
-from freemask.edit import Editor
-from freemask.memory import Need, Peak, choose_features, need
+from freemask.families.backbone import Backbone
+from freemask.jobs import memory
+from freemask.jobs.memory import Need, Peak, choose_features, need
+from freemask.methods.editor import Editor
 from freemask.presets import load_preset
 
 GIB = 2**30

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from freemask import metrics
 from freemask.errors import MetricError
-from freemask.metrics import clip_metrics, clip_pixels, load_clip, lpips, psnr, score, ssim
+from freemask.jobs import metrics
+from freemask.jobs.metrics import clip_metrics, clip_pixels, load_clip, lpips, psnr, score, ssim
 from freemask.toyworld.cases import sample_case
 from freemask.toyworld.scenes import DEVELOP, render
 

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from freemask import mmc
 from freemask.errors import SettingError
-from freemask.mmc import (
+from freemask.families.sites import Site
+from freemask.masks import mmc
+from freemask.masks.mmc import (
     choose,
     codebook_path,
     cost,
@@ -15,7 +16,6 @@ from freemask.mmc import (
     tmmc,
     write_codebook,
 )
-from freemask.trace import Site
 
 pytestmark = pytest.mark.numeric
 

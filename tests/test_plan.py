@@ -7,11 +7,11 @@ import pytest
 from tiny import drawn_trace
 
 from freemask.errors import PromptError
-from freemask.masks import dilate
-from freemask.mmc import Choice
-from freemask.plan import is_time_aware, plan_masks
+from freemask.families.sites import Site
+from freemask.masks.candidates import dilate
+from freemask.masks.mmc import Choice
+from freemask.masks.plan import is_time_aware, plan_masks
 from freemask.presets import load_preset
-from freemask.trace import Site
 
 pytestmark = pytest.mark.numeric
 

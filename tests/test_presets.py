@@ -6,8 +6,8 @@ import yaml
 
 from freemask import presets
 from freemask.errors import SettingError
+from freemask.families.specs import known_words
 from freemask.presets import examples, load_preset, make_settings, read_settings, task_names
-from freemask.specs import known_words
 
 
 def test_every_task_loads():

@@ -1,9 +1,10 @@
 import pytest
 
 from freemask.errors import ClipError, PromptError
+from freemask.jobs.check import check
 from freemask.presets import make_settings
-from freemask.prompts import align, check, find_word, infer_task, infer_word, unseen, warnings, words
-from freemask.wording import named, numbered
+from freemask.words.positions import named, numbered
+from freemask.words.prompts import align, find_word, infer_task, infer_word, unseen, warnings, words
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 import app
-from freemask import page, reach
+from freemask import page
 from freemask.cli import app as command
 from freemask.errors import SettingError
+from freemask.families import reach
 from freemask.page.fields import NAMES
 from freemask.presets import examples
 
@@ -147,7 +148,7 @@ def test_the_command_warns_of_a_cpu_and_refuses_what_is_not_to_be_had(machine, m
     def stop(*_, **__):
         raise SettingError("far enough")
 
-    monkeypatch.setattr("freemask.run.run_steps", stop)
+    monkeypatch.setattr("freemask.jobs.run.run_steps", stop)
     options = ["--source", "a red car", "--edit", "a blue car", "--backbone", "zeroscope", "--out", str(tmp_path)]
     machine()
     slow = CliRunner().invoke(command, ["edit", str(examples()[0].clip), *options])

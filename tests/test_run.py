@@ -19,18 +19,17 @@ from tiny import to_bins, write_disc, write_noise
 from typer.testing import CliRunner
 
 from freemask import Clip, write_clip
-from freemask.backbone import Backbone
 from freemask.cli import app
-from freemask.edit import finish
+from freemask.clips.video import probe, read_clip
 from freemask.errors import MemoryShortage, SettingError
-from freemask.files import save_files
-from freemask.gallery import save_png
-from freemask.jobs import Step
-from freemask.metrics import psnr
+from freemask.families.backbone import Backbone
+from freemask.jobs.files import save_files
+from freemask.jobs.metrics import psnr
+from freemask.jobs.run import run_steps
+from freemask.jobs.verdict import LIKE, judged
+from freemask.pictures.sheets import save_png
 from freemask.presets import examples, make_settings
-from freemask.run import run_steps
-from freemask.verdict import LIKE, judged
-from freemask.video import probe, read_clip
+from freemask.steps import Step, finish
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = examples()[1]
@@ -186,7 +185,7 @@ def written(monkeypatch):
         frames[out, "plan"], frames[out, "source"] = edited.plan, trace.clip.frames
         save_files(out, trace, edited, result, *rest, **options)
 
-    monkeypatch.setattr("freemask.run.save_files", save)
+    monkeypatch.setattr("freemask.jobs.run.save_files", save)
     return frames
 
 
@@ -256,7 +255,7 @@ def test_fast_sets_what_is_not_given(monkeypatch, tmp_path):
         asked.append((settings.steps, settings.solver))
         raise SettingError("far enough")
 
-    monkeypatch.setattr("freemask.prompts.check", stop)
+    monkeypatch.setattr("freemask.jobs.check.check", stop)
     (tmp_path / "settings.json").write_text(json.dumps({"source": "a", "edit": "b", "steps": 40}))
     command = ["edit", str(SHAPE.clip), "--settings", str(tmp_path / "settings.json"), "--out", str(tmp_path)]
     for more in ([], ["--fast"], ["--fast", "--steps", "8"], ["--steps", "8"]):
@@ -281,7 +280,7 @@ def test_the_command_takes_the_prompts_task_and_the_backbones_guidance(monkeypat
         asked.append((settings.task, settings.guidance))
         raise SettingError("far enough")
 
-    monkeypatch.setattr("freemask.prompts.check", stop)
+    monkeypatch.setattr("freemask.jobs.check.check", stop)
     command = ["edit", str(SHAPE.clip), "--source", "a red car driving on the grass", "--out", str(tmp_path)]
     assert CliRunner().invoke(app, [*command, *options]).exit_code == 2
     assert asked == [(task, guidance)]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from freemask.spans import spans, work
+from freemask.clips.spans import spans, work
 
 pytestmark = pytest.mark.numeric
 

@@ -3,10 +3,10 @@ import json
 import pytest
 import yaml
 
-from freemask import specs
 from freemask.errors import BackboneError, SettingError
+from freemask.families import specs
+from freemask.families.specs import backbone_folder, backbone_name, backbone_spec, backbones, known_words
 from freemask.presets import make_settings
-from freemask.specs import backbone_folder, backbone_name, backbone_spec, backbones, known_words
 
 
 def test_every_backbone_has_a_spec_and_mini_is_the_first():

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from freemask.backbone import Backbone
-from freemask.edit import finish
-from freemask.metrics import load_clip
+from freemask.families.backbone import Backbone
+from freemask.jobs.metrics import load_clip
+from freemask.jobs.verdict import LIKE
+from freemask.steps import finish
 from freemask.toyworld.classify import CLASSES, Classifier, labels, load_classifier, train_classifier
 from freemask.toyworld.clip import train_clip
 from freemask.toyworld.decoder import train_decoder
@@ -19,7 +20,6 @@ from freemask.toyworld.likeness import likeness
 from freemask.toyworld.models import Recipe, export, load_tokenizer, load_vae
 from freemask.toyworld.scenes import DEVELOP, OBJECTS, caption, motion, render, sample_scene, vocabulary
 from freemask.toyworld.train import train_unet
-from freemask.verdict import LIKE
 
 TINY = Recipe(
     size=32,
@@ -268,7 +268,7 @@ def test_a_rendered_clip_is_like_the_toy_world_and_noise_is_not():
 
 
 def test_a_clip_of_the_toy_world_trains_and_saves(tmp_path, monkeypatch, capsys):
-    from freemask import metrics
+    from freemask.jobs import metrics
 
     train_clip(tmp_path / "clip", size=32, steps=2, scenes=8, batch=4)
     monkeypatch.setattr(metrics, "TOY_CLIP", tmp_path / "clip")

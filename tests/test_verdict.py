@@ -2,7 +2,7 @@
 
 import pytest
 
-from freemask.verdict import LIKE, judged, outside
+from freemask.jobs.verdict import LIKE, judged, outside
 
 GOOD = {"reconstruction_psnr": 28.3, "frame_accuracy": 1.0, "clip": 0.85, "toy_likeness": 0.93}
 

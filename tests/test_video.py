@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 from tiny import write_disc
 
-from freemask.errors import ClipError, SettingError
-from freemask.preview import write_preview
-from freemask.video import (
+from freemask.clips.preview import write_preview
+from freemask.clips.video import (
     MAX_PIXELS,
     MAX_SECONDS,
     MIN_SIDE,
@@ -22,6 +21,7 @@ from freemask.video import (
     write_clip,
     write_gif,
 )
+from freemask.errors import ClipError, SettingError
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 RATE = 24

@@ -12,10 +12,10 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 from typer.testing import CliRunner
 
-from freemask.backbone import Backbone
 from freemask.cli import app
 from freemask.errors import BackboneError
-from freemask.weights import choose_weights, fetch, needed_files, plan_download
+from freemask.families.backbone import Backbone
+from freemask.families.weights import choose_weights, fetch, needed_files, plan_download
 
 UNET, CLIP = "diffusion_pytorch_model", "pytorch_model"
 SMALL = ["tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"]

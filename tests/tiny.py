@@ -10,8 +10,10 @@ import torch
 from diffusers import DDIMScheduler, UNet3DConditionModel
 from safetensors.torch import load_file
 
-from freemask.trace import CLEAN, Site, SoftMap, Trace
-from freemask.video import Clip, write_clip
+from freemask.clips.video import Clip, write_clip
+from freemask.families.ddim import CLEAN
+from freemask.families.sites import Site
+from freemask.masks.trace import SoftMap, Trace
 
 
 def write_disc(path: Path, *, frames: int = 12, fps: float = 8.0) -> Path:

@@ -22,21 +22,21 @@ import cv2
 import numpy as np
 import torch
 
-from ..edit import Editor, Steps, finish
+from ..clips.video import Clip
 from ..errors import MaskError
-from ..gallery import save_png
-from ..jobs import Step
-from ..masks import candidates, consensus, extract, resize
-from ..metrics import ClipScore, clip_metrics, load_clip, psnr, ssim
-from ..mmc import codebook_path, iou
+from ..families.specs import TOY_CLIP, backbone_folder
+from ..jobs.metrics import ClipScore, clip_metrics, load_clip, psnr, ssim
+from ..jobs.run import load_editor
+from ..masks.candidates import candidates, consensus, extract, resize
+from ..masks.mmc import codebook_path, iou
+from ..masks.trace import Trace
+from ..methods.editor import Editor
+from ..pictures.sheets import save_png
 from ..presets import Preset, load_preset
-from ..run import load_editor
-from ..specs import TOY_CLIP, backbone_folder
+from ..steps import Step, Steps, finish
 from ..toyworld.cases import CASE_TASKS, Case, sample_case
 from ..toyworld.classify import CLASSES, WEIGHTS, Classifier, load_classifier
 from ..toyworld.scenes import REPORT, Rendered, Scene, motion, render
-from ..trace import Trace
-from ..video import Clip
 from .methods import METHODS, presets
 from .profile import extra_peak
 from .table import METRICS, tabulate
@@ -71,7 +71,7 @@ class Judges:
 
 def warped_psnr(frames: np.ndarray, scene: Scene, masks: np.ndarray) -> float:
     """Temporal consistency by known motion: PSNR in dB between every frame and the one before it, moved as the
-    scene moves: the object (`masks`, (f, h, w) bool) with the sprite, the rest with the background."""
+    scene moves: the object (`masks.candidates`, (f, h, w) bool) with the sprite, the rest with the background."""
     f, h, w, _ = frames.shape
     centres, pans = motion(scene, h, frames=f)
     before, after = [], []

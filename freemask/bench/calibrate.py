@@ -19,17 +19,17 @@ import cv2
 import numpy as np
 import yaml
 
-from ..attention import find_sites
-from ..ddim import timesteps
-from ..edit import Editor, Steps
+from ..clips.video import Clip
 from ..errors import ClipError, FreeMaskError, PromptError
-from ..jobs import Step
-from ..masks import candidates
-from ..mmc import Codebook, iou, summarise
-from ..prompts import find_word
+from ..families.attention import find_sites
+from ..families.ddim import timesteps
+from ..masks.candidates import candidates
+from ..masks.mmc import Codebook, iou, summarise
+from ..masks.trace import Trace
+from ..methods.editor import Editor
+from ..steps import Step, Steps
 from ..toyworld.scenes import CALIBRATE, render, sample_scene
-from ..trace import Trace
-from ..video import Clip
+from ..words.prompts import find_word
 
 __all__ = ["Known", "Sample", "calibrate_steps", "davis_samples", "example_maps", "toyworld_samples"]
 
@@ -37,7 +37,7 @@ THRESHOLD = 127  # of a mask image, 0 to 255: brighter is object
 
 
 class Known(NamedTuple):
-    """A clip with the true mask of a word: `masks` (f, h, w) bool, True = object."""
+    """A clip with the true mask of a word: `masks.candidates` (f, h, w) bool, True = object."""
 
     clip: Clip
     masks: np.ndarray

@@ -22,8 +22,8 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..edit import Editor
-from ..jobs import Step
+from ..methods.editor import Editor
+from ..steps import Step
 from ..validation import refuse_unknown
 from .speed import circumstances, timed
 

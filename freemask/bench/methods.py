@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..plan import is_time_aware
+from ..masks.plan import is_time_aware
 from ..presets import RELEASED, SELECTION_TAU, Preset, load_preset
 
 __all__ = ["METHODS", "presets"]

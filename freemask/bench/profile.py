@@ -22,15 +22,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ..ddim import timesteps
-from ..edit import Denoised, Editor, Steps, finish
+from ..clips.video import Clip
 from ..errors import SettingError
-from ..fusing import windows
-from ..jobs import Step
-from ..memory import Peak
+from ..families.ddim import timesteps
+from ..jobs.memory import Peak
+from ..masks.trace import Trace
+from ..methods.editor import Denoised, Editor
+from ..methods.hooks import windows
 from ..presets import Preset, load_preset
-from ..trace import Trace
-from ..video import Clip
+from ..steps import Step, Steps, finish
 from .speed import beside_peer, circumstances, in_turn, matrix_rate, other_costs, row_flops, whole_edit
 
 __all__ = ["extra_peak", "profile_steps"]

@@ -21,23 +21,23 @@ import cv2
 import numpy as np
 import torch
 
-from ..backbone import default_device
-from ..ddim import timesteps
-from ..edit import Denoised, Editor
+from ..clips.video import read_clip
 from ..errors import MaskError
-from ..files import save_masks
-from ..gallery import mask_sheet, save_png
-from ..jobs import Step
-from ..memory import Peak
-from ..metrics import psnr
-from ..mmc import codebook_path, iou, read_codebook
+from ..families.backbone import default_device
+from ..families.ddim import timesteps
+from ..families.specs import ROOT, BackboneSpec, backbone_spec
+from ..families.weights import fetch
+from ..jobs.files import save_masks
+from ..jobs.memory import Peak
+from ..jobs.metrics import psnr
+from ..masks.mmc import codebook_path, iou, read_codebook
+from ..masks.trace import Trace
+from ..methods.editor import Denoised, Editor
+from ..pictures.sheets import mask_sheet, save_png
 from ..presets import load_preset
-from ..prompts import find_word
-from ..specs import ROOT, BackboneSpec, backbone_spec
+from ..steps import Step
 from ..toyworld.scenes import render, sample_scene
-from ..trace import Trace
-from ..video import read_clip
-from ..weights import fetch
+from ..words.prompts import find_word
 
 __all__ = ["Check", "selftest_steps"]
 

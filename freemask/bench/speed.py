@@ -22,14 +22,15 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ..backbone import Backbone, default_device, default_dtype
-from ..edit import Editor, Steps
-from ..memory import run_dry
+from ..clips.video import Clip, write_clip
+from ..families.backbone import Backbone, default_device, default_dtype
+from ..families.specs import backbone_folder, known_backbone
+from ..jobs.memory import run_dry
+from ..jobs.run import run_steps
+from ..methods.editor import Editor
 from ..presets import make_settings
-from ..run import run_steps
-from ..specs import backbone_folder, known_backbone
+from ..steps import Steps
 from ..toyworld.models import new_scheduler
-from ..video import Clip, write_clip
 
 __all__ = [
     "beside_peer",

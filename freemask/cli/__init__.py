@@ -104,9 +104,10 @@ def edit(
     dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
 ) -> None:
     """Edit a clip by text; writes the videos, the masks and report.json into --out."""
-    from ..prompts import check, usual_task
-    from ..reach import missing_gpu, missing_weights, refusal
-    from ..specs import usual_guidance
+    from ..families.reach import missing_gpu, missing_weights, refusal
+    from ..families.specs import usual_guidance
+    from ..jobs.check import check
+    from ..words.prompts import usual_task
 
     with refusals():
         values: dict[str, Any] = dict(
@@ -160,7 +161,7 @@ def edit(
             console.print(slow, markup=False, soft_wrap=True)
         inferred = "" if settings.word else " (inferred; --word overrides it)"
         console.print(f"Edited word: {chosen}{inferred}", markup=False)
-        from ..run import run_steps  # torch is imported only once the input is known to be good
+        from ..jobs.run import run_steps  # torch is imported only once the input is known to be good
         from ..toyworld.likeness import likeness
 
         warn_of_outside(clip, settings)
@@ -183,8 +184,8 @@ def download(
     when they first need a backbone.
     """
     with refusals():
-        from ..specs import backbone_folder
-        from ..weights import plan_download
+        from ..families.specs import backbone_folder
+        from ..families.weights import plan_download
 
         folder = backbone_folder(backbone)
         if folder is not None:
@@ -208,8 +209,8 @@ def selftest(
     Says what each figure should be and what to do where it is not; ends with exit code 1 where it does not look right.
     """
     with refusals():
-        from ..backbone import named_dtype
         from ..bench import selftest_steps
+        from ..families.backbone import named_dtype
 
         figures = watch(selftest_steps(backbone, out, dtype=named_dtype(dtype), steps=steps))
     for line in figures.pop("words"):
@@ -229,7 +230,7 @@ def score(
     What is not to be had is null, with the reason.
     """
     with refusals():
-        from ..video import read_clip
+        from ..clips.video import read_clip
 
         try:
             report = json.loads((folder / "report.json").read_text())
@@ -240,7 +241,7 @@ def score(
                 f"{folder} holds no report.json of an edit: give a folder that `edit --out` wrote."
             ) from None
         clips = [read_clip(folder / f"{name}.mp4", **read) for name in ("source", "edited")]
-        from ..metrics import score as measure
+        from ..jobs.metrics import score as measure
 
         before, after = (clip.frames for clip in clips)
         prompts = {"source": settings["source"], "edit": settings["edit"]}
@@ -342,8 +343,8 @@ def calibrate(
         from dataclasses import asdict
 
         from ..bench import calibrate_steps, davis_samples, example_maps, toyworld_samples
-        from ..gallery import save_codebook_figure
-        from ..mmc import write_codebook
+        from ..masks.mmc import write_codebook
+        from ..pictures.sheets import save_codebook_figure
 
         samples = davis_samples(dataset) if dataset else toyworld_samples(clips)
         editor = load(backbone, dtype)
@@ -395,7 +396,7 @@ def benchmark(
     with refusals():
         refuse_unknown("suite", suite, ["toyworld"])
         from ..bench import METHODS, Options, benchmark_steps, markdown, save_figure
-        from ..run import load_editor
+        from ..jobs.run import load_editor
         from ..toyworld.cases import CASE_TASKS
 
         chosen: dict[str, tuple[str, ...]] = {}

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..errors import FreeMaskError, InputError
-from ..jobs import Step
+from ..steps import Step
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..edit import Editor
+    from ..methods.editor import Editor
     from ..presets import Settings
 
 __all__ = [
@@ -93,8 +93,8 @@ def watch(steps: Generator[Step, None, Any]) -> Any:
 
 def warn_of_outside(clip: Path, settings: Settings) -> None:
     """Tells before a long edit that a toy backbone has never seen such clips."""
-    from ..specs import known_words
-    from ..verdict import outside
+    from ..families.specs import known_words
+    from ..jobs.verdict import outside
 
     if known_words(settings.backbone) is None:
         return
@@ -114,8 +114,8 @@ def processes(given: int | None, editor: Editor) -> int:
 
 def load(backbone: str, dtype: str, low_vram: bool = False) -> Editor:
     """The editor in the precision asked for; one that cannot be is refused before anything is loaded."""
-    from ..backbone import named_dtype
-    from ..edit import Editor
+    from ..families.backbone import named_dtype
+    from ..methods.editor import Editor
 
     return Editor.load(backbone, dtype=named_dtype(dtype), low_vram=low_vram)
 
@@ -124,8 +124,8 @@ def load_or_full(backbone: str, dtype: str) -> Editor:
     """A backbone's, or one of zeroscope's size with random weights, which "full" names."""
     if backbone != "full":
         return load(backbone, dtype)
-    from ..backbone import named_dtype
     from ..bench import full_backbone
-    from ..edit import Editor
+    from ..families.backbone import named_dtype
+    from ..methods.editor import Editor
 
     return Editor(full_backbone(dtype=named_dtype(dtype)))

@@ -78,7 +78,7 @@ def evaluate(
 ) -> None:
     """Measure a backbone on the toy world: what it draws, how it reconstructs, where its words look."""
     with refusals():
-        from ..run import load_editor
+        from ..jobs.run import load_editor
         from ..toyworld.evaluate import evaluate_steps
 
         editor = load_editor(backbone)
@@ -106,9 +106,9 @@ def render(
     """Render a scene of the toy world, a clip whose every word mini knows."""
     from dataclasses import replace
 
+    from ..clips.video import Clip, write_clip
     from ..toyworld.scenes import COLOURS, OBJECTS, PLACES, STYLES, sample_scene
     from ..toyworld.scenes import render as draw
-    from ..video import Clip, write_clip
 
     with refusals():
         fields: dict[str, str | None] = {}

@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 
+from ..families.reach import has_gpu, obstacle
+from ..families.specs import backbones, known_backbone, usual_guidance
 from ..presets import FAST, load_preset, task_names
-from ..reach import has_gpu, obstacle
-from ..specs import backbones, known_backbone, usual_guidance
 from . import status
 
 __all__ = ["MASK_OWN", "PACES", "TASK_OWN", "Advanced", "first_pace"]

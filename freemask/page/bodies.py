@@ -11,12 +11,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..explorer import save_word_files
-from ..gallery import mask_sheet, save_mask_zip, save_png
-from ..jobs import Step
+from ..clips.video import Clip, read_clip, side_by_side, write_clip
+from ..jobs.check import check
+from ..pictures.mask_zip import save_mask_zip
+from ..pictures.sheets import mask_sheet, save_png
+from ..pictures.word_maps import save_word_files
 from ..presets import MASKS, Settings
-from ..prompts import align, check, warnings, words
-from ..video import Clip, read_clip, side_by_side, write_clip
+from ..steps import Step
+from ..words.prompts import align, warnings, words
 
 __all__ = ["Body", "diffusion", "painted_circles"]
 
@@ -31,7 +33,7 @@ GLANCES = 8  # pictures of an edit on its way
 def diffusion(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
     """The method itself. torch is imported here, in the worker's thread, so that the page paints before it."""
     yield Step("load", 0, 1)
-    from ..run import run_steps
+    from ..jobs.run import run_steps
     from ..toyworld.likeness import likeness
 
     return (yield from run_steps(clip, settings, out, kept=kept, glances=GLANCES, likeness=likeness))

@@ -19,12 +19,14 @@ from typing import Any
 import gradio as gr
 
 from ..errors import InputError, SettingError
-from ..gallery import save_mask_zip
-from ..jobs import Job, QueueFull, Step, Worker
+from ..families.reach import obstacle, refusal
+from ..families.specs import usual_guidance
+from ..jobs.check import check, fitting
+from ..jobs.worker import Job, QueueFull, Worker
+from ..pictures.mask_zip import save_mask_zip
 from ..presets import Example, Settings, make_settings, read_size
-from ..prompts import check, fitting, usual_task
-from ..reach import obstacle, refusal
-from ..specs import usual_guidance
+from ..steps import Step
+from ..words.prompts import usual_task
 from . import status
 from .advanced import MASK_OWN
 from .bodies import Body

@@ -18,12 +18,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..clips.spans import work
+from ..clips.video import probe
 from ..errors import FreeMaskError
-from ..jobs import Countdown, Snapshot
+from ..families.specs import NATIVE_FRAMES, backbone_spec, known_backbone
+from ..jobs.worker import Countdown, Snapshot
 from ..presets import Settings, batch_rows
-from ..spans import work
-from ..specs import NATIVE_FRAMES, backbone_spec, known_backbone
-from ..video import probe
 
 __all__ = ["Estimates", "rows", "sized", "volume"]
 

@@ -14,14 +14,14 @@ from urllib.parse import parse_qsl, urlencode
 import gradio as gr
 import numpy as np
 
+from ..clips.video import probe, read_clip
 from ..errors import FreeMaskError, InputError, SettingError
-from ..gallery import read_mask_zip
+from ..families.reach import obstacle, refusal
+from ..families.specs import backbone_name, known_backbone, usual_guidance
+from ..pictures.mask_zip import read_mask_zip
 from ..presets import MASKS, RELEASED, Example, Settings, load_preset, make_settings, read_settings, read_size
-from ..prompts import usual_task
-from ..reach import obstacle, refusal
-from ..specs import backbone_name, known_backbone, usual_guidance
-from ..video import probe, read_clip
-from ..wording import frames_told
+from ..words.positions import frames_told
+from ..words.prompts import usual_task
 from . import status
 from .advanced import PACES, TASK_OWN, first_pace
 from .visits import Run

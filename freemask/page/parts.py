@@ -9,9 +9,9 @@ from typing import Any
 
 import gradio as gr
 
+from ..families.reach import obstacle
+from ..families.specs import backbones, known_words
 from ..presets import RELEASED, Example, load_preset, task_names
-from ..reach import obstacle
-from ..specs import backbones, known_words
 from . import status
 from .advanced import PACES, Advanced, first_pace
 

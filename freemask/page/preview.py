@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from ..clips.preview import write_preview
+from ..clips.video import probe
 from ..errors import FreeMaskError
-from ..preview import write_preview
-from ..video import probe
 from .wire import file_data
 
 __all__ = ["make_preview"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
+from ..families.specs import backbones
 from ..presets import Settings, task_names
-from ..specs import backbones
 from .fields import NAMES
 from .parts import Inputs
 

@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..jobs import Snapshot
-from ..verdict import judged
+from ..jobs.verdict import judged
+from ..jobs.worker import Snapshot
 
 __all__ = ["CLIPS", "cancelled", "done", "estimate", "failed", "history", "idle", "note", "prompts", "running"]
 

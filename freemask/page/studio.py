@@ -14,11 +14,12 @@ import gradio as gr
 import numpy as np
 
 from ..errors import FreeMaskError, SettingError
-from ..explorer import read_index, word_file, word_sheet
-from ..gallery import curves_figure, short_site
+from ..families.sites import short_site
+from ..pictures.sheets import curves_figure
+from ..pictures.word_maps import read_index, word_file, word_sheet
 from ..presets import SELECTION_TAU
-from ..prompts import align, find_word, words
-from ..wording import numbered
+from ..words.positions import numbered
+from ..words.prompts import align, find_word, words
 from . import status
 from .desk import VIDEOS
 from .fields import link, same_clip
@@ -26,7 +27,7 @@ from .visits import Run
 from .wire import collecting, file_data, shown
 
 if TYPE_CHECKING:
-    from ..mmc import Codebook
+    from ..masks.mmc import Codebook
 
 __all__ = ["open_link", "open_sheet", "open_studio", "show_masks", "take_cell"]
 
@@ -47,7 +48,7 @@ def open_studio(run: Run | None) -> dict[str, Any] | None:
     """Everything that `static/studio/` draws from, or None before the first edit; files are fetched by the browser."""
     if run is None:
         return None
-    from ..mmc import read_codebook
+    from ..masks.mmc import read_codebook
 
     index, report = read_index(run.folder), run.report
     settings = report["settings"]
@@ -153,7 +154,7 @@ def open_sheet(run: Run | None) -> tuple[Any, ...]:
 
 
 def _curves(run: Run) -> Any:
-    from ..mmc import read_codebook
+    from ..masks.mmc import read_codebook
 
     book = read_codebook(run.report["settings"]["backbone"])
     return curves_figure(asdict(book)) if book else None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..jobs import Job
+from ..jobs.worker import Job
 from ..presets import Settings
 
 __all__ = ["Run", "Visit", "Visits"]

@@ -14,10 +14,10 @@ import cv2
 import gradio as gr
 import numpy as np
 
+from ..clips.video import probe, read_clip
 from ..errors import FreeMaskError, SettingError
-from ..explorer import unpack_bits
-from ..gallery import MASK_SIDE
-from ..video import probe, read_clip
+from ..pictures.mask_zip import MASK_SIDE
+from ..pictures.word_maps import unpack_bits
 
 __all__ = ["collecting", "file_data", "painted_masks", "picture_uri", "poster", "shown"]
 

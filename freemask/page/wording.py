@@ -9,10 +9,10 @@ from typing import Any
 import gradio as gr
 
 from ..errors import FreeMaskError, InputError
+from ..families.specs import known_words
 from ..presets import RELEASED, load_preset
-from ..prompts import align, find_word, infer_task, infer_word, unseen, warnings, word_spans, words
-from ..specs import known_words
-from ..wording import numbered, plain
+from ..words.positions import numbered, plain
+from ..words.prompts import align, find_word, infer_task, infer_word, unseen, warnings, word_spans, words
 from . import status
 
 __all__ = ["follow_difference", "follow_prompts", "follow_word", "inferred_word", "take_word", "task_of"]

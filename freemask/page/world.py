@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..errors import FreeMaskError
-from ..specs import known_words
-from ..verdict import outside
+from ..families.specs import known_words
+from ..jobs.verdict import outside
 from . import status
 from .fields import optional
 

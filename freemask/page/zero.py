@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FreeMaskError
-from ..jobs import Step
 from ..presets import Settings
+from ..steps import Step
 from .bodies import Body
 from .estimate import Estimates, rows, sized, volume
 

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..backbone import signed_pixels
+from ..families.backbone import signed_pixels
 from .scenes import COLOURS, OBJECTS, PLACES, STYLES, Scene, render, sample_scene
 
 __all__ = [

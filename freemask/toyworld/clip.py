@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from ..metrics import clip_pixels
-from ..specs import TOY_CLIP
+from ..families.specs import TOY_CLIP
+from ..jobs.metrics import clip_pixels
 from .classify import descend, disturbed, training_frames, training_scenes
 from .models import load_tokenizer, token_ids
 from .scenes import caption

@@ -19,17 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone
-from ..ddim import denoise, guide, levels, timesteps
-from ..edit import Editor, Steps
-from ..jobs import Step
-from ..masks import candidates, consensus, extract, resize
-from ..metrics import psnr
-from ..mmc import iou
+from ..clips.video import Clip
+from ..families.backbone import Backbone
+from ..families.ddim import CLEAN, denoise, guide, levels, timesteps
+from ..jobs.metrics import psnr
+from ..jobs.run import load_editor
+from ..masks.candidates import candidates, consensus, extract, resize
+from ..masks.mmc import iou
+from ..methods.editor import Editor
 from ..presets import SELECTION_TAU
-from ..run import load_editor
-from ..trace import CLEAN
-from ..video import Clip
+from ..steps import Step, Steps
 from .classify import CLASSES, Classifier, labels, load_classifier
 from .scenes import REPORT, caption, render, sample_scene
 

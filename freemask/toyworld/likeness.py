@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..metrics import load_clip
-from ..video import read_clip
+from ..clips.video import read_clip
+from ..jobs.metrics import load_clip
 from .classify import CLASSES, Classifier, load_classifier
 from .scenes import OBJECTS, STYLES, caption, sample_scene
 

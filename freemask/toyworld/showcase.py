@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..edit import Steps
+from ..clips.video import read_clip
+from ..jobs.run import run_steps
 from ..presets import Example, examples
-from ..run import run_steps
-from ..video import read_clip
+from ..steps import Steps
 from .likeness import likeness
 
 __all__ = ["showcase_steps"]

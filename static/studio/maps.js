@@ -77,7 +77,7 @@ function pool(map, h, w) {
   return out;
 }
 
-/** The cell's mask at its own grid, as `extract` in freemask/masks.py cuts it, or null where a frame is flat. */
+/** The cell's mask at its own grid, as `extract` in freemask/masks/candidates.py cuts it, or null where a frame is flat. */
 function extract(maps, h, w, tau) {
   const masks = new Uint8Array(maps.length * h * w);
   const strict = Math.fround(tau);

@@ -21,11 +21,12 @@ from visitor import CHROMIUM, EDIT, FLAGS, SOURCE  # noqa: E402
 
 import app  # noqa: E402
 from freemask import page as parts  # noqa: E402
-from freemask.explorer import save_word_files  # noqa: E402
-from freemask.jobs import Step, Worker  # noqa: E402
+from freemask.clips.video import Clip, write_clip  # noqa: E402
+from freemask.jobs.worker import Worker  # noqa: E402
+from freemask.pictures.word_maps import save_word_files  # noqa: E402
 from freemask.presets import Settings  # noqa: E402
-from freemask.prompts import words  # noqa: E402
-from freemask.video import Clip, write_clip  # noqa: E402
+from freemask.steps import Step  # noqa: E402
+from freemask.words.prompts import words  # noqa: E402
 
 GRIDS = {64: 5, 32: 5, 16: 5, 8: 1}  # side: sites, as zeroscope has them
 STEPS, FRAMES, SIDE = 50, 8, 512

@@ -23,9 +23,9 @@ from starlette.routing import Route
 from visitor import EDIT, PATIENCE, SOURCE, Tap, example, explorer, press_edit, served, state
 
 from freemask import page as parts
-from freemask.jobs import Step
+from freemask.clips.video import Clip, write_clip
 from freemask.presets import Settings
-from freemask.video import Clip, write_clip
+from freemask.steps import Step
 
 PREFIX = "/demo/freemask"
 EXAMPLE = "Red car to blue car"

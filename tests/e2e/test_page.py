@@ -13,9 +13,10 @@ from playwright.sync_api import Browser, Page, expect
 from tiny import write_noise
 from visitor import EDIT, PATIENCE, SOURCE, Tap, explorer, fill, press_edit, report, served, state
 
-from freemask.gallery import save_mask_zip, short_site
+from freemask.families.sites import short_site
 from freemask.page import bodies
 from freemask.page.advanced import first_pace
+from freemask.pictures.mask_zip import save_mask_zip
 
 
 def test_upload_and_edit(page: Page, clip: Path) -> None:
@@ -455,8 +456,8 @@ def test_an_own_clip_takes_the_servers_pace_not_the_examples(page: Page, clip: P
 def test_real_clips_are_offered_where_they_can_be_edited(
     browser: Browser, tap: Tap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
 ) -> None:
-    monkeypatch.setattr("freemask.reach.has_gpu", lambda: gpu)
-    monkeypatch.setattr("freemask.reach.downloaded", lambda name: tmp_path)
+    monkeypatch.setattr("freemask.families.reach.has_gpu", lambda: gpu)
+    monkeypatch.setattr("freemask.families.reach.downloaded", lambda name: tmp_path)
     with served(tap, tmp_path, []) as address:
         page = browser.new_page()
         page.goto(address)

@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 from visitor import EDIT, SOURCE, press_edit, report, state
 
-from freemask.video import read_clip
+from freemask.clips.video import read_clip
 
 
 @pytest.fixture(scope="module")

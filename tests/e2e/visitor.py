@@ -14,8 +14,9 @@ from playwright.sync_api import Locator, Page, expect
 
 import app
 from freemask import page as parts
-from freemask.jobs import Step, Worker
+from freemask.jobs.worker import Worker
 from freemask.presets import Example, Settings
+from freemask.steps import Step
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [

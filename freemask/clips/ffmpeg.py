@@ -1,0 +1,71 @@
+"""The ffmpeg program that imageio-ffmpeg carries: how it is run, and which files it may open.
+
+Uploads are untrusted, so only containers of video are opened, never playlists that name other files.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import imageio_ffmpeg
+
+from ..errors import ClipError
+
+__all__ = ["SCALER", "TONE_MAP", "encode", "run_ffmpeg", "source_args", "video_only", "whole"]
+
+# High dynamic range to the range of a screen; without it an iPhone's HDR clip comes out grey.
+TONE_MAP = (
+    "format=gbrp12le,zscale=pin=bt2020:t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0,"
+    "zscale=t=bt709"
+)
+SCALER = "bicubic+accurate_rnd+full_chroma_int"
+_PATIENCE = 600  # seconds until ffmpeg is given up
+_CONTAINERS = "mov,matroska,avi,flv,asf,mpeg,mpegts,ogg,gif,mxf,nut"
+
+
+def run_ffmpeg(*args: str, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run ffmpeg to its end; `data` goes to its standard input. Raises ClipError where it takes too long."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-y", *args]
+    try:
+        return subprocess.run(command, input=data, capture_output=True, timeout=_PATIENCE, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ClipError(f"The video took over {_PATIENCE} s to process: give a shorter or smaller one.") from error
+
+
+def source_args(path: Path, *, start: float | None = None) -> list[str]:
+    """The arguments that open a video, from `start` seconds on."""
+    seek = [] if start is None else ["-ss", f"{start:.6f}"]
+    return ["-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS, *seek, "-i", f"file:{path}"]
+
+
+def video_only(*options: str) -> list[str]:
+    """Send the video stream nowhere, and what was counted on the way to standard output."""
+    return ["-map", "0:V:0", *options, "-f", "null", "-nostats", "-progress", "pipe:1", "-"]
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` once it is whole, and else leaves no trace."""
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise ClipError(f'"{path}" cannot be written: {error.strerror}; choose another place.') from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def encode(path: Path, *args: str, data: bytes | None = None) -> None:
+    """Run ffmpeg to write the file that becomes `path`; raises ClipError with its reason."""
+    done = run_ffmpeg(*args, data=data)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ClipError(f'"{path}" cannot be written: check the folder and its free space ({reason}).')

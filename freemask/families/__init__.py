@@ -1,0 +1,1 @@
+"""Kinds of model: how one is loaded, asked and looked into."""

@@ -1,0 +1,186 @@
+"""Backbones as data: `BackboneSpec`, read from `presets/backbones/*.yaml`, or for another folder from its configs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from ..errors import BackboneError, SettingError
+from ..validation import STRICT, unknown, validated
+
+__all__ = [
+    "Solver",
+    "NATIVE_FRAMES",
+    "PRESETS",
+    "ROOT",
+    "TOY_CLIP",
+    "BackboneSpec",
+    "backbone_folder",
+    "backbone_name",
+    "backbone_spec",
+    "backbones",
+    "known_backbone",
+    "known_words",
+    "native_size",
+    "usual_guidance",
+    "vae_factor",
+]
+
+Solver = Literal["ddim", "dpm"]
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = ROOT / "presets"
+TOY_CLIP = ROOT / "freemask" / "toyworld" / "clip"  # the CLIP of mini's world
+
+NATIVE_FRAMES = 24  # what zeroscope-like models were trained on, where no spec says; configs do not
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BackboneSpec:
+    """What is known of a text-to-video model before it is loaded.
+
+    `name` is the short one that every part of FreeMask takes; `title` is its line in a list. The weights are in
+    `folder`, or on the hub as `hub_id` (`aliases`: other ids of the same weights). `size` is (width, height) in pixels
+    and `frames` the clip length that it was trained on; one latent cell stands for `vae_factor` pixels along a side.
+    `guidance` is what suits it, `parameters` counts each part's, None where they have not been counted; `working_set`
+    is what a part computes in at its peak, in bytes a latent cell, frame and batch row in halves (see `memory`);
+    `codebook` is the file under presets/codebooks/ that holds its measured masks, once they are.
+    """
+
+    name: str
+    title: str
+    licence: str
+    size: tuple[Annotated[int, Field(ge=16, le=2048)], Annotated[int, Field(ge=16, le=2048)]]
+    frames: Annotated[int, Field(ge=1, le=64)]
+    vae_factor: Annotated[int, Field(ge=1, le=64)]
+    prediction: Literal["epsilon", "v_prediction"]
+    guidance: Annotated[float, Field(ge=1, le=30)] = 7.5
+    hub_id: str | None = None
+    aliases: tuple[str, ...] = ()
+    folder: Path | None = None
+    parameters: dict[Literal["unet", "vae", "text_encoder"], Annotated[int, Field(ge=1)]] | None = None
+    working_set: dict[Literal["unet", "vae"], Annotated[int, Field(ge=1)]] | None = None
+    codebook: str | None = None
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """What the weights take in memory as fp16 or bf16, two bytes a parameter."""
+        return 2 * sum(self.parameters.values()) if self.parameters else None
+
+
+@lru_cache(maxsize=1)
+def backbones() -> tuple[BackboneSpec, ...]:
+    """The backbones of `presets/backbones/*.yaml`, those that ship with the code first."""
+    found = []
+    for path in sorted((PRESETS / "backbones").glob("*.yaml")):
+        values = yaml.safe_load(path.read_text()) | {"name": path.stem}
+        spec: BackboneSpec = validated(BackboneSpec, values, f"presets/backbones/{path.name}: ")
+        if (spec.folder is None) == (spec.hub_id is None):
+            raise SettingError(f"presets/backbones/{path.name}: give a folder or a hub_id, one of them.")
+        found.append(replace(spec, folder=ROOT / spec.folder) if spec.folder else spec)
+    return tuple(sorted(found, key=lambda spec: spec.folder is None))
+
+
+def known_backbone(name: str) -> BackboneSpec | None:
+    """The spec of a short name or a hub id, None where there is none."""
+    return next((spec for spec in backbones() if name in (spec.name, spec.hub_id, *spec.aliases)), None)
+
+
+def usual_guidance(name: str) -> float:
+    """The classifier-free guidance that suits a backbone where it is known, else 7.5."""
+    spec = known_backbone(name)
+    return spec.guidance if spec else 7.5
+
+
+def backbone_name(name: str) -> str:
+    """The short name of a backbone where it has one, so that settings, codebooks and lists agree; else `name`."""
+    spec = known_backbone(name)
+    return spec.name if spec else name
+
+
+def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
+    """The spec of a short name, a hub id or a folder; one without a file is read from the configs in its folder.
+
+    `folder` is where an unlisted hub id lies. Raises SettingError for an unknown name, BackboneError where the configs
+    are missing or say too little.
+    """
+    spec = known_backbone(name)
+    if spec:
+        return spec
+    folder = folder or backbone_folder(name)
+    if folder is None:
+        raise BackboneError(f"Nothing is known of {name!r} before it is here: `python -m freemask download {name}`.")
+    path = folder
+    try:
+        configs = []
+        for part, file in (("unet", "config"), ("vae", "config"), ("scheduler", "scheduler_config")):
+            path = folder / part / f"{file}.json"
+            configs.append(json.loads(path.read_text(encoding="utf-8")))
+        unet, vae, scheduler = configs
+        size, factor = native_size(unet, vae), vae_factor(vae)
+        prediction = scheduler.get("prediction_type", "epsilon")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackboneError(f"{path} does not describe a part of a text-to-video pipeline ({error!r}).") from None
+    values = {
+        "name": name,
+        "title": name,
+        "licence": "unknown: see where you got it",
+        "size": size,
+        "frames": NATIVE_FRAMES,
+        "vae_factor": factor,
+        "prediction": prediction,
+        "folder": folder,
+    }
+    try:
+        derived: BackboneSpec = validated(BackboneSpec, values, f"{folder}: ")
+    except SettingError as error:
+        raise BackboneError(str(error)) from None
+    return derived
+
+
+def vae_factor(vae: Mapping[str, Any]) -> int:
+    """How many pixels a latent cell stands for along a side, by the autoencoder's config."""
+    return int(2 ** (len(vae.get("encoder_block_out_channels") or vae["block_out_channels"]) - 1))
+
+
+def native_size(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> tuple[int, int]:
+    """(width, height) in pixels that a model's configs name; where they name none, what all of this class had."""
+    side = unet.get("sample_size") or 32
+    h, w = (side, side) if isinstance(side, int) else side
+    factor = vae_factor(vae)
+    return int(w) * factor, int(h) * factor
+
+
+def backbone_folder(name: str) -> Path | None:
+    """The local folder of a backbone, or None where the name stands for a hub id such as "owner/model".
+
+    Raises SettingError where the name is neither.
+    """
+    spec = known_backbone(name)
+    if spec:
+        return spec.folder
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return None
+    short = [spec.name for spec in backbones()]
+    raise SettingError(
+        f"{unknown('backbone', name, short)} Or give a hub id such as 'cerspense/zeroscope_v2_576w', or a folder that "
+        "holds a diffusers text-to-video pipeline."
+    )
+
+
+def known_words(backbone: str) -> tuple[str, ...] | None:
+    """The only words that a backbone has seen (its `vocabulary.json`), or None where it knows the language."""
+    folder = backbone_folder(backbone)
+    path = folder / "vocabulary.json" if folder else None
+    return tuple(json.loads(path.read_text())) if path and path.exists() else None

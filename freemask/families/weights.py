@@ -1,0 +1,187 @@
+"""Which files of a diffusers pipeline are its weights, and how they come from the hub.
+
+Weights are safetensors where there are any: such a file holds numbers alone. A `.bin` is a pickle, whose loading can
+run code; it is taken only where a part has nothing else, and `backbone` reads it with torch's weights-only loader.
+A repository may hold each part several times (safetensors and `.bin`, in singles and as `fp16` variant, whole or in
+shards); one of them is chosen by its name, the same way for a folder and for what is downloaded.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BackboneError
+from .specs import backbone_folder, backbones, known_backbone
+
+__all__ = ["PARTS", "Download", "Weights", "choose_weights", "downloaded", "fetch", "needed_files", "plan_download"]
+
+log = logging.getLogger(__name__)
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_MODELS = PARTS[:3]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The file names of one part's weights, a shards' index among them; `safe`: safetensors, else `.bin`."""
+
+    files: tuple[str, ...]
+    safe: bool
+    variant: str | None
+
+
+def choose_weights(part: str, names: Iterable[str], *, halves_first: bool = False) -> Weights | None:
+    """The weights among the file names of a part's folder; None where none are there in full.
+
+    Safetensors before `.bin`, and of each the plain files before their fp16 variant, or with `halves_first` after.
+    """
+    names = set(names)
+    for safe in (True, False):
+        stem = "diffusion_pytorch_model" if part != "text_encoder" else "model" if safe else "pytorch_model"
+        end = "safetensors" if safe else "bin"
+        for half in (halves_first, not halves_first):
+            whole = f"{stem}{'.fp16' * half}.{end}"
+            variant = "fp16" if half else None
+            if whole in names:
+                return Weights((whole,), safe, variant)
+            index = f"{stem}.{end}.index{'.fp16' * half}.json"
+            shard = re.compile(rf"{stem}{'.fp16' * half}-\d+-of-(\d+)\.{end}")
+            shards = sorted(name for name in names if shard.fullmatch(name))
+            if index in names and shards and len(shards) == int(shards[0].rsplit("-", 1)[1].split(".")[0]):
+                return Weights((index, *shards), safe, variant)
+    return None
+
+
+def needed_files(names: Iterable[str]) -> list[str]:
+    """Of all paths in a repository, those that loading reads: configs, the tokenizer, and of each part's weights the
+    smallest kind that is safe. Raises BackboneError naming the parts that are missing."""
+    folders: dict[str, list[str]] = {part: [] for part in PARTS}
+    for name in names:
+        part, _, file = name.partition("/")
+        if part in folders and file and "/" not in file:
+            folders[part].append(file)
+    found: list[str] = []
+    missing = []
+    for part, files in folders.items():
+        # the UNet never runs in singles on a GPU, so the halves are all that is wanted of a download
+        weights = choose_weights(part, files, halves_first=True) if part in _MODELS else None
+        settings = files if part == "tokenizer" else [f for f in files if f in ("config.json", f"{part}_config.json")]
+        if not settings or (part in _MODELS and weights is None):
+            missing.append(f"{part}/")
+        found += [f"{part}/{file}" for file in (*sorted(settings), *(weights.files if weights else ()))]
+    if missing:
+        raise BackboneError(f"no complete {', '.join(missing)} as diffusers saves a text-to-video pipeline")
+    return found
+
+
+@dataclass(frozen=True)
+class Download:
+    """What fetching a model would do: `files` are all that it needs, `bytes` what of them is not here yet (None where
+    the hub does not say), `licence` that of the weights."""
+
+    hub_id: str
+    licence: str
+    files: tuple[str, ...]
+    missing: tuple[str, ...]
+    bytes: int | None
+
+    def __str__(self) -> str:
+        if not self.missing:
+            return f"{self.hub_id} is here already. Licence of the weights: {self.licence}."
+        pickled = sum(name.endswith(".bin") for name in self.missing)
+        note = f" {pickled} of the files are .bin; only tensors are read from them." if pickled else ""
+        size = "an unknown size" if self.bytes is None else f"{self.bytes / 1e9:.1f} GB"
+        return (
+            f"Licence of the weights of {self.hub_id}: {self.licence}. Model card: https://huggingface.co/{self.hub_id}\n"
+            f"To download: {len(self.missing)} files, {size}.{note}"
+        )
+
+    def run(self) -> Path:
+        """Downloads what is missing, with bars on standard error, and returns the folder. One that was interrupted goes
+        on where it stopped. Raises BackboneError."""
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(self.hub_id, allow_patterns=list(self.files)))
+        except Exception as error:
+            raise _refusal(self.hub_id, error) from error
+
+
+def plan_download(name: str) -> Download:
+    """What downloading a backbone, by short name or hub id, would fetch; asks the hub, raises BackboneError."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    spec = known_backbone(name)
+    hub_id = (spec.hub_id if spec else None) or name
+    try:
+        info = HfApi().model_info(hub_id, files_metadata=True)
+    except Exception as error:  # the hub's client raises many kinds: no network, no such model, no access
+        raise _refusal(hub_id, error) from error
+    sizes = {file.rfilename: file.size for file in info.siblings or ()}
+    try:
+        files = needed_files(sizes)
+    except BackboneError as error:
+        raise BackboneError(f"{hub_id} is no backbone that FreeMask can use: it holds {error}.") from None
+    missing = [file for file in files if not isinstance(try_to_load_from_cache(hub_id, file), str)]
+    known = [sizes[file] for file in missing]
+    card: Any = info.card_data
+    licence = spec.licence if spec else (card and card.get("license")) or "unknown: see its model card"
+    total = None if None in known else sum(size for size in known if size)
+    return Download(hub_id, licence, tuple(files), tuple(missing), total)
+
+
+def fetch(name: str) -> Path:
+    """The folder of a backbone: its own, or that of its download, which is made or completed here.
+
+    Before anything is downloaded the licence and the size are logged. Without a network, what was downloaded before
+    serves. Raises SettingError for an unknown name, BackboneError where there is nothing to be had.
+    """
+    folder = backbone_folder(name)
+    if folder is not None:
+        return folder
+    try:
+        download = plan_download(name)
+    except BackboneError:
+        folder = downloaded(name)
+        if folder is None:
+            raise
+        return folder
+    if download.missing:
+        log.warning("%s", download)
+    return download.run()
+
+
+def downloaded(name: str) -> Path | None:
+    """Where an earlier download lies; None where there was none or it is not complete."""
+    from huggingface_hub import snapshot_download
+
+    spec = known_backbone(name)
+    try:
+        folder = Path(snapshot_download((spec.hub_id if spec else None) or name, local_files_only=True))
+        needed_files(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.exists())
+    except (OSError, ValueError, BackboneError):
+        return None
+    return folder
+
+
+def _refusal(hub_id: str, error: Exception) -> BackboneError:
+    """What went wrong at the hub, and the cure."""
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    folder = "give the path of a folder that holds it"
+    if isinstance(error, GatedRepoError):
+        why = f"is gated: accept its terms on its page and log in with `hf auth login`, or {folder}"
+    elif isinstance(error, (RepositoryNotFoundError, HFValidationError)):
+        short = ", ".join(spec.name for spec in backbones())
+        why = f"is not on the hub, or is private: check the name (short names: {short}), log in with `hf auth login`"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        why = "does not fit on the disk: make room, or set HF_HOME to a folder on a larger disk"
+    else:
+        why = f"could not be fetched ({type(error).__name__}): check the network and try again, or {folder}"
+    return BackboneError(f"The model {hub_id!r} {why}.")

@@ -1,0 +1,160 @@
+"""Figures about clips: frames (f, h, w, 3) uint8 in, floats out.
+
+CLIP's are cosines between a picture's and a prompt's embedding, or those of two pictures (Hessel et al. 2021;
+FreeMask Sec. 5): OpenAI's ViT-L/14 for real clips, and for the toy world a tiny CLIP of its own that ships with
+the code. A metric whose weights cannot be had raises MetricError with the reason; it is never zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from ..errors import MetricError
+from ..families.backbone import signed_pixels
+from ..families.specs import TOY_CLIP, known_words
+
+__all__ = ["ClipScore", "clip_metrics", "clip_pixels", "load_clip", "lpips", "psnr", "score", "ssim"]
+
+REAL_CLIP = "openai/clip-vit-large-patch14"
+
+
+def psnr(a: np.ndarray, b: np.ndarray, *, keep: np.ndarray | None = None) -> float:
+    """PSNR in dB of two clips (f, h, w, 3) uint8, over the pixels where `keep` (f, h, w) is True.
+
+    With `keep` the unedited region this is FreeMask's M.PSNR (Eq. 12, whose printed form compares the edit
+    with itself). Equal clips give infinity, no pixels at all give NaN.
+    """
+    squared = (a.astype(np.float64) - b.astype(np.float64)) ** 2
+    if keep is not None:
+        squared = squared[keep]
+    if squared.size == 0:
+        return math.nan
+    error = float(squared.mean())
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Structural similarity in [-1, 1] of two clips (f, h, w, 3) uint8: scikit-image's, the mean over frames."""
+    from skimage.metrics import structural_similarity
+
+    return float(np.mean([structural_similarity(x, y, channel_axis=-1) for x, y in zip(a, b, strict=True)]))
+
+
+def lpips(a: np.ndarray, b: np.ndarray) -> float:
+    """Perceptual distance, 0 or more, of two clips (f, h, w, 3) uint8: LPIPS with VGG, the mean over frames.
+
+    Raises MetricError where the library or VGG's weights, which it downloads, are not to be had.
+    """
+    model = _lpips_model()
+    with torch.inference_mode():
+        return float(model(signed_pixels(a), signed_pixels(b)).mean())
+
+
+def _reason(error: Exception) -> str:
+    """An error's first line, or its kind where it has no text."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+@lru_cache(maxsize=1)
+def _lpips_model() -> torch.nn.Module:
+    try:
+        from lpips import LPIPS
+
+        return LPIPS(net="vgg", verbose=False).eval()
+    except Exception as error:  # a missing library, no network, a broken download
+        raise MetricError(
+            f"LPIPS is not to be had ({_reason(error)}): pip install lpips, with network once."
+        ) from error
+
+
+def clip_pixels(pixels: Tensor, size: int) -> Tensor:
+    """(n, 3, h, w) in [-1, 1] -> (n, 3, size, size) as CLIP reads them: the short side to `size`, the centre, its
+    mean and spread."""
+    h, w = pixels.shape[-2:]
+    if (h, w) != (size, size):
+        scale = size / min(h, w)
+        grown = (max(size, round(h * scale)), max(size, round(w * scale)))
+        pixels = F.interpolate(pixels, grown, mode="bicubic", antialias=True).clamp(-1, 1)
+        y, x = (grown[0] - size) // 2, (grown[1] - size) // 2
+        pixels = pixels[..., y : y + size, x : x + size]
+    mean, spread = (torch.tensor(value).view(3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return ((pixels + 1) / 2 - mean) / spread
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """A loaded CLIP; embeddings have length 1, so that their products are cosines in [-1, 1]."""
+
+    model: CLIPModel
+    tokenizer: CLIPTokenizer
+
+    @torch.inference_mode()
+    def images(self, frames: np.ndarray) -> Tensor:
+        """(f, h, w, 3) uint8 -> (f, d)."""
+        size = int(self.model.config.vision_config.image_size)
+        states = self.model.vision_model(pixel_values=clip_pixels(signed_pixels(frames), size)).pooler_output
+        return F.normalize(self.model.visual_projection(states), dim=-1)
+
+    @torch.inference_mode()
+    def texts(self, prompts: list[str]) -> Tensor:
+        """(n, d)."""
+        length = int(self.model.config.text_config.max_position_embeddings)
+        batch = self.tokenizer(prompts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        states = self.model.text_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).pooler_output
+        return F.normalize(self.model.text_projection(states), dim=-1)
+
+
+@lru_cache(maxsize=1)
+def load_clip(backbone: str) -> ClipScore:
+    """The CLIP that judges a backbone's clips: the toy world's where the backbone knows that world's words alone,
+    else OpenAI's ViT-L/14. Raises MetricError where its weights are not to be had."""
+    name = REAL_CLIP
+    try:
+        name = REAL_CLIP if known_words(backbone) is None else str(TOY_CLIP)
+        transformers.utils.logging.disable_progress_bar()
+        model = CLIPModel.from_pretrained(name, dtype=torch.float32).eval().requires_grad_(False)
+        return ClipScore(model, CLIPTokenizer.from_pretrained(name))
+    except Exception as error:  # the libraries raise many kinds
+        cure = "it needs a network once" if name == REAL_CLIP else "install FreeMask again"
+        raise MetricError(f"CLIP is not to be had ({_reason(error)}): {cure}.") from error
+
+
+def clip_metrics(clip: ClipScore, frames: np.ndarray, *, source: str, edit: str) -> dict[str, float]:
+    """`clip`: the mean cosine of frames and edit prompt; `clip_temporal`: that of neighbouring frames (1 for a single
+    one); `frame_accuracy`: the share of frames nearer to the edit prompt than to the source's."""
+    images, texts = clip.images(frames), clip.texts([source, edit])
+    to_source, to_edit = (images @ texts.T).T
+    neighbours = (images[1:] * images[:-1]).sum(-1)
+    return {
+        "clip": float(to_edit.mean()),
+        "clip_temporal": float(neighbours.mean()) if len(neighbours) else 1.0,
+        "frame_accuracy": float((to_edit > to_source).float().mean()),
+    }
+
+
+def score(before: np.ndarray, after: np.ndarray, *, source: str, edit: str, backbone: str) -> dict[str, Any]:
+    """What can be said of an edit from its two clips (f, h, w, 3) uint8 and prompts: `clip_metrics`, and `ssim` and
+    `lpips` to the source. A figure whose model is not to be had is None, and `absent` holds the reason by name."""
+    figures: dict[str, Any] = dict.fromkeys(("clip", "clip_temporal", "frame_accuracy", "lpips"))
+    figures["ssim"] = ssim(after, before)
+    absent: dict[str, str] = {}
+    try:
+        figures |= clip_metrics(load_clip(backbone), after, source=source, edit=edit)
+    except MetricError as error:
+        absent |= dict.fromkeys(("clip", "clip_temporal", "frame_accuracy"), str(error))
+    try:
+        figures["lpips"] = lpips(after, before)
+    except MetricError as error:
+        absent["lpips"] = str(error)
+    return figures | {"absent": absent}

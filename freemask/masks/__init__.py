@@ -1,0 +1,1 @@
+"""What an inversion remembers, and which masks an edit makes of it."""

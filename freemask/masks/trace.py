@@ -1,0 +1,179 @@
+"""What an inversion remembers: the latents of every noise level and the words' soft attention maps.
+
+Everything is keyed by the scheduler's timestep value and the attention site, never by a loop index.
+Maps are kept head-mean, for every token of the source prompt, as uint8 with one float32 scale per
+(t, site, token, frame): raw word probabilities can sit near 0, where a fixed [0, 1] quantisation would
+destroy the threshold. At 8 × 512² over zeroscope's 16 sites that is 0.21 MiB a step and token.
+
+A trace can be written to a file and read again, in another process too, so that a second edit of the same clip and
+prompt begins at denoising. Stored features stay behind: they are replayed then.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..clips.spans import Span
+from ..clips.video import Clip
+from ..families.ddim import CLEAN
+from ..families.sites import Site
+from ..families.specs import Solver
+from .features import Features
+
+__all__ = ["MapSum", "SoftMap", "Trace", "load_trace", "save_trace", "shared"]
+
+
+class SoftMap(NamedTuple):
+    """`values` (k, f, h, w) uint8 and `scales` (k, f) float32: probability = values / 255 · scale."""
+
+    values: np.ndarray
+    scales: np.ndarray
+
+    @classmethod
+    def pack(cls, maps: np.ndarray) -> SoftMap:
+        """From probabilities (k, f, h, w) float32."""
+        return cls(*(part.numpy() for part in _quantised(torch.from_numpy(maps))))
+
+    def of(self, tokens: list[int]) -> np.ndarray:
+        """The summed probabilities of some tokens: (f, h, w) float32."""
+        maps = self.values[tokens].astype(np.float32) / 255 * self.scales[tokens][..., None, None]
+        return maps.sum(0)
+
+
+def shared(part: Tensor, span: Span) -> Tensor:
+    """A span's share of what is said of its frames, (…, f, h, w)."""
+    return part * torch.from_numpy(span.share).to(part.device)[:, None, None]
+
+
+def _quantised(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The values and scales of a `SoftMap`, where the probabilities (k, f, h, w) float32 are."""
+    scales = maps.amax((2, 3))
+    return (maps / scales.clamp_min(1e-30)[..., None, None] * 255).round().byte(), scales
+
+
+class MapSum:
+    """The soft maps of one forward pass, put together from spans of frames by their shares.
+
+    They stay on the device until all are there: fetched one by one, each would make it wait for the host.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, site: str, maps: Tensor, span: Span) -> None:
+        """Adds a span's probabilities (k, its frames, h, w) float32."""
+        if len(span.share) == self.frames:
+            self.sums[site] = maps
+            return
+        if site not in self.sums:
+            self.sums[site] = maps.new_zeros(len(maps), self.frames, *maps.shape[2:])
+        self.sums[site][:, span.frames] += shared(maps, span)
+
+    def take(self) -> dict[str, Tensor]:
+        """The maps (k, f, h, w) by site; what was added is forgotten."""
+        taken, self.sums = self.sums, {}
+        return taken
+
+    def pack(self, t: int) -> dict[tuple[int, str], SoftMap]:
+        """The maps of every site under label `t`, as `SoftMap.pack` makes them; what was added is forgotten."""
+        packed = {site: _quantised(maps) for site, maps in self.take().items()}
+        return {(t, site): SoftMap(*(part.cpu().numpy() for part in parts)) for site, parts in packed.items()}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The memory of one inversion.
+
+    `latents` maps each level (timestep, and CLEAN) to (1, c, f, h, w) float32: the pivots. `timesteps`
+    rise from low to high noise. `tokens` lists, for every word of the prompt, the rows of the maps that
+    belong to it. `features` holds Q and K of the fused sites where they were stored, else nothing. `restored` are the
+    latents (1, c, f, h, w) of the reconstruction, once there is one. `solver` is the one that made the latents, "ddim"
+    or "dpm", and that denoises from them.
+    """
+
+    clip: Clip
+    prompt: str
+    timesteps: tuple[int, ...]
+    sites: tuple[Site, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    latents: dict[int, Tensor] = field(default_factory=dict)
+    maps: dict[tuple[int, str], SoftMap] = field(default_factory=dict)
+    features: Features = field(default_factory=Features)
+    restored: Tensor | None = None
+    solver: Solver = "ddim"
+
+    def below(self, t: int) -> int:
+        """The level below a timestep."""
+        i = self.timesteps.index(t)
+        return self.timesteps[i - 1] if i else CLEAN
+
+    def seen(self, t: int) -> int:
+        """The level whose latent the inversion evaluated under label `t`: DDIM's the one below, else its own."""
+        return self.below(t) if self.solver == "ddim" else t
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the latents."""
+        h, w = self.latents[CLEAN].shape[-2:]
+        return h, w
+
+    def word_map(self, t: int, site: Site, at: list[int]) -> np.ndarray:
+        """The soft map (f, h, w) of the words at `at`: each summed over its tokens, then each to a
+        maximum of 1 and the largest taken where there are several."""
+        soft = self.maps[t, site.name]
+        each = [soft.of(list(self.tokens[i])) for i in at]
+        if len(each) == 1:
+            return each[0]
+        return np.max([m / max(float(m.max()), 1e-30) for m in each], axis=0)
+
+
+def save_trace(path: Path, trace: Trace) -> None:
+    """Writes all of a trace but its features to one file, which appears whole or not at all."""
+    levels = [CLEAN, *trace.timesteps]
+    cross = [site for site in trace.sites if site.kind == "cross"]
+    about = {"prompt": trace.prompt, "fps": trace.clip.fps, "sites": trace.sites, "tokens": trace.tokens}
+    about |= {"solver": trace.solver}
+    arrays = {
+        "about": np.array(json.dumps(about)),
+        "timesteps": np.array(trace.timesteps),
+        "frames": trace.clip.frames,
+        "latents": torch.stack([trace.latents[level] for level in levels]).cpu().numpy(),
+    }
+    if trace.restored is not None:
+        arrays["restored"] = trace.restored.cpu().numpy()
+    for site in cross:
+        maps = [trace.maps[t, site.name] for t in trace.timesteps]
+        arrays[f"maps {site.name}"] = np.stack([soft.values for soft in maps])
+        arrays[f"scales {site.name}"] = np.stack([soft.scales for soft in maps])
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    part.replace(path)
+
+
+def load_trace(path: Path, device: torch.device) -> Trace:
+    """Reads what `save_trace` wrote, with its latents on `device`."""
+    with np.load(path, allow_pickle=False) as stored:
+        about = json.loads(str(stored["about"]))
+        timesteps = tuple(map(int, stored["timesteps"]))
+        sites = tuple(Site(*site) for site in about["sites"])
+        latents = dict(zip([CLEAN, *timesteps], torch.from_numpy(stored["latents"]).to(device), strict=True))
+        maps: dict[tuple[int, str], SoftMap] = {}
+        for site in sites:
+            if site.kind == "cross":
+                values, scales = stored[f"maps {site.name}"], stored[f"scales {site.name}"]
+                maps |= {(t, site.name): SoftMap(values[i], scales[i]) for i, t in enumerate(timesteps)}
+        tokens = tuple(map(tuple, about["tokens"]))
+        clip = Clip(stored["frames"], about["fps"])
+        restored = torch.from_numpy(stored["restored"]).to(device) if "restored" in stored.files else None
+    return Trace(
+        clip, about["prompt"], timesteps, sites, tokens, latents, maps, restored=restored, solver=about["solver"]
+    )

@@ -1,0 +1,341 @@
+"""The whole method on one page: invert a clip once, edit it many times.
+
+`invert_steps` walks up the noise levels with the source prompt and remembers latents and word maps.
+`edit_steps` chooses masks (FreeMask Eq. 7-8) and walks down with the edit prompt; at every step the
+conditional row's attention is fused with the source's under the masks (Eq. 9-11). The source's features
+come by **replay**, the latent that the inversion evaluated under this label running again as one more batch
+row, or from the **store** that the inversion kept; both give the same result to rounding.
+
+Both are generators of `Step` that return their result, so bars, previews and cancelling belong to the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..clips.spans import Span, spans
+from ..clips.video import Clip
+from ..errors import SettingError
+from ..families.attention import Hook, attend, find_sites, installed, word_probabilities
+from ..families.backbone import Backbone
+from ..families.ddim import CLEAN, denoise, guide, invert, levels, timesteps
+from ..families.sites import Site
+from ..families.specs import Solver
+from ..masks.features import Features
+from ..masks.mmc import choose
+from ..masks.plan import MaskPlan, plan_masks
+from ..masks.trace import MapSum, SoftMap, Trace, shared
+from ..presets import Preset
+from ..steps import Step, Steps, finish
+from ..words.prompts import align, find_word, infer_word
+from .equations import fuse_latent, token_map
+from .hooks import ROWS, Fusing, fused_sites, window, windows
+
+__all__ = ["Denoised", "Edited", "Editor", "Usage"]
+
+
+@dataclass
+class Usage:
+    """UNet calls of a stage: how many forwards, and how many batch rows in all."""
+
+    forwards: int = 0
+    rows: int = 0
+
+    def add(self, rows: int) -> None:
+        self.forwards += 1
+        self.rows += rows
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """The latents (1, c, f, h, w) of an edited clip and the masks that made it.
+
+    `watched` are the edit prompt's words that the source lacks, by position, where they were watched; `maps` their
+    maps in that order, by (t, site name), before any fusion.
+    """
+
+    latents: Tensor
+    plan: MaskPlan
+    watched: tuple[int, ...] = ()
+    maps: dict[tuple[int, str], SoftMap] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Edited:
+    """An edited clip and the masks that made it."""
+
+    clip: Clip
+    plan: MaskPlan
+
+
+@dataclass(frozen=True)
+class Editor:
+    """A loaded backbone and the method on it."""
+
+    backbone: Backbone
+
+    @classmethod
+    def load(
+        cls, name: str = "mini", device: str | None = None, dtype: torch.dtype | None = None, *, low_vram: bool = False
+    ) -> Editor:
+        """From a short name ("mini", "zeroscope", "modelscope"), a hub id or a folder; see `Backbone.load`."""
+        return cls(Backbone.load(name, device, dtype, low_vram=low_vram))
+
+    def fit(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) rounded down to the multiple that the networks need, at least one multiple."""
+        m = self.backbone.multiple
+        return max(m, size[0] // m * m), max(m, size[1] // m * m)
+
+    def frame_size(self, width: int, height: int) -> tuple[int, int]:
+        """The (width, height) at which a clip of that shape is edited: at the backbone's own short side."""
+        scale = min(self.backbone.native_size) / min(width, height)
+        return self.fit((round(width * scale), round(height * scale)))
+
+    def spans(self, frames: int) -> tuple[Span, ...]:
+        """The spans of frames in which the UNet sees a clip of that length."""
+        return spans(frames, self.backbone.native_frames)
+
+    def _over(self, frames: int, predict: Callable[[Span], Tensor]) -> Tensor:
+        """What is predicted for a whole clip, (b, c, f, h, w), put together from its spans."""
+        parts = self.spans(frames)
+        if len(parts) == 1:
+            return predict(parts[0])
+        total: Tensor | None = None
+        for span in parts:
+            eps = predict(span)
+            if total is None:
+                total = eps.new_zeros((*eps.shape[:2], frames, *eps.shape[3:]))
+            total[:, :, span.frames] += shared(eps, span)
+        assert total is not None
+        return total
+
+    def _forward(
+        self, x: Tensor, t: int, text: Tensor, level: float, usage: Usage, hooks: Mapping[Site, Hook] | None = None
+    ) -> Tensor:
+        usage.add(len(x))
+        with installed(self.backbone.unet, hooks or {}):
+            return self.backbone.eps(x, t, text, level)
+
+    def decode(self, latents: Tensor, like: Clip) -> Clip:
+        """Latents (1, c, f, h, w) to a clip at the frame rate of another."""
+        return Clip(self.backbone.decode(latents), like.fps)
+
+    # ------------------------------------------------------------------ inversion
+
+    def invert(self, clip: Clip, *, prompt: str, **options: Any) -> Trace:
+        """`invert_steps` run to its end."""
+        return finish(self.invert_steps(clip, prompt=prompt, **options))
+
+    @torch.inference_mode()
+    def invert_steps(
+        self,
+        clip: Clip,
+        *,
+        prompt: str,
+        steps: int = 25,
+        solver: Solver = "ddim",
+        store: Preset | None = None,
+        host: bool = False,
+        latents: Tensor | None = None,
+        usage: Usage | None = None,
+    ) -> Steps[Trace]:
+        """Inversion with the source prompt, without guidance; sides must be multiples of the VAE's factor.
+
+        `solver` is "ddim" or "dpm", which asks for one forward more and is as exact in fewer steps (`ddim.py`).
+        With `store`, Q and K of the sites that this preset fuses are kept in its windows, with `host` in host RAM.
+        `latents` are the clip's where the caller has encoded it already.
+        """
+        backbone, usage = self.backbone, usage or Usage()
+        h, w = clip.frames.shape[1:3]
+        if h % backbone.vae_factor or w % backbone.vae_factor:
+            raise SettingError(f"Frames of {w}x{h} do not fit {backbone.name}: use multiples of {backbone.multiple}.")
+        ts = timesteps(backbone.scheduler, steps)
+        alpha = levels(backbone.scheduler, ts)
+        latents = backbone.encode(clip.frames) if latents is None else latents
+        tokens = backbone.word_tokens(prompt)
+        sites = find_sites(backbone.unet)
+        trace = Trace(clip, prompt, ts, sites, tokens, {CLEAN: latents}, features=Features(host=host), solver=solver)
+        last = tokens[-1][-1] + 1
+        text = backbone.text([prompt])
+        maps = MapSum(len(clip.frames))
+        label, storing = CLEAN, set[Site]()
+        part = self.spans(len(clip.frames))[0]
+
+        def look(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if site.kind == "cross":
+                gh, gw = site.grid(trace.grid)
+                soft = word_probabilities(q, k, slice(0, last))
+                maps.add(site.name, rearrange(soft, "f (h w) k -> k f h w", h=gh, w=gw), part)
+            if site in storing:
+                trace.features.keep((label, site.name, part.start), q, k)
+            return attend(q, k, v)
+
+        fused = windows(store, len(ts)) if store else {}
+        cross = [site for site in sites if site.kind == "cross"]
+
+        def predict(x: Tensor, t: int, level: float) -> Tensor:
+            nonlocal label, storing
+            label = t
+            kinds = {kind for kind, n in fused.items() if t in ts[len(ts) - n :]}
+            storing = set(fused_sites(sites, trace.grid, kinds, store)) if store else set()
+            hooks = dict.fromkeys([*cross, *storing] if t in ts else (), look)
+
+            def one(span: Span) -> Tensor:
+                nonlocal part
+                part = span
+                return self._forward(x[:, :, span.frames], t, text, level, usage, hooks)
+
+            eps = self._over(x.shape[2], one)
+            trace.maps.update(maps.pack(t))
+            return eps
+
+        for i, (t, x) in enumerate(invert(predict, latents, alpha, solver=solver)):
+            trace.latents[t] = x = x.contiguous()  # so that a trace read from a file gives the same to the last bit
+            if solver != "ddim" and t == ts[-1]:  # the highest level's own maps and features: no step asked for them
+                predict(x, t, alpha[t])
+            yield Step("invert", i + 1, len(ts), t)
+        return trace
+
+    @torch.inference_mode()
+    def reconstruct_steps(self, trace: Trace, usage: Usage | None = None) -> Steps[Tensor]:
+        """Denoises with the source prompt and guidance 1: the latents that the inversion can give back at best."""
+        backbone, usage = self.backbone, usage or Usage()
+        text = backbone.text([trace.prompt])
+
+        def predict(x: Tensor, t: int, level: float) -> Tensor:
+            return self._over(x.shape[2], lambda span: self._forward(x[:, :, span.frames], t, text, level, usage))
+
+        x = trace.latents[trace.timesteps[-1]]
+        alpha = levels(backbone.scheduler, trace.timesteps)
+        for i, (t, x) in enumerate(denoise(predict, x, alpha, solver=trace.solver)):  # noqa: B007, B020
+            yield Step("reconstruct", i + 1, len(trace.timesteps), t)
+        return x.contiguous()
+
+    def reconstruct(self, trace: Trace) -> Clip:
+        """`reconstruct_steps` run to its end, decoded."""
+        return self.decode(finish(self.reconstruct_steps(trace)), trace.clip)
+
+    # ------------------------------------------------------------------ editing
+
+    def plan_masks(
+        self,
+        trace: Trace,
+        *,
+        word: str,
+        task: Preset,
+        mask: np.ndarray | None = None,
+        site: str | None = None,
+        timestep: int | None = None,
+    ) -> MaskPlan:
+        """The masks of an edit by a picked site and timestep, or this backbone's codebook; see `plan.plan_masks`."""
+        choice = choose(self.backbone.name, trace.sites, trace.timesteps, trace.grid, site=site, timestep=timestep)
+        return plan_masks(trace, choice, word=word, task=task, mask=mask)
+
+    def edit(self, trace: Trace, *, prompt: str, task: Preset, word: str | None = None, **options: Any) -> Edited:
+        """`edit_steps` run to its end, decoded; the word is inferred where none is given."""
+        word = word or infer_word(trace.prompt, prompt, task.name)
+        done = finish(self.edit_steps(trace, prompt=prompt, task=task, word=word, **options))
+        return Edited(self.decode(done.latents, trace.clip), done.plan)
+
+    @torch.inference_mode()
+    def edit_steps(
+        self,
+        trace: Trace,
+        *,
+        prompt: str,
+        task: Preset,
+        word: str,
+        guidance: float = 7.5,
+        eta: float = 0.0,
+        seed: int = 0,
+        mask: np.ndarray | None = None,
+        site: str | None = None,
+        timestep: int | None = None,
+        usage: Usage | None = None,
+        glances: int = 0,
+        watch: bool = False,
+        one_row: bool = False,
+    ) -> Steps[Denoised]:
+        """Denoises with the edit prompt under classifier-free guidance and masked fusion.
+
+        The source's features are read from the trace where the inversion stored them, else replayed. About `glances`
+        of the steps carry a picture (h, w, 3) uint8: the middle frame of the clean clip as it is predicted then.
+        `watch` keeps the maps of the words that the source prompt lacks. With `one_row` batch rows run one at a
+        time, in a third of the memory; the source's features of the step wait in host RAM meanwhile.
+        """
+        backbone, usage = self.backbone, usage or Usage()
+        plan = self.plan_masks(trace, word=word, task=task, mask=mask, site=site, timestep=timestep)
+        alpha = levels(backbone.scheduler, trace.timesteps)
+        alignment = align(trace.prompt, prompt)
+        edit_tokens = backbone.word_tokens(prompt)
+        text = backbone.text(["", prompt, trace.prompt])
+        tokens = token_map(alignment.source_of, alignment.changed, trace.tokens, edit_tokens, text.shape[1])
+        fused = windows(task, len(trace.timesteps))
+        order = {t: j for j, t in enumerate(reversed(trace.timesteps))}
+        alpha_changed = task.alpha_cross if task.alpha_changed is None else task.alpha_changed
+        changed_window = window(alpha_changed, len(order))
+        columns = self._edit_columns(trace, word, alignment.source_of, edit_tokens)
+        watched = alignment.changed if watch else ()
+        fusion = Fusing(trace, plan, task, tokens, columns, [list(edit_tokens[j]) for j in watched])
+        every = -(-len(order) // glances) if glances else len(order) + 1
+        picture: np.ndarray | None = None
+
+        def predict(x: Tensor, t: int, level: float) -> Tensor:
+            nonlocal picture
+            kinds = {kind for kind, n in fused.items() if order[t] < n}
+            fusion.begin(t, kinds, order[t] >= changed_window)
+            latents = {"plain": x, "edit": x, "source": trace.latents[trace.seen(t)]}
+            groups: list[tuple[str, ...]] = [fusion.rows]
+            if one_row:
+                groups = [(row,) for row in reversed(fusion.rows)]
+
+            def one(span: Span) -> Tensor:
+                seen: dict[str, Tensor] = {}
+                for rows in groups:
+                    z = torch.cat([latents[row][:, :, span.frames] for row in rows])
+                    told = text[[ROWS.index(row) for row in rows]]
+                    eps = self._forward(z, t, told, level, usage, fusion.hooks(span, rows))
+                    seen |= dict(zip(rows, eps.chunk(len(rows)), strict=True))
+                fusion.forget()
+                return torch.cat([seen["plain"], seen["edit"]])
+
+            both = self._over(x.shape[2], one)
+            fusion.end()
+            eps = guide(both[:1], both[1:2], guidance, task.rescale)
+            picture = self._glance(x, eps, level) if (order[t] + 1) % every == 0 else None
+            return eps
+
+        blended = window(task.alpha_latent, len(order))
+        above = {trace.below(t): t for t in trace.timesteps}
+
+        def adjust(level: int, x: Tensor) -> Tensor:
+            if order[above[level]] >= blended:
+                return x
+            e = torch.from_numpy(fusion.editable(above[level])).to(x.device)
+            return fuse_latent(trace.latents[level], x, e)
+
+        x = trace.latents[trace.timesteps[-1]]
+        walk = denoise(predict, x, alpha, solver=trace.solver, eta=eta, seed=seed, adjust=adjust)
+        for i, (t, x) in enumerate(walk):  # noqa: B007, B020
+            yield Step("edit", i + 1, len(trace.timesteps), t, picture)
+        return Denoised(x, plan, watched, fusion.maps)
+
+    def _glance(self, x: Tensor, eps: Tensor, level: float) -> np.ndarray:
+        """The middle frame (h, w, 3) uint8 of the clean clip that latents (1, c, f, h, w) and their noise predict."""
+        middle = x.shape[2] // 2
+        clean = (x - (1 - level) ** 0.5 * eps) / level**0.5
+        return self.backbone.decode(clean[:, :, middle : middle + 1])[0]
+
+    def _edit_columns(
+        self, trace: Trace, word: str, source_of: tuple[int | None, ...], tokens: tuple[tuple[int, ...], ...]
+    ) -> list[int]:
+        """The edit prompt's tokens that stand for the edited word; none where it was dropped."""
+        at = set(find_word(trace.prompt, word))
+        return [token for j, i in enumerate(source_of) if i in at for token in tokens[j]]

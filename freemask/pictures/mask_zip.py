@@ -1,0 +1,68 @@
+"""Masks as a zip of PNGs, one a frame: as an edit leaves them, and as people bring their own."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SettingError
+
+__all__ = ["MASK_SIDE", "read_mask_zip", "save_mask_zip"]
+
+MASK_SIDE = 2048  # pixels of a side of a mask from outside
+
+
+def save_mask_zip(path: Path, masks: NDArray[np.bool_]) -> None:
+    """Write masks (f, h, w) as numbered PNGs, 00000.png and so on, 255 where True, in one zip."""
+    with zipfile.ZipFile(path, "w") as packed:
+        for i, mask in enumerate(masks):
+            picture = cv2.imencode(".png", mask.astype(np.uint8) * 255)[1]
+            packed.writestr(zipfile.ZipInfo(f"{i:05d}.png"), picture.tobytes())
+
+
+def read_mask_zip(path: Path, *, frames: int | None) -> NDArray[np.bool_]:
+    """Masks (f, h, w) bool from a zip of PNGs in the order of their names' numbers: one for each frame, or one for all.
+
+    `frames` None takes as many as there are. True is what is brighter than half of the brightest value. Raises
+    SettingError naming what is wrong.
+    """
+    try:
+        with zipfile.ZipFile(path) as packed:
+            names = [name for name in packed.namelist() if name.lower().endswith(".png") and "__MACOSX" not in name]
+            names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+            count = len(names) if frames is None else frames
+            if not names or len(names) not in (1, count):
+                counts = f"{len(names)} PNG masks, the edit has {count} frame{'s' * (count > 1)}"
+                raise SettingError(f"{path.name} holds {counts}: give one for each frame, or a single one for all.")
+            pictures = [_read_mask(packed.getinfo(name), packed, path.name) for name in names]
+    except SettingError:
+        raise
+    except Exception as error:  # zipfile raises many kinds for a damaged or encrypted file
+        raise SettingError(
+            f"{path.name} cannot be read as a zip of PNG masks: make it anew, without a password."
+        ) from error
+    if len({picture.shape for picture in pictures}) > 1:
+        raise SettingError(f"The masks in {path.name} differ in size: save them all in one.")
+    masks = np.stack(pictures)
+    return np.broadcast_to(masks > masks.max() / 2, (count, *masks.shape[1:]))
+
+
+def _read_mask(entry: zipfile.ZipInfo, packed: zipfile.ZipFile, where: str) -> NDArray[np.uint8]:
+    """One PNG (h, w) of a zip; its header says how large it is before anything is unpacked to that size."""
+    large = f"{entry.filename} in {where} is larger than {MASK_SIDE} x {MASK_SIDE}: save the masks smaller."
+    if entry.file_size > MASK_SIDE**2:
+        raise SettingError(large)
+    data = packed.read(entry)
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
+        raise SettingError(f"{entry.filename} in {where} is no PNG picture: save it anew.")
+    if max(int.from_bytes(data[16:20]), int.from_bytes(data[20:24])) > MASK_SIDE:
+        raise SettingError(large)
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if picture is None:
+        raise SettingError(f"{entry.filename} in {where} is no PNG picture: save it anew.")
+    return np.asarray(picture, np.uint8)

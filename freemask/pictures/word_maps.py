@@ -1,0 +1,132 @@
+"""The data of the attention explorer: every word's maps as one small file, and the index that says how to read them.
+
+The page draws the layer × timestep matrix in the browser, so that a threshold or a frame answers at once and the
+server computes nothing. A word's file is gzip: uint8 values (t, f, h, w) of one site after another, then float32
+little-endian scales (site, t, f); probability = value / 255 · scale. All 16 sites of zeroscope, 50 timesteps and 8
+frames at 512² are 10 MiB before compression. The edited word's file is fetched first, the others after it.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MaskError, SettingError
+from ..families.sites import short_site
+from .sheets import Arrays, WordMaps, draw_sheet, map_grids, read_words, together
+
+__all__ = ["pack_bits", "read_index", "save_word_files", "unpack_bits", "word_file", "word_sheet"]
+
+
+def word_file(folder: Path, index: int) -> Path:
+    """Where the maps of word `index` of `words.npz` are kept."""
+    return folder / "words" / f"{index:02d}.gz"
+
+
+def save_word_files(folder: Path, stored: Arrays) -> None:
+    """Writes a file for each word of the arrays of a `words.npz` into `folder/words`, and `index.json`: sites with
+    their grids, timesteps, frames, words, the chosen cells and the mask in use."""
+    index = read_words(stored)
+    values, scales = {}, {}
+    for grid in map_grids(stored):
+        maps, by_frame = stored[f"maps_{grid}"], stored[f"scales_{grid}"]
+        for row, site in enumerate(map(str, stored[f"sites_{grid}"])):
+            values[site], scales[site] = maps[:, row], by_frame[:, row]
+    (folder / "words").mkdir(exist_ok=True)
+
+    def save(k: int) -> None:
+        parts = [np.ascontiguousarray(values[site][:, k]).tobytes() for site in index.sites]
+        parts.append(np.stack([scales[site][:, k] for site in index.sites]).astype("<f4").tobytes())
+        word_file(folder, k).write_bytes(gzip.compress(b"".join(parts), compresslevel=1, mtime=0))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(save, range(len(index.tokens))))
+    h, w = index.mask.shape[1:]
+    about = {
+        "frames": index.frames,
+        "tokens": index.tokens,
+        "edit_words": index.edit_words,
+        "sites": [
+            {"name": site, "short": short_site(site), "h": values[site].shape[-2], "w": values[site].shape[-1]}
+            for site in index.sites
+        ],
+        "timesteps": index.timesteps,
+        "chosen": index.chosen.tolist(),
+        "mask": {"h": h, "w": w, "data": pack_bits(index.mask)},
+    }
+    (folder / "words" / "index.json").write_text(json.dumps(about))
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index that `save_word_files` wrote."""
+    about: dict[str, Any] = json.loads((folder / "words" / "index.json").read_text())
+    return about
+
+
+def word_sheet(folder: Path, word: str, *, frame: int) -> NDArray[np.uint8]:
+    """`sheets.mask_sheet` from the words' files, which an example ships too. Raises MaskError as it does."""
+    about = read_index(folder)
+    mask = about["mask"]
+    index = WordMaps(
+        tokens=tuple(about["tokens"]),
+        edit_words=tuple(about["edit_words"]),
+        sites=tuple(site["name"] for site in about["sites"]),
+        timesteps=tuple(about["timesteps"]),
+        frames=about["frames"],
+        chosen=np.array(about["chosen"], bool),
+        mask=unpack_bits(mask["data"], (mask["h"], mask["w"])),
+    )
+
+    def read(tokens: Sequence[int]) -> dict[str, NDArray[np.float32]]:
+        each = [_word_maps(folder, k, about, frame) for k in tokens]
+        return {site: together(np.stack([maps[site] for maps in each], 1)) for site in index.sites}
+
+    return draw_sheet(index, read, word, frame=frame)
+
+
+def _word_maps(folder: Path, k: int, about: dict[str, Any], frame: int) -> dict[str, NDArray[np.float32]]:
+    """The maps (t, h, w) of a word's file on one frame, by site."""
+    try:
+        data = gzip.decompress(word_file(folder, k).read_bytes())
+    except (OSError, EOFError) as error:
+        raise MaskError("The attention maps of this edit cannot be read: run the edit again.") from error
+    count = len(about["timesteps"]), about["frames"]
+    found, at = {}, 0
+    for site in about["sites"]:
+        shape = (*count, site["h"], site["w"])
+        values = np.frombuffer(data, np.uint8, int(np.prod(shape)), at).reshape(shape)
+        found[site["name"]], at = values[:, frame], at + values.size
+    scales = np.frombuffer(data, "<f4", offset=at).reshape(len(found), *count)[..., frame]
+    return {
+        name: (values / 255 * scale[:, None, None]).astype(np.float32)
+        for (name, values), scale in zip(found.items(), scales, strict=True)
+    }
+
+
+def pack_bits(mask: NDArray[np.bool_]) -> str:
+    """A bool array as base64 of its bits, row-major, the most significant bit first."""
+    return base64.b64encode(np.packbits(mask).tobytes()).decode()
+
+
+def unpack_bits(data: str, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """As many masks (f, h, w) bool of a size (h, w) as the data of `pack_bits` holds.
+
+    Raises SettingError where it holds none, or more than whole ones.
+    """
+    try:
+        bits = np.frombuffer(base64.b64decode(data, validate=True), np.uint8)
+    except ValueError:
+        bits = np.zeros(0, np.uint8)
+    area = size[0] * size[1]
+    frames = 8 * len(bits) // area
+    if not frames or len(bits) != -(-frames * area // 8):
+        raise SettingError("The painted mask did not arrive whole: paint it again.")
+    return np.unpackbits(bits, count=frames * area).reshape(frames, *size).astype(bool)

@@ -1,0 +1,37 @@
+"""Long work as a generator of small events, so that bars, previews and cancelling belong to the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+__all__ = ["Step", "Steps", "finish"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of work was done: the `index`-th of `total` in `stage` (index counts from 1).
+
+    `timestep` is the diffusion timestep the step left, where it has one; `picture` a glance at the work, where the
+    work gives one.
+    """
+
+    stage: str
+    index: int
+    total: int
+    timestep: int | None = None
+    picture: Any = field(default=None, compare=False, repr=False)
+
+
+T = TypeVar("T")
+Steps = Generator[Step, None, T]
+
+
+def finish(steps: Steps[T]) -> T:
+    """Runs a generator of steps to its end and gives what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return stop.value

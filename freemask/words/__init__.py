@@ -1,0 +1,1 @@
+"""Prompts as words, and words as positions."""
