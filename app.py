@@ -50,6 +50,8 @@ ARRIVE = """() => {
     try { sessionStorage.setItem("freemask", token); } catch { /* likewise */ }
     return token;
 }"""
+# A chosen word that the source prompt no longer holds gives way to the one that is inferred.
+LET_GO = "(source, word) => source.toLowerCase().includes(word.split('#')[0].trim().toLowerCase()) ? word : ''"
 # Beside Edit the status in a line, which may be out of sight itself.
 PROGRESS = """(told) => {
     const card = new DOMParser().parseFromString(told, "text/html").querySelector(".fm-status");
@@ -144,25 +146,16 @@ def build(
         inputs.own_mask.click(None, js="() => document.querySelector('#run').focus()", **quiet)
         gr.on([part.change for part in own], page.own_mask, own, inputs.own_mask, **live)
         inputs.trim.trim(page.take_trim, advanced.frames, [advanced.start, advanced.fps], **live)
-        every = [*inputs.all, inputs.inferred]
         filled = inputs.examples.click(
-            lambda index: page.with_inferred(page.fill_example(shipped[index])), inputs.examples, every, **plain
+            lambda index: page.fill_example(shipped[index]), inputs.examples, inputs.all, **plain
         )
-        inputs.settings.upload(
-            lambda file: page.with_inferred(page.fill_settings(file, offered)), inputs.settings, every[1:], **plain
-        )
+        inputs.settings.upload(lambda file: page.fill_settings(file, offered), inputs.settings, inputs.all[1:], **plain)
         advanced.backbone.change(page.toy_world, advanced.backbone, toy, **live)
         advanced.backbone.input(usual_guidance, advanced.backbone, advanced.guidance, **live)
         told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone, advanced.released]
-        gr.on(
-            [inputs.source.change, inputs.edit.change, inputs.task.change, advanced.released.change],
-            page.follow_prompts,
-            [*told, inputs.inferred],
-            [inputs.word, inputs.inferred, inputs.aligned],
-            **live,
-        )
+        gr.on([part.change for part in told], page.follow_prompts, told, [inputs.word, inputs.aligned], **live)
+        inputs.source.input(None, [inputs.source, inputs.word], inputs.word, js=LET_GO, **quiet)
         inputs.aligned.pick(page.take_word, None, inputs.word, **live)
-        gr.on([inputs.word.change, advanced.backbone.change], page.follow_word, told, inputs.aligned, **live)
         guessed = gr.State(task_names()[0])
         gr.on(
             [inputs.source.change, inputs.edit.change],
@@ -232,9 +225,9 @@ def build(
         # What came of it.
         recalled = f"() => [({ARRIVE})(), location.search]"
         arrived = demo.load(desk.arrive, [token, query], results.outputs, js=recalled, concurrency_limit=None, **plain)
-        demo.load(desk.recall, [token, query], [*every, lent], js=recalled, **plain)
+        demo.load(desk.recall, [token, query], [*inputs.all, lent], js=recalled, **plain)
         chosen = results.choice.input(desk.show_run, results.choice, results.outputs, **plain)
-        chosen.success(desk.fill_run, results.run, every, **plain)
+        chosen.success(desk.fill_run, results.run, inputs.all, **plain)
         chosen.success(lambda: False, None, lent, **quiet)
         results.status.change(None, results.status, inputs.progress, js=PROGRESS, **quiet)
         example = filled.success(

@@ -174,7 +174,7 @@ def test_the_released_codes_way_is_a_choice_beside_the_four_tasks(address: str, 
         assert again["settings"] == report["settings"]
         summary, tau, *_ = page.follow_task(card, True)
         assert load_preset(name).summary in summary and tau.placeholder == f"{load_preset(name).tau:g}"
-    assert "the released code" in page.follow_word(SOURCE, EDIT, "shape", "car", "mini", True)
+    assert "the released code" in page.follow_prompts(SOURCE, EDIT, "shape", "car", "mini", True)[-1]
 
 
 def test_only_two_names_are_public(address: str, tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_who_comes_first_is_greeted_by_an_example(clip: Path, tmp_path: Path) ->
         (met,) = desk.arrive(token.session_hash, "", one)
         assert met[-1].folder == example.made and 'data-state="done"' in met[0]
         told = desk.recall(token.session_hash, "", one)
-        assert told == [*page.with_inferred(page.fill_example(example)), True] and told[1] == example.settings.source
+        assert told == [*page.fill_example(example), True] and told[1] == example.settings.source
         query = "?source=a+cat&edit=a+dog"
         (linked,) = desk.arrive("u" * 32, query, other)
         assert not isinstance(linked[-1], page.Run) and desk.recall("u" * 32, query, other)[1] == "a cat"
@@ -638,37 +638,30 @@ demo.close()
 
 
 def test_the_word_follows_the_prompts_until_it_is_typed() -> None:
-    word, inferred, _ = page.follow_prompts(SOURCE, EDIT, "attribute", "", "mini", False, "")
-    assert (word, inferred) == ("car", "car")
-    word, inferred, _ = page.follow_prompts(
-        SOURCE.replace("car", "bus"), EDIT.replace("car", "bus"), "attribute", word, "mini", False, inferred
-    )
-    assert word == "bus"
-    typed, inferred, _ = page.follow_prompts(SOURCE, EDIT, "attribute", "grass", "mini", False, inferred)
-    assert typed == gr.skip()  # it stays as it is
-    late, *_ = page.follow_prompts(SOURCE, EDIT, "attribute", "", "mini", False, "car")
-    assert late == gr.skip()  # of a request that was made before the first answer was there
-    gone, _, _ = page.follow_prompts(
-        "a red car on snow", "a blue car on snow", "attribute", "grass", "mini", False, inferred
-    )
-    assert gone == "car"
-    assert "&#x27;gra&#x27; is not in the first prompt" in page.follow_word(
-        SOURCE, EDIT, "attribute", "gra", "mini", False
-    )
-    assert ">grass</mark>" in page.follow_word(SOURCE, EDIT, "attribute", "grass", "mini", False)
-    assert ">car</mark>" in page.follow_word(SOURCE, EDIT, "attribute", " ", "mini", False)
+    def told(source: str, edit: str, word: str) -> tuple[str, str]:
+        field, prompts = page.follow_prompts(source, edit, "attribute", word, "mini", False)
+        assert "value" not in field  # what is being typed stays
+        return field["placeholder"], prompts
+
+    named, prompts = told(SOURCE, EDIT, "")
+    assert named == "car (inferred from the prompts)" and ">car</mark>" in prompts
+    assert told(SOURCE.replace("car", "bus"), EDIT.replace("car", "bus"), " ")[0].startswith("bus ")
+    assert ">grass</mark>" in told(SOURCE, EDIT, "grass")[1]
+    named, prompts = told(SOURCE, EDIT, "gra")
+    assert "&#x27;gra&#x27; is not in the first prompt" in prompts and named.startswith("car ")
+    assert told("", "", "")[0] == "inferred from the prompts"
 
 
 def test_a_task_that_does_not_suit_the_prompts_is_told_of_before_the_edit() -> None:
-    *_, told = page.follow_prompts("a red car", "a red bus", "attribute", "", "mini", False, "")
+    *_, told = page.follow_prompts("a red car", "a red bus", "attribute", "", "mini", False)
     assert "use the task &#x27;shape&#x27;" in told
-    *_, told = page.follow_prompts("a red car", "a red bus", "shape", "", "mini", False, "")
+    *_, told = page.follow_prompts("a red car", "a red bus", "shape", "", "mini", False)
     assert "fm-note" not in told
 
 
 def test_a_word_that_the_backbone_has_never_seen_is_told_of_before_the_edit() -> None:
     def told(edit: str, backbone: str = "mini") -> str:
-        return str(page.follow_prompts("a red car on the grass", edit, "shape", "", backbone, False, "")[-1])
+        return str(page.follow_prompts("a red car on the grass", edit, "shape", "", backbone, False)[-1])
 
     assert "mini has never seen &#x27;zebra&#x27;, &#x27;moon&#x27;:" in told("a red Zebra on the moon, a zebra")
     assert "never seen" not in told("a red bu on the grass"), "of a word that may be half typed"
@@ -676,7 +669,7 @@ def test_a_word_that_the_backbone_has_never_seen_is_told_of_before_the_edit() ->
         assert "never seen" not in told("a red zebra on the moon", backbone)
     assert (
         "zebra"
-        in page.follow_word("a red zebra", "a blue zebra", "attribute", "zebra", "mini", False).split("</p>")[-2]
+        in page.follow_prompts("a red zebra", "a blue zebra", "attribute", "zebra", "mini", False)[-1].split("</p>")[-2]
     )
 
 
@@ -722,7 +715,7 @@ def test_masks_that_do_not_agree_are_told_of_in_the_words_of_who_asked(clip: Pat
 
 
 def test_prompts_are_shown_as_text_not_as_html() -> None:
-    *_, shown = page.follow_prompts("a <img src=x> car", 'a <b onclick="x"> bus', "shape", "", "mini", False, "")
+    *_, shown = page.follow_prompts("a <img src=x> car", 'a <b onclick="x"> bus', "shape", "", "mini", False)
     assert "<img" not in shown and "<b onclick" not in shown
 
 

@@ -16,7 +16,6 @@ from .fields import (
     own_pace,
     take_pace,
     take_trim,
-    with_inferred,
 )
 from .look import cards, header, theme
 from .parts import Inputs, Results, toy_world
@@ -24,7 +23,7 @@ from .preview import make_preview
 from .programs import program_inputs
 from .studio import open_link, open_sheet, open_studio, show_masks, take_cell
 from .visits import Run
-from .wording import follow_difference, follow_prompts, follow_word, take_word
+from .wording import follow_difference, follow_prompts, take_word
 from .world import tell_world
 
 __all__ = [
@@ -46,7 +45,6 @@ __all__ = [
     "follow_difference",
     "follow_task",
     "follow_trim",
-    "follow_word",
     "header",
     "make_preview",
     "open_link",
@@ -64,5 +62,4 @@ __all__ = [
     "tell_world",
     "theme",
     "toy_world",
-    "with_inferred",
 ]

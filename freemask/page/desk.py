@@ -40,7 +40,6 @@ from .fields import (
     is_link,
     optional,
     same_clip,
-    with_inferred,
 )
 from .visits import Run, Visit, Visits
 from .wire import collecting, file_data, painted_masks, picture_uri, poster, shown
@@ -230,13 +229,13 @@ class Desk:
         asked = self._visits.greet(token, request.session_hash or "").asked
         linked = follow_link(query, self._backbones)
         if linked is not None:
-            return [*with_inferred([gr.skip(), *linked]), False]
+            return [gr.skip(), *linked, False]
         if asked is None and self._greeting:
-            return [*with_inferred(fill_example(self._greeting)), True]
+            return [*fill_example(self._greeting), True]
         if asked is None or not asked[0].exists():
-            return [*with_inferred([gr.skip()] * FIELDS), True]
+            return [*[gr.skip()] * FIELDS, True]
         clip, settings = asked
-        return [*with_inferred(edit_fields(clip, settings, settings.masks)), False]
+        return [*edit_fields(clip, settings, settings.masks), False]
 
     def leave(self, request: gr.Request) -> None:
         """A page was closed, is loaded again, or lost its connection."""
@@ -273,7 +272,7 @@ class Desk:
     def fill_run(self, run: Run, request: gr.Request) -> list[Any]:
         """The fields of a run that is shown again, but while an edit goes on, whose fields they are then."""
         active = self._visits.of(request.session_hash or "").active
-        return with_inferred([gr.skip()] * FIELDS if active else fill_run(run))
+        return [gr.skip()] * FIELDS if active else fill_run(run)
 
     def show_example(self, example: Example) -> tuple[Any, ...]:
         """The edit that ships with an example, where it does."""

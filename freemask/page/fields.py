@@ -26,7 +26,7 @@ from . import status
 from .advanced import PACES, TASK_OWN, first_pace
 from .visits import Run
 from .wire import file_data, picture_uri, shown
-from .wording import inferred_word, task_of
+from .wording import task_of
 
 __all__ = [
     "FIELDS",
@@ -50,7 +50,6 @@ __all__ = [
     "same_clip",
     "take_pace",
     "take_trim",
-    "with_inferred",
 ]
 
 
@@ -297,13 +296,6 @@ def edit_fields(clip: Path, own: Settings, masks: Path | None = None) -> list[An
 def _made_with(run: Run) -> Settings:
     """The settings of a run without its masks, whose place is not the one where they were given."""
     return make_settings(**run.report["settings"] | {"masks": None})
-
-
-def with_inferred(fields: list[Any]) -> list[Any]:
-    """Filled fields, all or all but the clip, and the word that their prompts imply: one that is another was chosen."""
-    source, edit, task = (fields[NAMES.index(name) - FIELDS] for name in ("source", "edit", "task"))
-    told = all(isinstance(one, str) for one in (source, edit, task))
-    return [*fields, inferred_word(source, edit, task_of(task, fields[-1] is True)) if told else gr.skip()]
 
 
 def changed_fields(fields: Sequence[Any] = (), **changed: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from ..families.specs import backbones, known_words
 from ..presets import RELEASED, Example, load_preset, task_names
 from . import status
 from .advanced import PACES, Advanced, first_pace
+from .wording import INFERRED
 
 __all__ = ["Inputs", "Results", "toy_world"]
 
@@ -63,7 +64,6 @@ class Inputs:
     task: gr.Radio
     summary: gr.HTML
     word: gr.Textbox
-    inferred: gr.State
     pace: gr.Radio
     advanced: Advanced
     settings: gr.UploadButton
@@ -119,9 +119,7 @@ class Inputs:
         task = gr.Radio(titles, value=task_names()[0], label="Task", elem_id="task")
         summary = gr.HTML(status.note(html.escape(load_preset(task_names()[0]).summary)), elem_id="summary")
         trim = _script("trim")
-        word = gr.Textbox(
-            label="Word that is edited", placeholder="inferred from the prompts", max_lines=1, elem_id="word"
-        )
+        word = gr.Textbox(label="Word that is edited", placeholder=INFERRED, max_lines=1, elem_id="word")
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             pace = gr.Radio(list(PACES), value=first_pace(), label="Pace", elem_id="pace")
             advanced = Advanced.build(backbone=backbone)
@@ -147,7 +145,6 @@ class Inputs:
             task,
             summary,
             word,
-            gr.State(""),
             pace,
             advanced,
             settings,

@@ -15,7 +15,9 @@ from ..words.positions import numbered, plain
 from ..words.prompts import align, find_word, infer_task, infer_word, unseen, warnings, word_spans, words
 from . import status
 
-__all__ = ["follow_difference", "follow_prompts", "follow_word", "inferred_word", "take_word", "task_of"]
+__all__ = ["INFERRED", "follow_difference", "follow_prompts", "take_word", "task_of"]
+
+INFERRED = "inferred from the prompts"
 
 
 def task_of(card: str, released: bool) -> str:
@@ -23,25 +25,13 @@ def task_of(card: str, released: bool) -> str:
     return RELEASED.get(card, card) if released else card
 
 
-def follow_prompts(
-    source: str, edit: str, card: str, word: str, backbone: str, released: bool, inferred: str
-) -> tuple[Any, str, str]:
-    """The word in use where it is another now, the word last inferred, and the two prompts with what changes marked.
-
-    A word that the visitor typed stays as long as the prompt holds it.
-    """
+def follow_prompts(source: str, edit: str, card: str, word: str, backbone: str, released: bool) -> tuple[Any, str]:
+    """The word field, which names the word that is inferred while it is empty, and the two prompts with what changes
+    marked. Nothing is written into the field, where it could undo what is being typed."""
     task = task_of(card, released)
-    fresh = inferred_word(source, edit, task)
-    now = fresh if not word.strip() or word == inferred or not _holds(source, word) else word
-    # what was said already is not said again: it could undo what is typed meanwhile
-    said = now in (word, inferred) and (now == word or not word.strip())
-    return gr.skip() if said else now, fresh, _aligned(source, edit, now, task, backbone)
-
-
-def follow_word(source: str, edit: str, card: str, word: str, backbone: str, released: bool) -> str:
-    """The two prompts with what changes marked, for a word as it stands: one that is being typed is left alone."""
-    task = task_of(card, released)
-    return _aligned(source, edit, word.strip() or inferred_word(source, edit, task), task, backbone)
+    fresh = _inferred(source, edit, task)
+    told = f"{fresh} (inferred from the prompts)" if fresh else INFERRED
+    return gr.update(placeholder=told), _aligned(source, edit, word.strip() or fresh, task, backbone)
 
 
 def take_word(event: gr.EventData) -> str:
@@ -60,7 +50,7 @@ def follow_difference(source: str, edit: str, task: str, guessed: str | None) ->
     return gr.skip() if fresh == task else fresh, fresh
 
 
-def inferred_word(source: str, edit: str, task: str) -> str:
+def _inferred(source: str, edit: str, task: str) -> str:
     """The word that an edit would take of itself, "" where there is none."""
     try:
         return infer_word(source, edit, task)

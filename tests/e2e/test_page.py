@@ -78,12 +78,14 @@ def test_a_word_is_chosen_where_it_stands(page: Page) -> None:
     page.get_by_label("What the clip shows").fill("a dog chasing a dog")
     page.get_by_label("What it should show").fill("a dog chasing a cat")
     word, dogs = page.get_by_label("Word that is edited"), page.locator("#aligned").get_by_role("button", name="dog")
-    expect(word).to_have_value("dog#2")
+    expect(word).to_have_attribute("placeholder", "dog#2 (inferred from the prompts)")
     expect(dogs.nth(1)).to_have_attribute("aria-pressed", "true")
     dogs.nth(0).click()
     expect(word).to_have_value("dog")
     expect(dogs.nth(0)).to_have_attribute("aria-pressed", "true")
     expect(dogs.nth(1)).to_have_attribute("aria-pressed", "false")
+    page.get_by_label("What the clip shows").fill("a cat chasing a cow")
+    expect(word).to_have_value("")  # what the prompt no longer holds
 
 
 def test_the_frame_slider_moves_players_and_explorer(page: Page, clip: Path) -> None:
@@ -397,7 +399,7 @@ def test_an_example_fills_every_field(page: Page) -> None:
     page.get_by_role("button", name="Red car, blue car").click()
     expect(page.get_by_label("What the clip shows")).to_have_value(SOURCE)
     expect(page.get_by_label("What it should show")).to_have_value(EDIT)
-    expect(page.get_by_label("Word that is edited")).to_have_value("car")
+    expect(page.get_by_label("Word that is edited")).to_have_attribute("placeholder", "car (inferred from the prompts)")
     expect(page.get_by_label("Attribute", exact=True)).to_be_checked()
     expect(page.locator("#facts")).to_contain_text("64×64")
     page.get_by_role("button", name="Advanced").click()

@@ -80,7 +80,7 @@ def fill(page: Page, clip: Path) -> None:
     page.get_by_label("What the clip shows").fill(SOURCE)
     page.get_by_label("What it should show").fill(EDIT)
     page.get_by_label("Attribute", exact=True).check()
-    expect(page.get_by_label("Word that is edited")).to_have_value("car")
+    expect(page.get_by_label("Word that is edited")).to_have_attribute("placeholder", "car (inferred from the prompts)")
     expect(page.locator("#facts")).to_contain_text("64×64")
 
 
