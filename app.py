@@ -154,7 +154,7 @@ def build(
         advanced.backbone.input(usual_guidance, advanced.backbone, advanced.guidance, **live)
         told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone, advanced.released]
         gr.on([part.change for part in told], page.follow_prompts, told, [inputs.word, inputs.aligned], **live)
-        inputs.source.input(None, [inputs.source, inputs.word], inputs.word, js=LET_GO, **quiet)
+        inputs.source.change(None, [inputs.source, inputs.word], inputs.word, js=LET_GO, **quiet)
         inputs.aligned.pick(page.take_word, None, inputs.word, **live)
         guessed = gr.State(task_names()[0])
         gr.on(
