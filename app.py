@@ -50,8 +50,18 @@ ARRIVE = """() => {
     try { sessionStorage.setItem("freemask", token); } catch { /* likewise */ }
     return token;
 }"""
-# A chosen word that the source prompt no longer holds gives way to the one that is inferred.
-LET_GO = "(source, word) => source.toLowerCase().includes(word.split('#')[0].trim().toLowerCase()) ? word : ''"
+# Until the fields are as this visitor is to find them nothing can be written into them, where it would be lost.
+HOLD = "document.querySelector('#columns').inert = true"
+FREE = """() => {
+    const columns = document.querySelector("#columns");
+    columns.inert = false;
+    columns.dataset.ready = "1";
+}"""
+# A chosen word that the source prompt no longer holds gives way to the one that is inferred, unless it is being typed.
+LET_GO = """(source, word) => {
+    const held = source.toLowerCase().includes(word.split("#")[0].trim().toLowerCase());
+    return held || document.activeElement?.closest("#word") ? { __type__: "update" } : "";
+}"""
 # Beside Edit the status in a line, which may be out of sight itself.
 PROGRESS = """(told) => {
     const card = new DOMParser().parseFromString(told, "text/html").querySelector(".fm-status");
@@ -120,7 +130,7 @@ def build(
             [inputs.clip, advanced.frames, advanced.start, advanced.fps],
             inputs.trim,
             trigger_mode="always_last",
-            concurrency_limit=2,
+            concurrency_limit=1,
             **quiet,
         )
         # a look at the frames takes longer than the facts, so it comes after them
@@ -131,44 +141,56 @@ def build(
             [inputs.clip, *taken],
             [inputs.outside, inputs.caution],
             trigger_mode="always_last",
-            concurrency_limit=2,
+            concurrency_limit=1,
             **quiet,
         )
         own = [advanced.site, advanced.timestep, advanced.masks]
         inputs.clip.clear(lambda: (0, ""), None, [advanced.start, advanced.fps], **live)
         gr.on(
             [inputs.clip.clear, inputs.own_mask.click],
-            page.drop_mask,
+            page.in_turn(page.drop_mask),
             [advanced.site, advanced.tau],
             [*own, advanced.tau],
             **live,
         )
         inputs.own_mask.click(None, js="() => document.querySelector('#run').focus()", **quiet)
-        gr.on([part.change for part in own], page.own_mask, own, inputs.own_mask, **live)
-        inputs.trim.trim(page.take_trim, advanced.frames, [advanced.start, advanced.fps], **live)
+        gr.on([part.change for part in own], page.in_turn(page.own_mask), own, inputs.own_mask, **live)
+        inputs.trim.trim(page.in_turn(page.take_trim), advanced.frames, [advanced.start, advanced.fps], **live)
         filled = inputs.examples.click(
             lambda index: page.fill_example(shipped[index]), inputs.examples, inputs.all, **plain
         )
         inputs.settings.upload(lambda file: page.fill_settings(file, offered), inputs.settings, inputs.all[1:], **plain)
-        advanced.backbone.change(page.toy_world, advanced.backbone, toy, **live)
-        advanced.backbone.input(usual_guidance, advanced.backbone, advanced.guidance, **live)
+        advanced.backbone.change(page.in_turn(page.toy_world), advanced.backbone, toy, **live)
+        advanced.backbone.input(page.in_turn(usual_guidance), advanced.backbone, advanced.guidance, **live)
         told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone, advanced.released]
-        gr.on([part.change for part in told], page.follow_prompts, told, [inputs.word, inputs.aligned], **live)
+        gr.on(
+            [part.change for part in told],
+            page.in_turn(page.follow_prompts),
+            told,
+            [inputs.word, inputs.aligned],
+            **live,
+        )
         inputs.source.change(None, [inputs.source, inputs.word], inputs.word, js=LET_GO, **quiet)
-        inputs.aligned.pick(page.take_word, None, inputs.word, **live)
+        inputs.aligned.pick(page.in_turn(page.take_word), None, inputs.word, **live)
         guessed = gr.State(task_names()[0])
         gr.on(
             [inputs.source.change, inputs.edit.change],
-            page.follow_difference,
+            page.in_turn(page.follow_difference),
             [inputs.source, inputs.edit, inputs.task, guessed],
             [inputs.task, guessed],
             **live,
         )
         inputs.task.input(lambda: None, None, guessed, **live)
         cards = [inputs.task, advanced.released]
-        gr.on([part.change for part in cards], page.follow_task, cards, [inputs.summary, *advanced.own], **live)
+        gr.on(
+            [part.change for part in cards],
+            page.in_turn(page.follow_task),
+            cards,
+            [inputs.summary, *advanced.own],
+            **live,
+        )
         paced = [advanced.steps, advanced.solver]
-        inputs.pace.input(page.take_pace, inputs.pace, paced, **live)
+        inputs.pace.input(page.in_turn(page.take_pace), inputs.pace, paced, **live)
         lent = gr.State(True)  # the pace is an example's or the page's own, none that the visitor chose
         gr.on([inputs.clip.upload, inputs.clip.stop_recording], page.own_pace, lent, paced, **live)
         gr.on(
@@ -179,7 +201,7 @@ def build(
             **live,
         )
         filled.success(lambda: True, None, lent, **live)
-        gr.on([part.change for part in paced], page.follow_pace, paced, inputs.pace, **live)
+        gr.on([part.change for part in paced], page.in_turn(page.follow_pace), paced, inputs.pace, **live)
         costly = [
             inputs.clip,
             inputs.task,
@@ -224,8 +246,10 @@ def build(
 
         # What came of it.
         recalled = f"() => [({ARRIVE})(), location.search]"
+        held = f"() => {{ {HOLD}; return ({recalled})(); }}"
         arrived = demo.load(desk.arrive, [token, query], results.outputs, js=recalled, concurrency_limit=None, **plain)
-        demo.load(desk.recall, [token, query], [*inputs.all, lent], js=recalled, **plain)
+        filled_in = demo.load(desk.recall, [token, query], [*inputs.all, lent], js=held, **plain)
+        filled_in.then(None, js=FREE, **quiet)
         chosen = results.choice.input(desk.show_run, results.choice, results.outputs, **plain)
         chosen.success(desk.fill_run, results.run, inputs.all, **plain)
         chosen.success(lambda: False, None, lent, **quiet)

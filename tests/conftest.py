@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from tiny import tiny_scheduler, tiny_unet
+from tiny import tiny_image_unet, tiny_scheduler, tiny_unet
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from freemask.clips.video import Clip
-from freemask.families.backbone import Backbone
+from freemask.families.unet3d import UNet3D
 from freemask.methods.editor import Editor
 
 torch.set_num_threads(int(os.environ.get("FREEMASK_TEST_THREADS", 1)))  # the models are too small for more to pay
@@ -47,7 +47,7 @@ def editor(tokenizer) -> Editor:
         )
     )
     parts = [m.eval().requires_grad_(False) for m in (tiny_unet(), vae, text)]
-    return Editor(Backbone("tiny", *parts, tokenizer, tiny_scheduler(), torch.device("cpu")))
+    return Editor(UNet3D("tiny", *parts, tokenizer, tiny_scheduler(), torch.device("cpu"), 24))
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +62,16 @@ def clip() -> Clip:
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory, editor):
     """A tiny random pipeline with an AutoencoderKL, saved in zeroscope's layout."""
-    path = tmp_path_factory.mktemp("backbone")
+    return _saved(tmp_path_factory.mktemp("backbone"), editor, tiny_unet())
+
+
+@pytest.fixture(scope="session")
+def image_pipeline(tmp_path_factory, editor):
+    """The same of an image model, in Stable Diffusion's layout."""
+    return _saved(tmp_path_factory.mktemp("image"), editor, tiny_image_unet())
+
+
+def _saved(path, editor, unet):
     torch.manual_seed(0)
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8),
@@ -72,7 +81,7 @@ def pipeline(tmp_path_factory, editor):
         norm_num_groups=4,
     )
     vae.save_pretrained(path / "vae")
-    tiny_unet().save_pretrained(path / "unet")
+    unet.save_pretrained(path / "unet")
     editor.backbone.text_encoder.save_pretrained(path / "text_encoder")
     editor.backbone.tokenizer.save_pretrained(path / "tokenizer")
     tiny_scheduler().save_pretrained(path / "scheduler")

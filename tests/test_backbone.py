@@ -12,8 +12,8 @@ from tiny import tiny_scheduler, to_bins
 
 from freemask.bench import full_backbone
 from freemask.errors import BackboneError, SettingError
-from freemask.families.attention import find_sites
-from freemask.families.backbone import Backbone, named_dtype
+from freemask.families.devices import named_dtype
+from freemask.families.loading import load_backbone
 from freemask.families.specs import backbone_spec
 
 pytestmark = pytest.mark.numeric
@@ -30,9 +30,9 @@ class Bomb:
 
 
 def test_a_saved_pipeline_loads(pipeline):
-    backbone = Backbone.load(str(pipeline), "cpu")
+    backbone = load_backbone(str(pipeline), "cpu")
     assert (backbone.vae_factor, backbone.multiple, backbone.native_size) == (4, 16, (32, 32))
-    assert backbone.native_frames == 24 and Backbone.load("mini", "cpu").native_frames == 8
+    assert backbone.native_frames == 24 and load_backbone("mini", "cpu").native_frames == 8
     frames = np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8)
     latents = backbone.encode(frames)
     assert latents.shape == (1, 4, 3, 8, 12) and latents.dtype == torch.float32
@@ -46,7 +46,7 @@ def test_a_missing_part_is_named(pipeline, tmp_path):
     shutil.copytree(pipeline, broken)
     shutil.rmtree(broken / "tokenizer")
     with pytest.raises(BackboneError, match="lacks tokenizer/"):
-        Backbone.load(str(broken), "cpu")
+        load_backbone(str(broken), "cpu")
 
 
 def test_a_damaged_part_is_named(pipeline, tmp_path):
@@ -54,7 +54,7 @@ def test_a_damaged_part_is_named(pipeline, tmp_path):
     shutil.copytree(pipeline, broken)
     next((broken / "unet").glob("*.safetensors")).write_bytes(b"no weights")
     with pytest.raises(BackboneError, match="broken/unet could not be loaded"):
-        Backbone.load(str(broken), "cpu")
+        load_backbone(str(broken), "cpu")
 
 
 def test_an_unknown_autoencoder_is_named(pipeline, tmp_path):
@@ -62,12 +62,12 @@ def test_an_unknown_autoencoder_is_named(pipeline, tmp_path):
     shutil.copytree(pipeline, broken)
     (broken / "vae" / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
     with pytest.raises(BackboneError, match="VQModel"):
-        Backbone.load(str(broken), "cpu")
+        load_backbone(str(broken), "cpu")
 
 
 def test_neither_a_pipeline_nor_a_hub_id():
     with pytest.raises(SettingError, match="hub id such as"):
-        Backbone.load("no-such-thing", "cpu")
+        load_backbone("no-such-thing", "cpu")
 
 
 def weights(backbone):
@@ -79,7 +79,7 @@ def weights(backbone):
 def test_bins_load_where_there_is_nothing_else(pipeline, tmp_path, sharded):
     copy = to_bins(pipeline, tmp_path / "bins", sharded=sharded)
     assert not list(copy.rglob("*.safetensors"))
-    pairs = zip(weights(Backbone.load(str(copy), "cpu")), weights(Backbone.load(str(pipeline), "cpu")), strict=True)
+    pairs = zip(weights(load_backbone(str(copy), "cpu")), weights(load_backbone(str(pipeline), "cpu")), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
@@ -89,7 +89,7 @@ def test_safetensors_come_first(pipeline, tmp_path):
     shutil.copytree(pipeline, both)
     for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "pytorch_model")):
         (both / part / f"{name}.bin").write_bytes(b"nothing that could be loaded")
-    Backbone.load(str(both), "cpu")
+    load_backbone(str(both), "cpu")
 
 
 def test_halves_serve_where_there_is_nothing_else(pipeline, tmp_path):
@@ -97,11 +97,11 @@ def test_halves_serve_where_there_is_nothing_else(pipeline, tmp_path):
     shutil.copytree(pipeline, halves)
     for file in halves.rglob("*.safetensors"):
         file.rename(file.with_suffix(".fp16.safetensors"))
-    Backbone.load(str(halves), "cpu")
+    load_backbone(str(halves), "cpu")
     for file in halves.glob("unet/*.safetensors"):
         file.unlink()
     with pytest.raises(BackboneError, match="unet holds no complete weights"):
-        Backbone.load(str(halves), "cpu")
+        load_backbone(str(halves), "cpu")
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -114,12 +114,12 @@ def test_a_bin_that_holds_more_than_tensors_is_refused_unrun(pipeline, tmp_path,
     state = torch.load(file, weights_only=True)
     torch.save(state | {"extra": Bomb(trace)}, file)
     with pytest.raises(BackboneError, match=rf"{part} was refused, and nothing in it was run.*safetensors") as caught:
-        Backbone.load(str(copy), "cpu")
+        load_backbone(str(copy), "cpu")
     assert not trace.exists()
     assert "weights_only" not in str(caught.value), "the libraries' advice to load it all the same"
     file.write_bytes(pickle.dumps(state | {"extra": Bomb(trace)}))
     with pytest.raises(BackboneError, match=f"{part} was refused"):
-        Backbone.load(str(copy), "cpu")
+        load_backbone(str(copy), "cpu")
     assert not trace.exists()
     pickle.loads(file.read_bytes())
     assert trace.exists(), "the bomb is real"
@@ -135,17 +135,16 @@ def test_precisions_have_names():
 
 
 def test_a_half_precision_is_that_of_every_part(pipeline):
-    backbone = Backbone.load(str(pipeline), "cpu", torch.bfloat16)
+    backbone = load_backbone(str(pipeline), "cpu", torch.bfloat16)
     assert {tensor.dtype for tensor in weights(backbone) if tensor.is_floating_point()} == {torch.bfloat16}
     latents = backbone.encode(np.zeros((2, 32, 32, 3), np.uint8))
-    eps = backbone.eps(latents, 501, backbone.text(["a car"]))
+    eps = backbone.predict(latents, 501, backbone.text(["a car"]))
     assert eps.dtype == torch.float32 and eps.isfinite().all()
 
 
 def test_a_known_backbone_has_its_own_size_whatever_its_config_says(editor):
     """zeroscope's config names ModelScope's."""
-    b = editor.backbone
-    assert Backbone("zeroscope", b.unet, *_rest(editor, b.scheduler)).native_size == (576, 320)
+    assert replace(editor.backbone, name="zeroscope").native_size == (576, 320)
 
 
 def test_tokens_of_words(editor):
@@ -171,7 +170,7 @@ def test_a_prompt_over_the_length_is_refused_in_our_words_alone(editor, caplog, 
 
 
 def test_sites_are_named_by_kind_and_level(editor):
-    sites = find_sites(editor.backbone.unet)
+    sites = editor.backbone.sites
     cross = [s for s in sites if s.kind == "cross"]
     assert [s.level for s in cross] == [0, 1, 2, 1, 1, 0, 0]
     assert [s.short for s in cross[2:5]] == ["mid", "up 1.0", "up 1.1"]
@@ -180,23 +179,22 @@ def test_sites_are_named_by_kind_and_level(editor):
 
 
 def test_velocity_is_turned_into_noise(editor):
-    unet = editor.backbone.unet
-    changed = Backbone("v", unet, *_rest(editor, tiny_scheduler(prediction_type="v_prediction")))
+    changed = replace(editor.backbone, scheduler=tiny_scheduler(prediction_type="v_prediction"))
     x = torch.randn(1, 4, 2, 8, 8)
     text = changed.text(["a car"])
-    v, a = editor.backbone.eps(x, 501, text), 0.3
-    assert torch.allclose(changed.eps(x, 501, text, a), a**0.5 * v + (1 - a) ** 0.5 * x, atol=1e-6)
-
-
-def _rest(editor, scheduler):
-    b = editor.backbone
-    return b.vae, b.text_encoder, b.tokenizer, scheduler, b.device
+    v, a = editor.backbone.predict(x, 501, text), 0.3
+    assert torch.allclose(changed.predict(x, 501, text, a), a**0.5 * v + (1 - a) ** 0.5 * x, atol=1e-6)
 
 
 def test_the_parameters_of_the_specs_are_counted():
     """zeroscope and ModelScope share their shapes; models on the meta device have no weights."""
-    large, mini = full_backbone("meta"), Backbone.load("mini", "cpu")
-    for name, backbone in (("zeroscope", large), ("modelscope", large), ("mini", mini)):
+    large, mini = full_backbone("meta"), load_backbone("mini", "cpu")
+    for name, backbone in (
+        ("zeroscope", large),
+        ("modelscope", large),
+        ("mini", mini),
+        ("mini-sd", load_backbone("mini-sd", "cpu")),
+    ):
         models = backbone.unet, backbone.vae, backbone.text_encoder
         counted = [sum(weight.numel() for weight in model.parameters()) for model in models]
         spec = backbone_spec(name)

@@ -10,7 +10,6 @@ from tiny import tiny_scheduler
 
 from freemask.clips.video import Clip, read_clip
 from freemask.errors import MaskError, PromptError, SettingError
-from freemask.families.attention import find_sites, installed
 from freemask.families.ddim import CLEAN, denoise, levels
 from freemask.jobs.metrics import psnr
 from freemask.masks.candidates import candidate, extract, resize
@@ -53,7 +52,7 @@ def plain(editor: Editor, trace, prompt=EDIT, guidance=7.5, rescale=0.0, **optio
     text = editor.backbone.text(["", prompt])
 
     def predict(x, t, level):
-        eps = editor.backbone.eps(x.expand(2, -1, -1, -1, -1), t, text, level)
+        eps = editor.backbone.predict(x.expand(2, -1, -1, -1, -1), t, text, level)
         guided = eps[:1] + guidance * (eps[1:2] - eps[:1])
         return guided * (1 - rescale + rescale * eps[1:2].std() / guided.std())
 
@@ -190,13 +189,12 @@ def test_own_features_change_nothing(editor, trace, clip):
         features.keep((at, site.name, 0), q.clone(), k.clone())
         return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
-    sites = [s for s in find_sites(backbone.unet) if s.kind != "input"]
+    sites = [s for s in backbone.sites if s.kind != "input"]
 
     def predict(x, t, level):
         nonlocal at
         at = t
-        with installed(backbone.unet, dict.fromkeys(sites, keep)):
-            return backbone.eps(x, t, text, level)
+        return backbone.predict(x, t, text, level, dict.fromkeys(sites, keep))
 
     alpha = levels(backbone.scheduler, trace.timesteps)
     with torch.inference_mode():
@@ -204,19 +202,6 @@ def test_own_features_change_nothing(editor, trace, clip):
     own = replace(trace, features=features)
     fused = run(editor, own, task(**OPEN), prompt=SOURCE, guidance=1.0, mask=everywhere(trace, False))
     assert close(fused, expected)
-
-
-def test_processors_come_back_after_an_error(editor, trace):
-    unet = editor.backbone.unet
-    before = dict(unet.attn_processors)
-
-    def fail(site, q, k, v):
-        raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError), installed(unet, dict.fromkeys(trace.sites, fail)):
-        editor.backbone.eps(trace.latents[CLEAN], 1, editor.backbone.text([SOURCE]))
-    after = unet.attn_processors
-    assert after.keys() == before.keys() and all(after[k] is before[k] for k in before)
 
 
 def test_same_inputs_same_frames(editor, clip, trace):

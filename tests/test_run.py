@@ -22,7 +22,7 @@ from freemask import Clip, write_clip
 from freemask.cli import app
 from freemask.clips.video import probe, read_clip
 from freemask.errors import MemoryShortage, SettingError
-from freemask.families.backbone import Backbone
+from freemask.families.unet3d import UNet3D
 from freemask.jobs.files import save_files
 from freemask.jobs.metrics import psnr
 from freemask.jobs.run import run_steps
@@ -155,7 +155,7 @@ def test_a_second_edit_of_a_clip_begins_at_denoising(tmp_path):
 
 def short_of_memory(monkeypatch, fits):
     """Forwards and decodings for which `fits` (rows or frames) is false find no memory."""
-    eps, decode = Backbone.eps, AutoencoderTiny.decode
+    predict, decode = UNet3D.predict, AutoencoderTiny.decode
 
     def scarce(work):
         def run(self, x, *rest, **options):
@@ -165,7 +165,7 @@ def short_of_memory(monkeypatch, fits):
 
         return run
 
-    monkeypatch.setattr(Backbone, "eps", scarce(eps))
+    monkeypatch.setattr(UNet3D, "predict", scarce(predict))
     monkeypatch.setattr(AutoencoderTiny, "decode", scarce(decode))
 
 

@@ -10,7 +10,7 @@ from freemask.presets import make_settings
 
 
 def test_every_backbone_has_a_spec_and_mini_is_the_first():
-    assert [spec.name for spec in backbones()] == ["mini", "modelscope", "zeroscope"]
+    assert [spec.name for spec in backbones()] == ["mini", "mini-sd", "modelscope", "sd15", "zeroscope"]
     zeroscope = backbone_spec("zeroscope")
     assert (zeroscope.hub_id, zeroscope.size, zeroscope.frames) == ("cerspense/zeroscope_v2_576w", (576, 320), 24)
     assert zeroscope.licence.startswith("CC-BY-NC-4.0") and zeroscope.weight_bytes == 2 * 1_835_275_563
@@ -32,7 +32,7 @@ def test_an_unknown_backbone_names_its_neighbour():
     ("changes", "message"),
     [
         ({"licens": "x"}, "no setting 'licens'; did you mean 'licence'"),
-        ({"prediction": "sample"}, "epsilon or v_prediction"),
+        ({"inflation": {"attends": ["next"]}}, "inflation"),
         ({"hub_id": "owner/model"}, "a folder or a hub_id, one of them"),
         ({"parameters": {"unet": 1, "decoder": 2}}, "parameters"),
     ],
@@ -47,10 +47,11 @@ def test_a_spec_is_checked(tmp_path, monkeypatch, changes, message):
 
 
 def test_the_shipped_spec_is_what_its_configs_say():
-    shipped = backbone_spec("mini")
-    read = backbone_spec(str(shipped.folder))
-    for name in ("size", "vae_factor", "prediction"):
-        assert getattr(read, name) == getattr(shipped, name)
+    for backbone in ("mini", "mini-sd"):
+        shipped = backbone_spec(backbone)
+        read = backbone_spec(str(shipped.folder))
+        assert (read.size, read.vae_factor) == (shipped.size, shipped.vae_factor)
+    assert read.frames == shipped.frames == 64  # an image model takes any number
     assert read.licence == "unknown: see where you got it" and read.parameters is None
 
 
@@ -58,15 +59,10 @@ def test_a_folder_that_says_too_little_is_named(tmp_path):
     (tmp_path / "unet").mkdir()
     with pytest.raises(BackboneError, match="unet/config.json"):
         backbone_spec(str(tmp_path))
-    for part, file, config in (
-        ("unet", "config", {"sample_size": None}),
-        ("vae", "config", {"block_out_channels": [1, 2, 3, 4]}),
-        ("scheduler", "scheduler_config", {"prediction_type": "v_prediction"}),
-    ):
+    for part, config in (("unet", {"sample_size": None}), ("vae", {"block_out_channels": [1, 2, 3, 4]})):
         (tmp_path / part).mkdir(exist_ok=True)
-        (tmp_path / part / f"{file}.json").write_text(json.dumps(config))
+        (tmp_path / part / "config.json").write_text(json.dumps(config))
     spec = backbone_spec(str(tmp_path))
-    assert (spec.size, spec.vae_factor, spec.prediction) == ((256, 256), 8, "v_prediction")
-    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "sample"}')
-    with pytest.raises(BackboneError, match="epsilon or v_prediction"):
-        backbone_spec(str(tmp_path))
+    assert (spec.size, spec.vae_factor, spec.frames) == ((256, 256), 8, 24)
+    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    assert backbone_spec(str(tmp_path)).frames == 64  # an image model takes any number

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from freemask.families.backbone import Backbone
+from freemask.families.loading import load_backbone
 from freemask.jobs.metrics import load_clip
 from freemask.jobs.verdict import LIKE
 from freemask.steps import finish
@@ -193,13 +193,13 @@ def test_a_run_keeps_its_tokenizer(run, tmp_path):
 def test_export_is_a_backbone(run, tmp_path):
     export(run, TINY, tmp_path)
     assert not [path for path in tmp_path.rglob("*.json") if str(run) in path.read_text()], "a path of this machine"
-    backbone = Backbone.load(str(tmp_path), device="cpu")
+    backbone = load_backbone(str(tmp_path), device="cpu")
     assert backbone.native_size == (32, 32)
     clip = render(sample_scene(0), 32, frames=2)
     latents = backbone.encode(clip.frames)
     assert latents.shape == (1, 8, 2, 8, 8)
     assert backbone.decode(latents).shape == clip.frames.shape
-    assert backbone.eps(latents, 101, backbone.text([clip.caption])).shape == latents.shape
+    assert backbone.predict(latents, 101, backbone.text([clip.caption])).shape == latents.shape
 
 
 def test_a_classifier_trains_saves_and_judges(tmp_path, capsys):

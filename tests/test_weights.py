@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from freemask.cli import app
 from freemask.errors import BackboneError
-from freemask.families.backbone import Backbone
+from freemask.families.loading import load_backbone
 from freemask.families.weights import choose_weights, fetch, needed_files, plan_download
 
 UNET, CLIP = "diffusion_pytorch_model", "pytorch_model"
@@ -159,7 +159,7 @@ def response(status):
 def test_a_refusal_says_what_to_do(hub, refusal, message):
     hub.refusal = refusal()
     with pytest.raises(BackboneError, match=message):
-        Backbone.load("owner/model", "cpu")
+        load_backbone("owner/model", "cpu")
     failed = CliRunner().invoke(app, ["download", "owner/model"])
     assert failed.exit_code == 1 and len(failed.stderr.strip().splitlines()) == 1
 
@@ -180,5 +180,5 @@ def test_what_lies_here_is_no_download(hub):
 def test_what_was_downloaded_loads_under_its_short_name(hub, pipeline):
     shutil.copytree(pipeline, hub.folder)
     hub.names = [path.relative_to(pipeline).as_posix() for path in pipeline.rglob("*") if path.is_file()]
-    backbone = Backbone.load("cerspense/zeroscope_v2_576w", "cpu")
+    backbone = load_backbone("cerspense/zeroscope_v2_576w", "cpu")
     assert (backbone.name, backbone.native_size) == ("zeroscope", (576, 320))

@@ -3,11 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet3DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel, UNet3DConditionModel
 from safetensors.torch import load_file
 
 from freemask.clips.video import Clip, write_clip
@@ -32,18 +33,28 @@ def write_noise(path: Path) -> Path:
 
 
 def tiny_unet() -> UNet3DConditionModel:
+    """A random text-to-video UNet with grids /1, /2, /4."""
+    return _tiny(UNet3DConditionModel, "3D", attention_head_dim=8)
+
+
+def tiny_image_unet() -> UNet2DConditionModel:
+    """A random image UNet of the same shape."""
+    return _tiny(UNet2DConditionModel, "2D", attention_head_dim=(2, 4, 4))
+
+
+def _tiny(kind: Any, ending: str, **heads: Any) -> Any:
     torch.manual_seed(0)
-    unet = UNet3DConditionModel(
+    unet = kind(
         sample_size=8,
         in_channels=4,
         out_channels=4,
         block_out_channels=(16, 32, 32),
-        down_block_types=("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
+        down_block_types=(*(f"CrossAttnDownBlock{ending}",) * 2, f"DownBlock{ending}"),
+        up_block_types=(f"UpBlock{ending}", *(f"CrossAttnUpBlock{ending}",) * 2),
         layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=24,
-        attention_head_dim=8,
+        **heads,
     )
     for parameter in unet.parameters():  # the library zeroes some layers, which would hide what passes them
         if not parameter.any():

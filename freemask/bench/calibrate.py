@@ -21,7 +21,6 @@ import yaml
 
 from ..clips.video import Clip
 from ..errors import ClipError, FreeMaskError, PromptError
-from ..families.attention import find_sites
 from ..families.ddim import timesteps
 from ..masks.candidates import candidates
 from ..masks.mmc import Codebook, iou, summarise
@@ -180,7 +179,7 @@ def calibrate_steps(
         tau=tau,
         steps=steps,
         frames=frames,
-        sites=[site.name for site in find_sites(backbone.unet) if site.kind == "cross"],
+        sites=[site.name for site in backbone.sites if site.kind == "cross"],
         timesteps=timesteps(backbone.scheduler, steps),
         skipped=skipped,
     )

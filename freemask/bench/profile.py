@@ -95,7 +95,7 @@ def profile_steps(
 
     @torch.inference_mode()
     def plain(rows: int) -> None:
-        backbone.eps(latents.expand(rows, -1, -1, -1, -1), ts[0], text[:rows])
+        backbone.predict(latents.expand(rows, -1, -1, -1, -1), ts[0], text[:rows])
 
     def invert(store: bool) -> Steps[Trace]:
         kept = task if store else None

@@ -23,8 +23,8 @@ import torch
 
 from ..clips.video import read_clip
 from ..errors import MaskError
-from ..families.backbone import default_device
 from ..families.ddim import timesteps
+from ..families.devices import default_device
 from ..families.specs import ROOT, BackboneSpec, backbone_spec
 from ..families.weights import fetch
 from ..jobs.files import save_masks
@@ -95,7 +95,7 @@ def _noise_explained(editor: Editor, latents: torch.Tensor, steps: int) -> float
     t = min(timesteps(backbone.scheduler, steps), key=lambda t: abs(t - 500))
     level = float(backbone.scheduler.alphas_cumprod[t])
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
-    found = backbone.eps(level**0.5 * latents + (1 - level) ** 0.5 * noise, t, backbone.text([PROMPT]), level)
+    found = backbone.predict(level**0.5 * latents + (1 - level) ** 0.5 * noise, t, backbone.text([PROMPT]), level)
     return 1 - float((found - noise).square().mean() / noise.square().mean())
 
 

@@ -23,8 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..clips.video import Clip, write_clip
-from ..families.backbone import Backbone, default_device, default_dtype
+from ..families.backbone import Backbone
+from ..families.devices import default_device, default_dtype
 from ..families.specs import backbone_folder, known_backbone
+from ..families.unet3d import UNet3D
 from ..jobs.memory import run_dry
 from ..jobs.run import run_steps
 from ..methods.editor import Editor
@@ -72,14 +74,14 @@ def full_backbone(device: str | None = None, dtype: torch.dtype | None = None) -
     tokenizer = CLIPTokenizer.from_pretrained(mini / "tokenizer", model_max_length=77)
     for model in (unet, vae, text):
         model.eval().requires_grad_(False)
-    return Backbone("zeroscope", unet, vae, text, tokenizer, new_scheduler(), torch.device(device), spec.frames)
+    return UNet3D("zeroscope", unet, vae, text, tokenizer, new_scheduler(), torch.device(device), spec.frames)
 
 
 def row_flops(backbone: Backbone, shape: tuple[int, ...]) -> int:
     """Floating-point operations of one batch row (1, c, f, h, w) of the UNet, counted on the meta device."""
     counter = FlopCounterMode(display=False)
-    unet, text = backbone.unet, (1, *backbone.text_shape)
-    run_dry(type(unet).__name__, dict(unet.config), unet.dtype, shape, text, counter)
+    unet, asked = backbone.unet, backbone.asked(shape, (1, *backbone.text_shape))
+    run_dry(type(unet).__name__, dict(unet.config), unet.dtype, *asked, counter)
     return int(counter.get_total_flops())
 
 

@@ -210,7 +210,7 @@ def selftest(
     """
     with refusals():
         from ..bench import selftest_steps
-        from ..families.backbone import named_dtype
+        from ..families.devices import named_dtype
 
         figures = watch(selftest_steps(backbone, out, dtype=named_dtype(dtype), steps=steps))
     for line in figures.pop("words"):

@@ -114,7 +114,7 @@ def processes(given: int | None, editor: Editor) -> int:
 
 def load(backbone: str, dtype: str, low_vram: bool = False) -> Editor:
     """The editor in the precision asked for; one that cannot be is refused before anything is loaded."""
-    from ..families.backbone import named_dtype
+    from ..families.devices import named_dtype
     from ..methods.editor import Editor
 
     return Editor.load(backbone, dtype=named_dtype(dtype), low_vram=low_vram)
@@ -125,7 +125,7 @@ def load_or_full(backbone: str, dtype: str) -> Editor:
     if backbone != "full":
         return load(backbone, dtype)
     from ..bench import full_backbone
-    from ..families.backbone import named_dtype
+    from ..families.devices import named_dtype
     from ..methods.editor import Editor
 
     return Editor(full_backbone(dtype=named_dtype(dtype)))

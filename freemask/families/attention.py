@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet3DConditionModel
+from diffusers import UNet2DConditionModel, UNet3DConditionModel
 from einops import rearrange
 from torch import Tensor
 
@@ -22,11 +22,12 @@ __all__ = ["Hook", "attend", "find_sites", "installed", "probabilities", "word_p
 
 AT_ONCE = 2**24  # probabilities, of 4 bytes each: 10 frames of zeroscope's finest grid at 512²
 
+UNet: TypeAlias = UNet3DConditionModel | UNet2DConditionModel
 # (site, q, k, v), each (n, heads, s, d), -> the attention's output (n, heads, s, d)
 Hook = Callable[[Site, Tensor, Tensor, Tensor], Tensor]
 
 
-def find_sites(unet: UNet3DConditionModel) -> tuple[Site, ...]:
+def find_sites(unet: UNet) -> tuple[Site, ...]:
     """Every attention site of a UNet, in the order in which a forward pass meets them."""
     blocks = len(unet.config["block_out_channels"])
     found = []
@@ -64,10 +65,11 @@ def probabilities(q: Tensor, k: Tensor) -> Tensor:
 
 
 class _Processor:
-    """Stock attention with a hook in the place of scaled dot-product attention."""
+    """Stock attention with a hook in the place of scaled dot-product attention, whose keys and values may come from
+    elsewhere in the batch."""
 
-    def __init__(self, site: Site, hook: Hook) -> None:
-        self.site, self.hook = site, hook
+    def __init__(self, site: Site, hook: Hook, gather: Callable[[Tensor], Tensor] | None) -> None:
+        self.site, self.hook, self.gather = site, hook, gather
 
     def __call__(
         self,
@@ -85,19 +87,24 @@ class _Processor:
             rearrange(x, "n s (heads d) -> n heads s d", heads=attn.heads)
             for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
+        if self.gather:
+            k, v = self.gather(k), self.gather(v)
         out = rearrange(self.hook(self.site, q, k, v), "n heads s d -> n s (heads d)")
         return attn.to_out[1](attn.to_out[0](out.to(q.dtype)))
 
 
 @contextmanager
-def installed(unet: UNet3DConditionModel, hooks: Mapping[Site, Hook]) -> Iterator[None]:
-    """The UNet with hooks at some sites; every other site keeps its own processor."""
+def installed(
+    unet: UNet, hooks: Mapping[Site, Hook], gathered: Mapping[Site, Callable[[Tensor], Tensor]] | None = None
+) -> Iterator[None]:
+    """The UNet with hooks at some sites; every other site keeps its own processor. The hook of a site in `gathered`
+    gets keys and values as its function makes them."""
     stock: dict[str, Any] = {}
     try:
         for site, hook in hooks.items():
             attn: Any = unet.get_submodule(site.name)
             stock[site.name] = attn.processor
-            attn.set_processor(_Processor(site, hook))
+            attn.set_processor(_Processor(site, hook, (gathered or {}).get(site)))
         yield
     finally:
         for name, processor in stock.items():

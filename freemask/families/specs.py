@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import field as dataclass_field
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from ..errors import BackboneError, SettingError
 from ..validation import STRICT, unknown, validated
 
 __all__ = [
+    "Attended",
+    "Inflation",
     "Solver",
     "NATIVE_FRAMES",
     "PRESETS",
@@ -35,24 +38,36 @@ __all__ = [
 ]
 
 Solver = Literal["ddim", "dpm"]
+Attended = Literal["self", "previous", "first", "middle", "last"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ROOT / "presets"
 TOY_CLIP = ROOT / "freemask" / "toyworld" / "clip"  # the CLIP of mini's world
 
 NATIVE_FRAMES = 24  # what zeroscope-like models were trained on, where no spec says; configs do not
+IMAGE_FRAMES = 64  # an image model takes any number: as many as an edit may have
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Inflation:
+    """How an image model's self-attention meets other frames (FateZero, Eq. 8): the frames whose keys and values each
+    frame attends to, and the channels of a site under which it attends to its own alone."""
+
+    attends: Annotated[tuple[Attended, ...], Field(min_length=1)] = ("self", "middle")
+    least_channels: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BackboneSpec:
-    """What is known of a text-to-video model before it is loaded.
+    """What is known of a model before it is loaded.
 
     `name` is the short one that every part of FreeMask takes; `title` is its line in a list. The weights are in
     `folder`, or on the hub as `hub_id` (`aliases`: other ids of the same weights). `size` is (width, height) in pixels
-    and `frames` the clip length that it was trained on; one latent cell stands for `vae_factor` pixels along a side.
-    `guidance` is what suits it, `parameters` counts each part's, None where they have not been counted; `working_set`
-    is what a part computes in at its peak, in bytes a latent cell, frame and batch row in halves (see `memory`);
-    `codebook` is the file under presets/codebooks/ that holds its measured masks, once they are.
+    and `frames` the clip length that it was trained on, or sees at once; one latent cell stands for `vae_factor` pixels
+    along a side. `guidance` is what suits it, `parameters` counts each part's, None where they have not been counted;
+    `working_set` is what a part computes in at its peak, in bytes a latent cell, frame and batch row in halves (see
+    `memory`); `codebook` is the file under presets/codebooks/ that holds its measured masks, once they are. `inflation`
+    acts on image models alone.
     """
 
     name: str
@@ -61,7 +76,6 @@ class BackboneSpec:
     size: tuple[Annotated[int, Field(ge=16, le=2048)], Annotated[int, Field(ge=16, le=2048)]]
     frames: Annotated[int, Field(ge=1, le=64)]
     vae_factor: Annotated[int, Field(ge=1, le=64)]
-    prediction: Literal["epsilon", "v_prediction"]
     guidance: Annotated[float, Field(ge=1, le=30)] = 7.5
     hub_id: str | None = None
     aliases: tuple[str, ...] = ()
@@ -69,6 +83,7 @@ class BackboneSpec:
     parameters: dict[Literal["unet", "vae", "text_encoder"], Annotated[int, Field(ge=1)]] | None = None
     working_set: dict[Literal["unet", "vae"], Annotated[int, Field(ge=1)]] | None = None
     codebook: str | None = None
+    inflation: Inflation = dataclass_field(default_factory=Inflation)
 
     @property
     def weight_bytes(self) -> int | None:
@@ -86,7 +101,7 @@ def backbones() -> tuple[BackboneSpec, ...]:
         if (spec.folder is None) == (spec.hub_id is None):
             raise SettingError(f"presets/backbones/{path.name}: give a folder or a hub_id, one of them.")
         found.append(replace(spec, folder=ROOT / spec.folder) if spec.folder else spec)
-    return tuple(sorted(found, key=lambda spec: spec.folder is None))
+    return tuple(sorted(found, key=lambda spec: (spec.folder is None, spec.name)))
 
 
 def known_backbone(name: str) -> BackboneSpec | None:
@@ -121,22 +136,21 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
     path = folder
     try:
         configs = []
-        for part, file in (("unet", "config"), ("vae", "config"), ("scheduler", "scheduler_config")):
-            path = folder / part / f"{file}.json"
+        for part in ("unet", "vae"):
+            path = folder / part / "config.json"
             configs.append(json.loads(path.read_text(encoding="utf-8")))
-        unet, vae, scheduler = configs
+        unet, vae = configs
         size, factor = native_size(unet, vae), vae_factor(vae)
-        prediction = scheduler.get("prediction_type", "epsilon")
+        frames = IMAGE_FRAMES if unet.get("_class_name") == "UNet2DConditionModel" else NATIVE_FRAMES
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BackboneError(f"{path} does not describe a part of a text-to-video pipeline ({error!r}).") from None
+        raise BackboneError(f"{path} does not describe a part of a pipeline ({error!r}).") from None
     values = {
         "name": name,
         "title": name,
         "licence": "unknown: see where you got it",
         "size": size,
-        "frames": NATIVE_FRAMES,
+        "frames": frames,
         "vae_factor": factor,
-        "prediction": prediction,
         "folder": folder,
     }
     try:

@@ -30,7 +30,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..clips.spans import spans
-from ..families.attention import find_sites
 from ..families.backbone import Backbone
 from ..families.specs import known_backbone
 from ..methods.hooks import fused_sites, windows
@@ -121,8 +120,8 @@ def run_dry(
     text: tuple[int, ...],
     *modes: AbstractContextManager[Any],
 ) -> None:
-    """On the meta device, inside some modes that count: one forward of a UNet for latents (1, c, f, h, w) and `text`
-    (1, k, d), or where that is empty one decoding of latents (1, c, h, w) by an autoencoder."""
+    """On the meta device, inside some modes that count: one forward of a UNet for latents and `text` in the
+    shapes that it takes, or where that is empty one decoding of latents (1, c, h, w) by an autoencoder."""
     with torch.device("meta"):
         model = nn.Module.to(getattr(diffusers, kind).from_config(config), dtype).eval()
         inputs = [torch.empty(shape, dtype=dtype)]
@@ -148,10 +147,10 @@ def _kept(backbone: Backbone, task: Preset, steps: int, shape: tuple[int, ...]) 
     grid = shape[3], shape[4]
     each = next(backbone.unet.parameters()).element_size()
     count = windows(task, steps)
-    for site in fused_sites(find_sites(backbone.unet), grid, count, task):
+    for site in fused_sites(backbone.sites, grid, count, task):
         attn: Any = backbone.unet.get_submodule(site.name)
         h, w = site.grid(grid)
-        keys = backbone.text_shape[0] if site.kind == "cross" else h * w
+        keys = backbone.keys(site, grid)
         for span in spans(shape[2], backbone.native_frames):
             token = (span.stop - span.start) * attn.to_q.out_features * each
             yield h * w * token, keys * token, count[site.kind]
@@ -172,7 +171,7 @@ def need(backbone: Backbone, task: Preset, *, steps: int, shape: tuple[int, ...]
         row = spec.working_set["unet"] * length * cells * unet.dtype.itemsize // 2
         decoded = spec.working_set["vae"] * cells * vae.dtype.itemsize // 2
     else:
-        latents, text = (1, shape[1], length, *shape[3:]), (1, *backbone.text_shape)
+        latents, text = backbone.asked((1, shape[1], length, *shape[3:]), (1, *backbone.text_shape))
         row = _dry_run(type(unet).__name__, _config(unet), unet.dtype, latents, text)
         decoded = _dry_run(type(vae).__name__, _config(vae), vae.dtype, (1, shape[1], *shape[3:]), ())
     models = (unet,) if backbone.low_vram else (unet, vae, backbone.text_encoder)

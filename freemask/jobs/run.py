@@ -20,9 +20,8 @@ import numpy as np
 
 from ..clips.video import probe, read_clip
 from ..errors import MemoryShortage, SettingError
-from ..families.attention import find_sites
-from ..families.backbone import free_memory, is_out_of_memory
 from ..families.ddim import CLEAN
+from ..families.devices import free_memory, is_out_of_memory
 from ..families.specs import known_words
 from ..masks.candidates import resize
 from ..masks.features import Features
@@ -172,7 +171,7 @@ def run_steps(
     size = editor.fit(settings.size) if settings.size else editor.frame_size(info.width, info.height)
     mask = _read_masks(settings.masks, settings.frames, size) if settings.masks else None
     if settings.site:
-        find_site(settings.site, find_sites(backbone.unet))
+        find_site(settings.site, backbone.sites)
     usage = {stage: Usage() for stage in ("invert", "reconstruct", "edit")}
     notes: list[str] = []
     storing = settings.features in ("store", "host")

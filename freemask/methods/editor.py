@@ -23,9 +23,10 @@ from torch import Tensor
 from ..clips.spans import Span, spans
 from ..clips.video import Clip
 from ..errors import SettingError
-from ..families.attention import Hook, attend, find_sites, installed, word_probabilities
+from ..families.attention import Hook, attend, word_probabilities
 from ..families.backbone import Backbone
 from ..families.ddim import CLEAN, denoise, guide, invert, levels, timesteps
+from ..families.loading import load_backbone
 from ..families.sites import Site
 from ..families.specs import Solver
 from ..masks.features import Features
@@ -85,8 +86,8 @@ class Editor:
     def load(
         cls, name: str = "mini", device: str | None = None, dtype: torch.dtype | None = None, *, low_vram: bool = False
     ) -> Editor:
-        """From a short name ("mini", "zeroscope", "modelscope"), a hub id or a folder; see `Backbone.load`."""
-        return cls(Backbone.load(name, device, dtype, low_vram=low_vram))
+        """From a short name ("mini", "zeroscope", "modelscope"), a hub id or a folder; see `load_backbone`."""
+        return cls(load_backbone(name, device, dtype, low_vram=low_vram))
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) rounded down to the multiple that the networks need, at least one multiple."""
@@ -120,8 +121,7 @@ class Editor:
         self, x: Tensor, t: int, text: Tensor, level: float, usage: Usage, hooks: Mapping[Site, Hook] | None = None
     ) -> Tensor:
         usage.add(len(x))
-        with installed(self.backbone.unet, hooks or {}):
-            return self.backbone.eps(x, t, text, level)
+        return self.backbone.predict(x, t, text, level, hooks)
 
     def decode(self, latents: Tensor, like: Clip) -> Clip:
         """Latents (1, c, f, h, w) to a clip at the frame rate of another."""
@@ -160,7 +160,7 @@ class Editor:
         alpha = levels(backbone.scheduler, ts)
         latents = backbone.encode(clip.frames) if latents is None else latents
         tokens = backbone.word_tokens(prompt)
-        sites = find_sites(backbone.unet)
+        sites = backbone.sites
         trace = Trace(clip, prompt, ts, sites, tokens, {CLEAN: latents}, features=Features(host=host), solver=solver)
         last = tokens[-1][-1] + 1
         text = backbone.text([prompt])

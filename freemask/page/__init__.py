@@ -23,6 +23,7 @@ from .preview import make_preview
 from .programs import program_inputs
 from .studio import open_link, open_sheet, open_studio, show_masks, take_cell
 from .visits import Run
+from .wire import in_turn
 from .wording import follow_difference, follow_prompts, take_word
 from .world import tell_world
 
@@ -46,6 +47,7 @@ __all__ = [
     "follow_task",
     "follow_trim",
     "header",
+    "in_turn",
     "make_preview",
     "open_link",
     "open_sheet",

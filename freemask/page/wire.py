@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,24 @@ from ..errors import FreeMaskError, SettingError
 from ..pictures.mask_zip import MASK_SIDE
 from ..pictures.word_maps import unpack_bits
 
-__all__ = ["collecting", "file_data", "painted_masks", "picture_uri", "poster", "shown"]
+__all__ = ["collecting", "file_data", "in_turn", "painted_masks", "picture_uri", "poster", "shown"]
 
 log = logging.getLogger(__name__)
 PAINTED = 64  # masks that a painting holds at most, as an edit has frames
+
+
+def in_turn(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A quick handler on the server's own loop, so that answers come in the order of the questions.
+
+    Gradio may ask twice at once in any trigger mode, since it looks for a pending question before it has gathered the
+    fields; of two threads the second may end first, and the page would show what holds no longer.
+    """
+
+    @wraps(handler)
+    async def run(*args: Any) -> Any:
+        return handler(*args)
+
+    return run
 
 
 @contextmanager

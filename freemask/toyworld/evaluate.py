@@ -58,8 +58,8 @@ def _denoise(backbone: Backbone, x: Tensor, text: Tensor, null: Tensor | None, s
 
     def predict(x: Tensor, t: int, level: float) -> Tensor:
         if null is None:
-            return backbone.eps(x, t, both, level)
-        plain, told = backbone.eps(torch.cat([x, x]), t, both, level).chunk(2)
+            return backbone.predict(x, t, both, level)
+        plain, told = backbone.predict(torch.cat([x, x]), t, both, level).chunk(2)
         return guide(plain, told, guidance)
 
     for _, x in denoise(predict, x, levels(backbone.scheduler, timesteps(backbone.scheduler, steps))):  # noqa: B007, B020

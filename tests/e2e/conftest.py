@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tiny import write_disc
-from visitor import CHROMIUM, FLAGS, PATIENCE, Tap, example, served
+from visitor import CHROMIUM, FLAGS, PATIENCE, Tap, example, served, visit
 
 from freemask import page as parts
 
@@ -60,7 +60,7 @@ def page(browser: Browser, address: str, tap: Tap) -> Iterator[Page]:
     tap.flowing.set()
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
     opened.set_default_timeout(1000 * PATIENCE)
-    opened.goto(address)
+    visit(opened, address)
     expect(opened.get_by_role("button", name="Edit", exact=True)).to_be_visible()
     yield opened
     tap.flowing.set()

@@ -20,7 +20,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
-from visitor import EDIT, PATIENCE, SOURCE, Tap, example, explorer, press_edit, served, state
+from visitor import EDIT, PATIENCE, SOURCE, Tap, example, explorer, press_edit, served, state, visit
 
 from freemask import page as parts
 from freemask.clips.video import Clip, write_clip
@@ -79,7 +79,7 @@ def visiting(browser: Browser, address: str) -> Iterator[tuple[Page, list[str]]]
     context.on("response", lambda one: strays.append(f"{one.status} {one.url}") if one.status >= 400 else None)
     page = context.new_page()
     page.on("pageerror", lambda error: strays.append(str(error)))
-    page.goto(address)
+    visit(page, address)
     expect(page.get_by_role("button", name="Edit", exact=True)).to_be_visible()
     yield page, strays
     context.close()

@@ -11,7 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from tiny import write_noise
-from visitor import EDIT, PATIENCE, SOURCE, Tap, explorer, fill, press_edit, report, served, state
+from visitor import EDIT, PATIENCE, SOURCE, Tap, explorer, fill, press_edit, report, served, state, visit
 
 from freemask.families.sites import short_site
 from freemask.page import bodies
@@ -51,7 +51,7 @@ def test_a_phone_has_edit_in_reach_and_is_shown_what_comes(
     browser: Browser, address: str, clip: Path, tap: Tap
 ) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844})
-    page.goto(address)
+    visit(page, address)
     fill(page, clip)
     button = page.get_by_role("button", name="Edit", exact=True)
     for place in ("#clip", "#task"):
@@ -131,7 +131,7 @@ def test_a_cell_is_picked_with_the_keyboard_and_used(page: Page, clip: Path) -> 
 
 def test_a_second_edit_begins_at_denoising(browser: Browser, real: str) -> None:
     page = browser.new_page()
-    page.goto(real)
+    visit(page, real)
     page.get_by_role("button", name="Red car, blue car").click()
     expect(page.locator("#facts")).to_contain_text("64×64")
     press_edit(page)
@@ -259,8 +259,27 @@ def test_the_edited_word_can_be_typed(page: Page, clip: Path) -> None:
     assert report(page)["words"]["word"] == "grass"
 
 
+SLOW = """() => {
+    const now = window.fetch, late = new Promise((done) => setTimeout(done, 2500));
+    window.fetch = async (...told) => (String(told[0]).includes("queue/join") && (await late), now(...told));
+}"""
+
+
+def test_nothing_is_written_into_fields_that_are_still_to_be_filled(page: Page) -> None:
+    page.add_init_script(f"({SLOW})()")
+    page.goto(page.url + "?source=a+red+car&edit=a+blue+car&task=attribute")
+    edit = page.get_by_label("What it should show")
+    page.wait_for_function("document.querySelector('#columns')?.inert")
+    edit.click()  # waits until it can be clicked
+    expect(edit).to_have_value("a blue car")
+    page.keyboard.press("End")
+    page.keyboard.type(" now")
+    expect(page.locator("#aligned .new").last).to_have_text("now")
+    expect(edit).to_have_value("a blue car now")
+
+
 def test_what_a_link_says_outlasts_the_upload(page: Page, clip: Path) -> None:
-    page.goto(page.url + "?source=a+red+car&edit=a+blue+car&task=attribute&site=up+3.0&timestep=241&start=0.2")
+    visit(page, page.url + "?source=a+red+car&edit=a+blue+car&task=attribute&site=up+3.0&timestep=241&start=0.2")
     tag = page.locator("#own-mask")
     expect(tag).to_contain_text("up 3.0, timestep 241")
     page.set_input_files("#clip input[type=file]", clip)
@@ -315,7 +334,7 @@ def test_a_reloaded_tab_finds_its_job(page: Page, clip: Path, tap: Tap) -> None:
 
 def test_visitors_see_their_own_files_only(page: Page, browser: Browser, address: str, clip: Path) -> None:
     other = browser.new_context().new_page()
-    other.goto(address)
+    visit(other, address)
     for one in (page, other):
         fill(one, clip)
         press_edit(one)
@@ -335,7 +354,7 @@ def test_visitors_see_their_own_files_only(page: Page, browser: Browser, address
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_no_serious_violation_of_accessibility(browser: Browser, address: str, clip: Path, theme: str) -> None:
     page = browser.new_page()
-    page.goto(f"{address}?__theme={theme}")
+    visit(page, f"{address}?__theme={theme}")
     fill(page, clip)
     press_edit(page)
     state(page, "done")
@@ -370,7 +389,7 @@ def test_the_queue_tells_a_visitors_place(page: Page, browser: Browser, address:
     press_edit(page)
     state(page, "running")
     other = browser.new_page()
-    other.goto(address)
+    visit(other, address)
     fill(other, clip)
     press_edit(other)
     state(other, "waiting")
@@ -462,7 +481,7 @@ def test_real_clips_are_offered_where_they_can_be_edited(
     monkeypatch.setattr("freemask.families.reach.downloaded", lambda name: tmp_path)
     with served(tap, tmp_path, []) as address:
         page = browser.new_page()
-        page.goto(address)
+        visit(page, address)
         expect(page.locator("#toy")).to_contain_text("knows only its toy world")
         page.set_input_files("#clip input[type=file]", write_noise(tmp_path / "noise.mp4"))
         expect(page.locator("#outside")).to_contain_text("not like the toy world")
@@ -485,7 +504,7 @@ def test_real_clips_are_offered_where_they_can_be_edited(
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_phone_scrolls_one_way_only(browser: Browser, address: str, clip: Path, theme: str) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844})
-    page.goto(f"{address}?__theme={theme}")
+    visit(page, f"{address}?__theme={theme}")
     fill(page, clip)
     press_edit(page)
     state(page, "done")

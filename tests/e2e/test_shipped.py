@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from playwright.sync_api import Browser, expect
-from visitor import explorer
+from visitor import explorer, visit
 
 
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (1280, 720)])
@@ -12,7 +12,7 @@ def test_all_that_an_edit_needs_is_seen_without_scrolling(
     browser: Browser, width: int, height: int, shipped: str
 ) -> None:
     page = browser.new_page(viewport={"width": width, "height": height})
-    page.goto(shipped)
+    visit(page, shipped)
     expect(page.locator("#facts")).to_contain_text("256×256")  # the first example
     page.wait_for_function("document.querySelector('#aligned mark')")
     bar = page.locator("#actions").bounding_box()
@@ -25,7 +25,7 @@ def test_all_that_an_edit_needs_is_seen_without_scrolling(
 
 def test_every_tab_of_every_example_opens(browser: Browser, shipped: str) -> None:
     page = browser.new_page(viewport={"width": 1440, "height": 900})
-    page.goto(shipped)
+    visit(page, shipped)
     for button in page.locator("#examples .gallery-item").all():
         button.click()
         page.get_by_role("tab", name="Downloads").click()

@@ -75,6 +75,12 @@ def served(body: parts.Body, folder: Path, shipped: list[Example] | None = None)
         demo.close()
 
 
+def visit(page: Page, url: str) -> None:
+    """Opens the page, which nothing can be written into before its fields are filled."""
+    page.goto(url)
+    expect(page.locator("#columns[data-ready]")).to_be_attached(timeout=1000 * PATIENCE)
+
+
 def fill(page: Page, clip: Path) -> None:
     page.set_input_files("#clip input[type=file]", clip)
     page.get_by_label("What the clip shows").fill(SOURCE)

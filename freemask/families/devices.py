@@ -1,0 +1,57 @@
+"""Which device and precision a model takes, and what is done where memory runs out."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from ..errors import SettingError
+from ..validation import refuse_unknown
+
+__all__ = ["default_device", "default_dtype", "free_memory", "is_out_of_memory", "named_dtype"]
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def default_device() -> str:
+    """ "cuda" or "mps" where there is one, else "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def default_dtype(device: str) -> torch.dtype:
+    """float16 on CUDA, float32 elsewhere: CPUs compute halves slowly and MPS not always right."""
+    return torch.float16 if device.startswith("cuda") else torch.float32
+
+
+def named_dtype(name: str, device: str | None = None) -> torch.dtype | None:
+    """The precision that a person asked for: "fp16", "bf16" or "fp32"; None, the device's own, for "".
+
+    Raises SettingError for another name, and for fp32 on CUDA, where the UNet's weights would take twice the memory
+    for nothing that can be seen. `Backbone.load` itself takes any `torch.dtype`, so that precisions can be compared.
+    """
+    if not name:
+        return None
+    refuse_unknown("precision", name, _DTYPES)
+    if name == "fp32" and (device or default_device()).startswith("cuda"):
+        raise SettingError("fp32 is for machines without a GPU: choose fp16 (the default on CUDA) or bf16.")
+    return _DTYPES[name]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the host, whichever library says it."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    told = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        reason in told for reason in ("out of memory", "can't allocate memory", "alloc_failed")
+    )
+
+
+def free_memory() -> None:
+    """Gives back what nothing uses any more, after an allocation has failed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,82 @@
+"""Image models over frames: Stable Diffusion 1.x and 2.x, inflated as FateZero does (Qi et al. 2023, Sec. 3.2).
+
+Frames fold into the batch. Self-attention becomes spatial-temporal (Eq. 8): the queries of frame i meet the keys and
+values of a list of frames, by default its own and the middle one, [zⁱ; zʷ] with w = Round[n/2]. So its map is
+hw × (frames in the list · hw). Sites with few channels may be left as they are. No weight changes, and no layer is
+temporal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from diffusers import UNet2DConditionModel
+from einops import rearrange
+from torch import Tensor
+
+from .attention import Hook, attend, installed
+from .backbone import Backbone
+from .sites import Site
+from .specs import Attended
+
+__all__ = ["Inflated", "attended_frames"]
+
+
+def attended_frames(attends: Sequence[Attended], frames: int) -> Tensor:
+    """For each frame those whose keys it meets: (frames, len(attends)) int64, in [0, frames)."""
+    own = torch.arange(frames)
+    where = {
+        "self": own,
+        "previous": (own - 1).clamp_min(0),
+        "first": torch.zeros_like(own),
+        "middle": torch.full_like(own, (frames - 1) // 2),
+        "last": torch.full_like(own, frames - 1),
+    }
+    return torch.stack([where[one] for one in attends], dim=1)
+
+
+def _gather(frames: Tensor, x: Tensor) -> Tensor:
+    """Keys or values (b·f, heads, p, d) of each frame's list `frames` (f, l): (b·f, heads, l·p, d)."""
+    each = rearrange(x, "(b f) heads p d -> b f heads p d", f=len(frames))[:, frames.to(x.device)]
+    return rearrange(each, "b f l heads p d -> (b f) heads (l p) d")
+
+
+@dataclass(frozen=True)
+class Inflated(Backbone):
+    """The network sees each frame alone but for its self-attention."""
+
+    network = UNet2DConditionModel
+
+    def _shares(self, site: Site) -> bool:
+        """Whether a site's queries meet other frames."""
+        if site.kind != "self" or self.inflation.attends == ("self",):
+            return False
+        channels: int = self.unet.get_submodule(site.name).to_q.in_features
+        return channels >= self.inflation.least_channels
+
+    def keys(self, site: Site, grid: tuple[int, int]) -> int:
+        each = super().keys(site, grid)
+        return each * len(self.inflation.attends) if self._shares(site) else each
+
+    def asked(self, latents: tuple[int, ...], text: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        b, c, f, h, w = latents
+        return (b * f, c, h, w), (b * f, *text[1:])
+
+    def predict(
+        self, x: Tensor, t: int, text: Tensor, level: float | None = None, hooks: Mapping[Site, Hook] | None = None
+    ) -> Tensor:
+        dtype, frames = self.unet.dtype, x.shape[2]
+        gather = partial(_gather, attended_frames(self.inflation.attends, frames))
+        shared = dict.fromkeys(filter(self._shares, self.sites), gather)
+        z, told = rearrange(x.to(dtype), "b c f h w -> (b f) c h w"), text.to(dtype).repeat_interleave(frames, 0)
+        with installed(self.unet, {**dict.fromkeys(shared, plainly), **(hooks or {})}, shared):
+            out = self.unet(z, t, encoder_hidden_states=told).sample.float()
+        return self._noise(x, rearrange(out, "(b f) c h w -> b c f h w", f=frames), t, level)
+
+
+def plainly(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The hook that changes nothing."""
+    return attend(q, k, v)

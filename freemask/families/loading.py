@@ -1,0 +1,147 @@
+"""A backbone from a short name, a hub id or a folder: the family that its network's class names, with its weights.
+
+Weights that come as a `.bin`, zeroscope's for one, are pickles. diffusers passes `weights_only=True` to `torch.load`
+wherever it reads one, shards too, and transformers does by default, which is stated here all the same: a file that
+holds anything but tensors is refused before any of it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from accelerate import cpu_offload_with_hook
+from diffusers import AutoencoderKL, DDIMScheduler
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ..errors import BackboneError
+from .backbone import Backbone
+from .devices import default_device, default_dtype
+from .inflated import Inflated
+from .specs import backbone_name, backbone_spec
+from .unet3d import UNet3D
+from .weights import PARTS, choose_weights, fetch
+
+__all__ = ["FAMILIES", "load_backbone"]
+
+PREDICTIONS = ("epsilon", "v_prediction")
+FAMILIES: dict[str, type[Backbone]] = {family.network.__name__: family for family in (UNet3D, Inflated)}
+_LAYOUT = f"A backbone folder holds {', '.join(p + '/' for p in PARTS)} as diffusers saves a pipeline"
+
+
+def _folder(name: str) -> Path:
+    """The pipeline's folder, downloaded where the name is a hub id; BackboneError says what to do."""
+    folder = fetch(name)
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise BackboneError(f"{folder} lacks {', '.join(p + '/' for p in missing)}. {_LAYOUT}.")
+    return folder
+
+
+def _weights(folder: Path, part: str) -> dict[str, Any]:
+    """The arguments by which `from_pretrained` reads the chosen weights of a part, and no others."""
+    weights = choose_weights(part, (path.name for path in (folder / part).iterdir()))
+    if weights is None:
+        raise BackboneError(f"{folder / part} holds no complete weights, neither .safetensors nor .bin. {_LAYOUT}.")
+    return {"use_safetensors": weights.safe, "variant": weights.variant}
+
+
+def _class_name(folder: Path, part: str, supported: Collection[str]) -> str:
+    """The class that a part's config names; BackboneError where it is none of those supported."""
+    kind: str = json.loads((folder / part / "config.json").read_text())["_class_name"]
+    if kind not in supported:
+        raise BackboneError(f"{folder}/{part} is a {kind}; {' and '.join(supported)} are supported.")
+    return kind
+
+
+def _unpickling(error: BaseException | None) -> pickle.UnpicklingError | None:
+    """The refusal of torch's weights-only loader behind an error; diffusers wraps it twice."""
+    while error:
+        if isinstance(error, pickle.UnpicklingError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _reason(error: pickle.UnpicklingError) -> str:
+    """What torch's loader did not take, without its advice to load the file unsafely."""
+    lines = str(error).splitlines()
+    return next((line.strip(" .") for line in lines if "unsupported" in line.lower()), type(error).__name__)
+
+
+def _take_turns(device: torch.device, vae: Any, text_encoder: Any, unet: Any) -> None:
+    """Each model comes to the device when it is called, and the one that computed before it leaves."""
+    if isinstance(vae, AutoencoderKL):
+        vae.enable_tiling()
+    if device.type == "cpu":
+        return
+    hooks = [cpu_offload_with_hook(model, device)[1] for model in (vae, text_encoder, unet)]
+    for hook, before in zip(hooks, hooks[-1:] + hooks[:-1], strict=True):
+        hook.hook.prev_module_hook = before
+
+
+def load_backbone(
+    name: str, device: str | None = None, dtype: torch.dtype | None = None, *, low_vram: bool = False
+) -> Backbone:
+    """From a short name, a hub id or a folder, in `dtype` (float16 on CUDA and float32 elsewhere where left out).
+
+    What is not here yet is downloaded. Raises SettingError for an unknown name, BackboneError saying what is
+    missing or refused and what to do.
+    """
+    device = device or default_device()
+    dtype = dtype or default_dtype(device)
+    folder = _folder(name)
+    part = "?"
+
+    def load(part_class: Any, part_name: str, **kwargs: Any) -> Any:
+        nonlocal part
+        part = part_name
+        return part_class.from_pretrained(folder / part_name, local_files_only=True, **kwargs)
+
+    try:
+        part = "vae"
+        kind = _class_name(folder, part, ("AutoencoderKL", "AutoencoderTiny"))
+        part = "unet"
+        family = FAMILIES[_class_name(folder, part, FAMILIES)]
+        quiet = diffusers.logging.get_verbosity()
+        diffusers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            unet = load(family.network, "unet", torch_dtype=dtype, **_weights(folder, "unet"))
+            vae = load(getattr(diffusers, kind), "vae", torch_dtype=dtype, **_weights(folder, "vae"))
+        finally:
+            diffusers.logging.set_verbosity(quiet)
+        text = {"dtype": dtype, "weights_only": True} | _weights(folder, "text_encoder")
+        text_encoder = load(CLIPTextModel, "text_encoder", **text)
+        tokenizer = load(CLIPTokenizer, "tokenizer")
+        scheduler = load(DDIMScheduler, "scheduler")
+        if (predicted := scheduler.config["prediction_type"]) not in PREDICTIONS:
+            raise BackboneError(f"{folder} predicts {predicted!r}; {' and '.join(PREDICTIONS)} are supported.")
+    except BackboneError:
+        raise
+    except Exception as error:  # the libraries raise many kinds for a bad file
+        refused = _unpickling(error)
+        if refused:
+            raise BackboneError(
+                f"The .bin in {folder}/{part} was refused, and nothing in it was run: it is damaged or holds more "
+                f"than tensors ({_reason(refused)}). Get the weights as .safetensors, from a source you trust."
+            ) from error
+        raise BackboneError(
+            f"{folder}/{part} could not be loaded: {str(error).splitlines()[0]} {_LAYOUT}; save it again."
+        ) from error
+    at = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+    for model in (unet, vae, text_encoder):
+        model.eval().requires_grad_(False)
+        if not low_vram or at.type == "cpu":
+            model.to(at)
+    if low_vram:
+        _take_turns(at, vae, text_encoder, unet)
+    spec = backbone_spec(name, folder)
+    models = unet, vae, text_encoder, tokenizer, scheduler
+    return family(backbone_name(name), *models, at, spec.frames, low_vram, spec.inflation)

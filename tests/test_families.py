@@ -1,0 +1,138 @@
+"""What every family of models keeps to, and what is each family's own."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from freemask.families.attention import attend
+from freemask.families.inflated import Inflated, attended_frames
+from freemask.families.loading import FAMILIES, load_backbone
+from freemask.families.specs import Inflation
+from freemask.families.unet3d import UNet3D
+
+KINDS = {UNet3D: {"self", "cross", "temporal", "input"}, Inflated: {"self", "cross"}}
+FRAMES = 5
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda family: family.__name__)
+def backbone(request, pipeline, image_pipeline):
+    return load_backbone(str({UNet3D: pipeline, Inflated: image_pipeline}[request.param]), "cpu")
+
+
+@pytest.fixture(scope="module")
+def image_model(image_pipeline):
+    return load_backbone(str(image_pipeline), "cpu")
+
+
+def latents(backbone, rows=1, frames=FRAMES):
+    """Not square, and an odd number of frames."""
+    noise = torch.Generator().manual_seed(7)
+    return torch.randn(rows, 4, frames, 8, 12, generator=noise), backbone.text(["a car", "a red bus"][:rows])
+
+
+def alike(a, b):
+    return (a - b).norm() <= 1e-4 * b.norm()
+
+
+def test_every_family_is_tried_here():
+    assert set(FAMILIES.values()) == set(KINDS)
+
+
+def test_the_network_decides_the_family(backbone, request):
+    assert type(backbone).__name__ in request.node.name
+    assert {site.kind for site in backbone.sites} == KINDS[type(backbone)]
+
+
+def test_frames_go_in_and_come_out(backbone):
+    frames = np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8)
+    z = backbone.encode(frames)
+    assert z.shape == (1, 4, 3, 8, 12) and backbone.decode(z).shape == frames.shape
+
+
+@pytest.mark.numeric
+def test_hooks_are_met_in_order_and_change_nothing_of_themselves(backbone):
+    x, text = latents(backbone, rows=2)
+    met = []
+
+    def look(site, q, k, v):
+        met.append(site)
+        if site.kind in ("self", "cross"):
+            h, w = site.grid((8, 12))
+            assert q.shape[0] == len(x) * FRAMES and q.shape[2] == h * w
+            assert k.shape[2] == v.shape[2] == backbone.keys(site, (8, 12))
+        return attend(q, k, v)
+
+    plain = backbone.predict(x, 501, text)
+    assert plain.shape == x.shape and plain.dtype == torch.float32
+    assert torch.equal(backbone.predict(x, 501, text, hooks={}), plain)
+    assert alike(backbone.predict(x, 501, text, hooks=dict.fromkeys(backbone.sites, look)), plain)
+    assert tuple(met) == backbone.sites
+
+
+@pytest.mark.numeric
+def test_batch_rows_do_not_see_each_other(backbone):
+    x, text = latents(backbone, rows=2)
+    both = backbone.predict(x, 501, text)
+    for i in range(2):
+        assert alike(both[i : i + 1], backbone.predict(x[i : i + 1], 501, text[i : i + 1]))
+
+
+def test_stock_processors_come_back_after_an_error(backbone):
+    x, text = latents(backbone)
+    before = dict(backbone.unet.attn_processors)
+
+    def fail(site, q, k, v):
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        backbone.predict(x, 1, text, hooks={backbone.sites[-1]: fail})
+    after = backbone.unet.attn_processors
+    assert after.keys() == before.keys() and all(after[k] is before[k] for k in before)
+
+
+def test_the_frames_that_each_frame_meets():
+    assert attended_frames(("self", "middle"), 8).tolist() == [[i, 3] for i in range(8)]  # Round[8/2] = 4, from 1
+    assert attended_frames(("middle",), 5).tolist() == [[2]] * 5
+    assert attended_frames(("previous", "first", "last"), 3).tolist() == [[0, 0, 2], [0, 0, 2], [1, 0, 2]]
+    assert attended_frames(("self", "middle"), 1).tolist() == [[0, 0]]
+
+
+@pytest.mark.numeric
+def test_attending_to_itself_alone_is_the_stock_model(image_model):
+    x, text = latents(image_model)
+    for inflation in (Inflation(attends=("self",)), Inflation(least_channels=33)):
+        alone = replace(image_model, inflation=inflation)
+        with torch.inference_mode():
+            stock = [image_model.unet(x[:, :, i], 501, encoder_hidden_states=text).sample for i in range(FRAMES)]
+        assert alike(alone.predict(x, 501, text), torch.stack(stock, 2))
+
+
+@pytest.mark.parametrize("attends", [("self", "middle"), ("middle",), ("previous", "first"), ("self", "last")])
+def test_a_frame_depends_on_no_frame_outside_its_list(image_model, attends):
+    """Through one layer; through more, on the lists of its list."""
+    inflated = replace(image_model, inflation=Inflation(attends=attends))
+    site = next(site for site in inflated.sites if site.kind == "self")
+    x, text = latents(inflated)
+    seen = []
+
+    def look(at, q, k, v):
+        seen.append(attend(q, k, v))
+        return seen[-1]
+
+    listed = attended_frames(attends, FRAMES)
+    inflated.predict(x, 501, text, hooks={site: look})
+    for changed in range(FRAMES):
+        y = x.clone()
+        y[:, :, changed] += 1
+        inflated.predict(y, 501, text, hooks={site: look})
+        differs = (seen[-1] - seen[0]).abs().amax((1, 2, 3)) > 1e-3
+        assert differs.tolist() == [changed == i or changed in listed[i].tolist() for i in range(FRAMES)]
+
+
+def test_sites_with_few_channels_stay_per_frame(image_model):
+    some = replace(image_model, inflation=Inflation(least_channels=32))
+    own = [site for site in some.sites if site.kind == "self"]
+    per_frame = {site.level for site in own if some.keys(site, (8, 12)) == np.prod(site.grid((8, 12)))}
+    assert per_frame == {0}  # 16 channels at the finest grid, 32 below
