@@ -150,7 +150,7 @@ def response(status):
         (lambda: OfflineModeIsEnabled("offline"), "check the network"),
         (
             lambda: RepositoryNotFoundError("404", response=response(404)),
-            "not on the hub.*short names: mini, modelscope",
+            "not on the hub.*short names: mini, mini-sd, modelscope",
         ),
         (lambda: GatedRepoError("403", response=response(403)), "gated: accept its terms"),
         (lambda: OSError(errno.ENOSPC, "full"), "does not fit on the disk"),

@@ -27,13 +27,13 @@ PICK = """element.addEventListener("click", (event) => {
 
 
 def toy_world(backbone: str) -> str:
-    """While mini is chosen: what it knows, and what real clips need here. Empty for any other backbone."""
-    if backbone != "mini":
+    """While a model of the toy world is chosen: what it knows, and what real clips need here. Empty for any other."""
+    known = known_words(backbone)
+    if known is None:
         return ""
-    known = known_words("mini") or ()
     chips = " ".join(f"<span>{html.escape(word)}</span>" for word in known)
     listed = f"<details><summary>What it knows: {len(known)} words</summary><p>{chips}</p></details>" if known else ""
-    small = "<b>mini, the small model that comes with FreeMask, knows only its toy world.</b>"
+    small = f"<b>{html.escape(backbone)}, a small model, knows only its toy world.</b>"
     return f'<div class="fm-toy"><p>{small} {_real_clips()}</p>{listed}</div>'
 
 
