@@ -160,9 +160,10 @@ def build(
             lambda index: page.fill_example(shipped[index]), inputs.examples, inputs.all, **plain
         )
         inputs.settings.upload(lambda file: page.fill_settings(file, offered), inputs.settings, inputs.all[1:], **plain)
+        advanced.method.change(page.in_turn(page.follow_method), advanced.method, advanced.method, **live)
         advanced.backbone.change(page.in_turn(page.toy_world), advanced.backbone, toy, **live)
         advanced.backbone.input(page.in_turn(usual_guidance), advanced.backbone, advanced.guidance, **live)
-        told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone, advanced.released]
+        told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone, advanced.method]
         gr.on(
             [part.change for part in told],
             page.in_turn(page.follow_prompts),
@@ -181,7 +182,7 @@ def build(
             **live,
         )
         inputs.task.input(lambda: None, None, guessed, **live)
-        cards = [inputs.task, advanced.released]
+        cards = [inputs.task, advanced.method]
         gr.on(
             [part.change for part in cards],
             page.in_turn(page.follow_task),
@@ -211,7 +212,7 @@ def build(
             advanced.frames,
             advanced.size,
         ]
-        costly += [advanced.features, advanced.low_vram, advanced.released]
+        costly += [advanced.features, advanced.low_vram, advanced.method]
         gr.on([part.change for part in costly], desk.tell_cost, costly, inputs.estimate, **live)
 
         # The edit. The worker is the queue that visitors see, and refuses what it cannot hold: none waits before it.

@@ -1,7 +1,7 @@
 """Tasks, settings and examples: data, validated before anything runs.
 
-A `Preset` is a task read from `presets/*.yaml`; `Settings` is everything one job is asked to do. Both are frozen, and
-an unknown key is an error that names its nearest neighbour.
+A `Preset` is how a method does a task, read from `presets/METHOD/TASK.yaml`; `Settings` is everything one job is asked
+to do. Both are frozen, and an unknown key is an error that names its nearest neighbour.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from .validation import STRICT, refuse_unknown, validated
 __all__ = [
     "FAST",
     "MASKS",
-    "RELEASED",
     "Example",
     "FeatureSource",
+    "Method",
     "Preset",
     "Settings",
     "batch_rows",
     "examples",
     "load_preset",
     "make_settings",
+    "methods",
     "read_settings",
     "read_size",
     "task_names",
 ]
 
-TASKS = ("style", "attribute", "shape", "place", "official", "official-style")
-RELEASED = {"style": "official-style", "attribute": "official", "shape": "official", "place": "official-style"}
-"""Of each of FreeMask's tasks, the one that does what the released code does for it, which knows shape and style."""
+TASKS = ("style", "attribute", "shape", "place")
+METHODS = ("freemask", "fatezero", "p2p", "plain", "released")
+OLD_TASKS = {"official": "shape", "official-style": "style"}  # of the method "released", as they were named before
 MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
 
 Selection = Literal["codebook", "adaptive", "consensus"]
@@ -52,8 +53,20 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Method:
+    """A way to edit: its short `name`, its `title`, the `paper` that it comes from, what it does in a sentence, and
+    whether a chosen or painted mask can act in it."""
+
+    name: str
+    title: str
+    paper: str
+    summary: str
+    masked: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Preset:
-    """How a task masks and fuses (FreeMask Eq. 7-11; FateZero; Prompt-to-Prompt).
+    """How a method does a task: how it masks and fuses (FreeMask Eq. 7-11; FateZero Eq. 5-7; Prompt-to-Prompt).
 
     `delta` 1 when the edited object stays the same, 0 when it changes. `region` says where the edit may
     happen: in the object's mask or in the background; `free_self` whether self-attention is free there too, or the
@@ -65,7 +78,9 @@ class Preset:
     `selection` says where the mask comes from: the candidate that the backbone's codebook names, the one of this
     clip nearest to its maps' consensus, or that consensus itself (`plan`).
 
-    The other fields exist to compare with other methods and with the released code: `mask` "level" is the mean
+    The other fields are what other methods do otherwise. `attention` says whose features are fused: those of the
+    "inversion", or those of the source's own denoising, the "reconstruction". `masked_cross` says whether m acts on
+    cross-attention, else every column with a source is the source's. `mask` "level" is the mean
     over the sites of one grid level (`level` halvings of the finest; None: the released code's), "mean" that over
     all sites, "none" fuses without one; `time_aware` says whether every step uses its own mask (None: where δ is
     0 or the mask is a level's); `cross_order` "blend_first" blends before remapping; `temporal` "inversion_201"
@@ -90,6 +105,8 @@ class Preset:
     reweight: Annotated[float, Field(ge=0, le=10)] = 1.0
     rescale: Share = 0.0
     selection: Selection = "codebook"
+    attention: Literal["inversion", "reconstruction"] = "inversion"
+    masked_cross: bool = True
     mask: Literal["mmc", "level", "mean", "none"] = "mmc"
     level: Annotated[int, Field(ge=0, le=8)] | None = None
     time_aware: bool | None = None
@@ -107,13 +124,15 @@ class Settings:
     `features` says where the source's come from, auto by the memory that is free (`memory`), which rounds otherwise
     from one machine to another; `low_vram` takes the least memory, for the most time.
 
-    Instead of a `selection`, a mask of the person's own: `site` is a cross-attention layer, whose map at `timestep`
+    A `selection` under a method that has other masks puts FreeMask's in their place, such as in FateZero + MMC. Instead
+    of a `selection`, a mask of the person's own: `site` is a cross-attention layer, whose map at `timestep`
     is the mask of every step, or where that is None each step's own; `masks` is a zip of PNGs, one a frame.
     """
 
     source: str
     edit: str
     task: str = "style"
+    method: str = "freemask"
     word: str | None = None
     backbone: str = "mini"
     steps: Annotated[int, Field(ge=2, le=200)] = 25
@@ -149,7 +168,10 @@ class Settings:
             chosen |= {"selection": "codebook", "time_aware": self.timestep is None}
         if chosen["selection"] and self.tau is None:
             chosen["tau"] = SELECTION_TAU[chosen["selection"]]
-        return replace(load_preset(self.task), **{k: v for k, v in chosen.items() if v is not None})
+        own = load_preset(self.task, self.method)
+        if own.mask != "mmc" and (chosen["selection"] or self.masks):
+            chosen |= {"mask": "mmc", "free_self": True}
+        return replace(own, **{k: v for k, v in chosen.items() if v is not None})
 
     def record(self, word: str) -> dict[str, Any]:
         """These settings as JSON has them, with the word that was edited; masks stand beside it in `MASKS`."""
@@ -177,12 +199,14 @@ def make_settings(*, labels: Mapping[str, str] | None = None, **values: Any) -> 
 
     `labels` are what people know the fields of masks by, where that is not their names.
     """
+    if (old := OLD_TASKS.get(str(values.get("task")))) is not None:
+        values |= {"task": old, "method": "released"}
     settings: Settings = validated(Settings, values, "")
-    task = load_preset(settings.task)
+    load_preset(settings.task, settings.method)
     named = {name: (labels or {}).get(name, name) for name in ("selection", "site", "timestep", "masks")}
     own = [told for name, told in named.items() if name != "timestep" and getattr(settings, name)]
-    if own and task.mask != "mmc":
-        raise SettingError(f"The task {settings.task!r} has a mask of its own: leave {own[0]} out, or change the task.")
+    if own and not next(one for one in methods() if one.name == settings.method).masked:
+        raise SettingError(f"The method {settings.method!r} takes no mask: leave {own[0]} out, or change the method.")
     if len(own) > 1:
         raise SettingError(f"{' and '.join(own)} each name a mask: give one of them.")
     if settings.timestep is not None and settings.site is None:
@@ -232,12 +256,33 @@ def task_names() -> tuple[str, ...]:
     return TASKS
 
 
-@lru_cache(maxsize=32)
-def load_preset(name: str) -> Preset:
-    """The task of a name; raises SettingError for an unknown one."""
-    refuse_unknown("task", name, TASKS)
-    values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) | {"name": name}
-    preset: Preset = validated(Preset, values, f"presets/{name}.yaml: ")
+@lru_cache(maxsize=1)
+def methods() -> tuple[Method, ...]:
+    """The methods, FreeMask first."""
+    found = []
+    for name in METHODS:
+        values = yaml.safe_load((PRESETS / name / "method.yaml").read_text()) | {"name": name}
+        method: Method = validated(Method, values, f"presets/{name}/method.yaml: ")
+        found.append(method)
+    return tuple(found)
+
+
+@lru_cache(maxsize=64)
+def load_preset(task: str, method: str = "freemask") -> Preset:
+    """How a method does a task; raises SettingError for an unknown one.
+
+    What a task is (its title, δ, region) is FreeMask's to say; a preset that is `like` another task's takes its values.
+    """
+    refuse_unknown("task", task, TASKS)
+    refuse_unknown("method", method, METHODS)
+    path = PRESETS / method / f"{task}.yaml"
+    values = yaml.safe_load(path.read_text())
+    if "like" in values:
+        values = yaml.safe_load((path.parent / f"{values['like']}.yaml").read_text())
+    if method != "freemask":
+        base = load_preset(task)
+        values = {name: getattr(base, name) for name in ("title", "summary", "delta", "region")} | values
+    preset: Preset = validated(Preset, values | {"name": task}, f"presets/{method}/{task}.yaml: ")
     return preset
 
 

@@ -39,7 +39,7 @@ from freemask.page.fields import NAMES, field_values, link
 from freemask.page.wire import shown
 from freemask.pictures.mask_zip import read_mask_zip, save_mask_zip
 from freemask.pictures.word_maps import pack_bits
-from freemask.presets import RELEASED, Example, Settings, examples, load_preset
+from freemask.presets import Example, Settings, examples, load_preset, task_names
 from freemask.steps import Step
 
 PATIENCE = 20.0
@@ -152,29 +152,28 @@ def test_the_guidance_left_out_is_the_backbones(clip: Path, tmp_path: Path, monk
         assert linked is not None and linked[at] == guidance and linked[2] == "shape"
 
 
-def test_the_released_codes_way_is_a_choice_beside_the_four_tasks(address: str, clip: Path, tmp_path: Path) -> None:
+def test_methods_are_a_choice_beside_the_four_tasks(address: str, clip: Path, tmp_path: Path) -> None:
     client, short = (
         visitor(address, tmp_path),
         {"clip": handle_file(str(clip)), "source": SOURCE, "edit": EDIT, "steps": 2},
     )
     with gr.Blocks():
-        assert [name for _, name in page.Inputs.build([], backbone="mini").task.choices] == list(RELEASED)
-    for given, name, card in (
-        ({"task": "official"}, "official", "shape"),
-        ({"task": "attribute", "released": True}, "official", "shape"),
-        ({"task": "official-style"}, "official-style", "style"),
-    ):
-        *_, report, files = client.predict(**short, **given, api_name="/edit")
-        assert report["settings"]["task"] == name
+        assert [name for _, name in page.Inputs.build([], backbone="mini").task.choices] == list(task_names())
+    for task, method in (("attribute", "released"), ("shape", "fatezero"), ("style", "plain")):
+        *_, report, files = client.predict(**short, task=task, method=method, api_name="/edit")
+        assert (report["settings"]["task"], report["settings"]["method"]) == (task, method)
         written = next(file for file in files if Path(file).name == "report.json")
         filled = page.fill_settings(written, ["mini"])
         shown = dict(zip(NAMES[1:], filled, strict=True))
-        assert (shown["task"], shown["released"]) == (card, True)
+        assert (shown["task"], shown["method"]) == (task, method)
         *_, again, _ = client.predict(handle_file(str(clip)), *filled, api_name="/edit")
         assert again["settings"] == report["settings"]
-        summary, tau, *_ = page.follow_task(card, True)
-        assert load_preset(name).summary in summary and tau.placeholder == f"{load_preset(name).tau:g}"
-    assert "the released code" in page.follow_prompts(SOURCE, EDIT, "shape", "car", "mini", True)[-1]
+        summary, tau, *_ = page.follow_task(task, method)
+        preset = load_preset(task, method)
+        assert preset.summary in summary and tau.placeholder == f"{preset.tau:g}"
+    assert "of one grid level" in page.follow_prompts(SOURCE, EDIT, "shape", "car", "mini", "released")[-1]
+    old = page.follow_link("?source=a+car&edit=a+bus&task=official-style", ["mini"])
+    assert old is not None and (old[2], old[-1]) == ("style", "released")
 
 
 def test_only_two_names_are_public(address: str, tmp_path: Path) -> None:
@@ -231,7 +230,7 @@ def test_a_picture_is_edited_as_a_still(clip: Path, tmp_path: Path) -> None:
     assert page.follow_trim(str(tmp_path / "still.png"), 8, 0, "") is None
     desk.estimates.learn(Settings(source="a", edit="b", steps=10), measured())
     still, one_frame, many = (
-        desk.tell_cost(told, "attribute", "mini", 10, "ddim", frames, "", "replay", False, False)
+        desk.tell_cost(told, "attribute", "mini", 10, "ddim", frames, "", "replay", False, "freemask")
         for frames, told in ((16, str(tmp_path / "still.png")), (1, None), (16, str(clip)))
     )
     assert still == one_frame != many
@@ -643,7 +642,7 @@ demo.close()
 
 def test_the_word_follows_the_prompts_until_it_is_typed() -> None:
     def told(source: str, edit: str, word: str) -> tuple[str, str]:
-        field, prompts = page.follow_prompts(source, edit, "attribute", word, "mini", False)
+        field, prompts = page.follow_prompts(source, edit, "attribute", word, "mini", "freemask")
         assert "value" not in field  # what is being typed stays
         return field["placeholder"], prompts
 
@@ -657,15 +656,15 @@ def test_the_word_follows_the_prompts_until_it_is_typed() -> None:
 
 
 def test_a_task_that_does_not_suit_the_prompts_is_told_of_before_the_edit() -> None:
-    *_, told = page.follow_prompts("a red car", "a red bus", "attribute", "", "mini", False)
+    *_, told = page.follow_prompts("a red car", "a red bus", "attribute", "", "mini", "freemask")
     assert "use the task &#x27;shape&#x27;" in told
-    *_, told = page.follow_prompts("a red car", "a red bus", "shape", "", "mini", False)
+    *_, told = page.follow_prompts("a red car", "a red bus", "shape", "", "mini", "freemask")
     assert "fm-note" not in told
 
 
 def test_a_word_that_the_backbone_has_never_seen_is_told_of_before_the_edit() -> None:
     def told(edit: str, backbone: str = "mini") -> str:
-        return str(page.follow_prompts("a red car on the grass", edit, "shape", "", backbone, False)[-1])
+        return str(page.follow_prompts("a red car on the grass", edit, "shape", "", backbone, "freemask")[-1])
 
     assert "mini has never seen &#x27;zebra&#x27;, &#x27;moon&#x27;:" in told("a red Zebra on the moon, a zebra")
     assert "never seen" not in told("a red bu on the grass"), "of a word that may be half typed"
@@ -673,7 +672,9 @@ def test_a_word_that_the_backbone_has_never_seen_is_told_of_before_the_edit() ->
         assert "never seen" not in told("a red zebra on the moon", backbone)
     assert (
         "zebra"
-        in page.follow_prompts("a red zebra", "a blue zebra", "attribute", "zebra", "mini", False)[-1].split("</p>")[-2]
+        in page.follow_prompts("a red zebra", "a blue zebra", "attribute", "zebra", "mini", "freemask")[-1].split(
+            "</p>"
+        )[-2]
     )
 
 
@@ -719,7 +720,7 @@ def test_masks_that_do_not_agree_are_told_of_in_the_words_of_who_asked(clip: Pat
 
 
 def test_prompts_are_shown_as_text_not_as_html() -> None:
-    *_, shown = page.follow_prompts("a <img src=x> car", 'a <b onclick="x"> bus', "shape", "", "mini", False)
+    *_, shown = page.follow_prompts("a <img src=x> car", 'a <b onclick="x"> bus', "shape", "", "mini", "freemask")
     assert "<img" not in shown and "<b onclick" not in shown
 
 
@@ -735,9 +736,13 @@ def test_the_first_visitor_is_told_the_cost(clip: Path, tmp_path: Path) -> None:
     example = Example(name="one", clip=clip, settings=settings, made=tmp_path)
     with Worker() as worker:
         desk = page.Desk(worker, page.diffusion, folder=tmp_path, warm=example)
-        told = asyncio.run(desk.tell_first_cost(None, "attribute", "mini", 25, "ddim", 4, "", "replay", False, False))
+        told = asyncio.run(
+            desk.tell_first_cost(None, "attribute", "mini", 25, "ddim", 4, "", "replay", False, "freemask")
+        )
     assert re.search(r"About <b>[\w ]+</b> and \d\.\d GiB", told)
-    assert desk.tell_cost(None, "attribute", "mini", 1, "ddim", 4, "", "replay", False, False) == status.note("&nbsp;")
+    assert desk.tell_cost(None, "attribute", "mini", 1, "ddim", 4, "", "replay", False, "freemask") == status.note(
+        "&nbsp;"
+    )
 
 
 def stand_in(asked: list[int]) -> Any:

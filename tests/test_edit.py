@@ -33,12 +33,18 @@ def trace(editor, clip):
     return editor.invert(clip, prompt=SOURCE, steps=STEPS)
 
 
-def task(name="attribute", **changes):
+ALL = [*((name, "freemask") for name in ("style", "attribute", "shape", "place")), ("shape", "released")]
+ALL += [("style", "released"), ("attribute", "fatezero"), ("shape", "fatezero"), ("shape", "p2p"), ("shape", "plain")]
+
+
+def task(name="attribute", method="freemask", **changes):
     """A preset with the paper's shares, and a threshold that suits the flat maps of a random model: masks neither full
     nor empty."""
-    shares = {} if name.startswith("official") else {f"alpha_{kind}": 0.99 for kind in ("self", "cross", "temporal")}
-    shares["alpha_latent"] = 0.0
-    return replace(load_preset(name), **({"tau": 0.8, "selection": "codebook", "free_self": True} | shares | changes))
+    own = {"tau": 0.8, "alpha_latent": 0.0}
+    if method == "freemask":
+        own |= {f"alpha_{kind}": 0.99 for kind in ("self", "cross", "temporal")}
+        own |= {"selection": "codebook", "free_self": True}
+    return replace(load_preset(name, method), **(own | changes))
 
 
 def run(editor, trace, preset, *, prompt=EDIT, guidance=7.5, **options):
@@ -97,11 +103,11 @@ def test_unconditional_rows_are_untouched(editor, trace):
     assert close(run(editor, trace, task(**OPEN), guidance=0.0), plain(editor, trace, guidance=0.0))
 
 
-@pytest.mark.parametrize("name", ["style", "attribute", "shape", "place", "official", "official-style"])
-def test_replay_equals_store(editor, clip, trace, name):
-    preset = task(name)
+@pytest.mark.parametrize(("name", "method"), ALL)
+def test_replay_equals_store(editor, clip, trace, name, method):
+    preset = task(name, method)
     stored = editor.invert(clip, prompt=SOURCE, steps=STEPS, store=preset)
-    assert stored.features
+    assert bool(stored.features) == (method != "plain")
     assert close(run(editor, stored, preset), run(editor, trace, preset))
 
 
@@ -361,7 +367,7 @@ def test_only_grids_of_so_many_positions_are_fused(trace):
 
 def test_the_released_code_swaps_source_and_edit_in_time(editor, trace):
     """At the label nearest 201 and each site's own grid, True where its own Eq. 10 takes the edit: off the object."""
-    preset = task("official")
+    preset = task("shape", "released")
     plan = editor.plan_masks(trace, word="car", task=preset)
     t = min(trace.timesteps, key=lambda t: abs(t - 201))
     assert plan.swapped.keys() == {site.level for site in trace.sites if site.kind == "temporal"}
@@ -379,7 +385,7 @@ def test_the_released_codes_level_is_a_quarter_of_the_finest(editor, side, level
     clip = Clip(np.random.default_rng(0).integers(0, 255, (1, 4 * side, 4 * side, 3), dtype=np.uint8), 8.0)
     trace = Editor(own).invert(clip, prompt=SOURCE, steps=2)
     t = trace.timesteps[0]
-    preset = task("official")
+    preset = task("shape", "released")
     sites = [site for site in trace.sites if site.kind == "cross" and site.level == level]
     soft = np.mean([trace.word_map(t, site, find_word(SOURCE, "car")) for site in sites], axis=0)
     plan = editor.plan_masks(trace, word="car", task=preset)
@@ -527,10 +533,11 @@ def test_spans_change_nothing_where_no_layer_looks_over_time(still, long_clip, p
 
 def test_a_long_clip_is_seen_in_spans_of_the_native_length(editor, long_clip):
     own, seen = spanning(editor, 8), []
-    eps = own.backbone.eps
-    own = Editor(replace(own.backbone))
+    predict = own.backbone.predict
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(own.backbone), "eps", lambda self, x, *rest: seen.append(x.shape[2]) or eps(x, *rest))
+        patch.setattr(
+            type(own.backbone), "predict", lambda self, x, *rest: seen.append(x.shape[2]) or predict(x, *rest)
+        )
         trace = own.invert(long_clip, prompt=SOURCE, steps=2)
         run(own, trace, task())
     assert set(seen) == {8}
@@ -571,16 +578,16 @@ def test_halves_draw_what_singles_draw():
     assert 40 <= psnr(drawn[1], drawn[0]) < 70
 
 
-@pytest.mark.parametrize("name", ["style", "attribute", "shape", "place", "official", "official-style"])
+@pytest.mark.parametrize(("name", "method"), ALL)
 @pytest.mark.parametrize(("word", "other"), [("car", "car#2"), ("car#2", "car")])
-def test_of_a_word_that_stands_twice_its_own_maps_are_the_mask(editor, twice, name, word, other):
+def test_of_a_word_that_stands_twice_its_own_maps_are_the_mask(editor, twice, name, method, word, other):
     """With the two words' tokens exchanged, the mask of the one is the mask of the other."""
     tokens = list(twice.tokens)
     tokens[1], tokens[4] = tokens[4], tokens[1]
-    own, its = (editor.plan_masks(twice, word=one, task=task(name)).shown for one in (word, other))
-    exchanged = editor.plan_masks(replace(twice, tokens=tuple(tokens)), word=other, task=task(name)).shown
+    own, its = (editor.plan_masks(twice, word=one, task=task(name, method)).shown for one in (word, other))
+    exchanged = editor.plan_masks(replace(twice, tokens=tuple(tokens)), word=other, task=task(name, method)).shown
     assert np.array_equal(own, exchanged)
-    assert np.array_equal(own, its) == (task(name).mask == "none")
+    assert np.array_equal(own, its) == (task(name, method).mask == "none")
 
 
 @pytest.mark.parametrize(

@@ -70,11 +70,12 @@ def test_what_the_dry_run_tells_is_what_a_forward_takes(editor, monkeypatch):
     assert told == pytest.approx(counter.peak, rel=0.05)
 
 
-@pytest.mark.parametrize(("name", "native"), [("attribute", 24), ("attribute", 3), ("official", 24)])
+@pytest.mark.parametrize(("name", "native"), [("attribute", 24), ("attribute", 3), ("shape", 24)])
 def test_stored_features_are_counted_to_the_byte(editor, clip, name, native):
     """Of one span and of several, and of the sites alone that the task fuses."""
     own = Editor(replace(editor.backbone, native_frames=native))
-    task = replace(load_preset(name), max_positions=16 if name == "official" else None)
+    task = load_preset(name, "released") if name == "shape" else load_preset(name)
+    task = replace(task, max_positions=16 if name == "shape" else None)
     trace = own.invert(clip, prompt="a red car", steps=3, store=task)
     pairs = [[x.numel() * x.element_size() for x in pair] for pair in trace.features._kept.values()]
     told = need(own.backbone, task, steps=3, shape=tuple(trace.latents[-1].shape))

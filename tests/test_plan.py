@@ -119,7 +119,7 @@ def test_the_released_codes_temporal_mask_is_of_the_label_nearest_201():
     drawn = {(t, FINE): np.roll(OBJECT, t // 100, 1).astype(np.float32) for t in (1, 101, 221, 301, 401)}
     trace = drawn_trace(drawn, GRID)
     trace = replace(trace, sites=(*trace.sites, Site("up_blocks.1.temp_attentions.0.attn1", "temporal", 0)))
-    task = replace(load_preset("official"), level=0)
+    task = replace(load_preset("shape", "released"), level=0)
     made = plan_masks(trace, Choice(FINE, 1, "measured"), word="car", task=task)
     assert made.swapped.keys() == {0}
     assert np.array_equal(made.swapped[0], ~dilate(np.roll(OBJECT, 2, 1), 1))

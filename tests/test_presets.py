@@ -51,7 +51,8 @@ def test_a_jobs_own_values_override_the_task():
 
 def test_an_unknown_key_in_a_preset_names_its_neighbour(tmp_path, monkeypatch):
     values = {"title": "t", "summary": "s", "delta": 1, "region": "object", "alpha_cros": 1.0}
-    (tmp_path / "style.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "freemask").mkdir()
+    (tmp_path / "freemask" / "style.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.setattr(presets, "PRESETS", tmp_path)
     with pytest.raises(SettingError, match="did you mean 'alpha_cross'"):
         load_preset.__wrapped__("style")
@@ -72,7 +73,7 @@ def test_tau_follows_the_selection():
     assert make_settings(task="attribute", selection="codebook", tau=0.5, **about).preset().tau == 0.5
     assert make_settings(task="attribute", **about).preset().tau == load_preset("attribute").tau
     with pytest.raises(SettingError, match="leave selection out"):
-        make_settings(task="official", selection="adaptive", **about)
+        make_settings(method="released", selection="adaptive", **about)
     with pytest.raises(SettingError, match="codebook or adaptive or consensus"):
         make_settings(selection="best", **about)
 
@@ -90,7 +91,7 @@ def test_a_mask_of_ones_own_is_one_mask(tmp_path):
     with pytest.raises(SettingError, match="timestep is given without site"):
         make_settings(timestep=241, **about)
     with pytest.raises(SettingError, match="leave site out"):
-        make_settings(task="official", site="mid", **about)
+        make_settings(method="plain", site="mid", **about)
 
 
 def test_recorded_settings_are_read_again(tmp_path):

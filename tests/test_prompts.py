@@ -22,8 +22,6 @@ from freemask.words.prompts import align, find_word, infer_task, infer_word, uns
         ("a dog chasing a red car", "a cat chasing a blue car", "shape", "dog"),
         ("a red car driving on the grass", "a blue bus driving on the snow", "shape", "car"),
         ("a red car driving on the grass", "a blue car driving on the snow", "attribute", "car"),
-        ("a red car driving on the grass", "a blue car driving on the grass", "official", "car"),
-        ("a red car driving on the grass", "a red bus driving on the grass", "official", "car"),
         ("a red car driving on the grass", "sketch style painting of a red car driving on the grass", "style", "car"),
         ("a silver jeep driving in the countryside", "Van Gogh style, a silver jeep driving", "style", "jeep"),
         ("Sketch style painting of a swan swimming", "a swan swimming", "style", "swan"),

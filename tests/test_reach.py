@@ -118,7 +118,10 @@ def test_the_page_offers_what_can_be_used(machine, monkeypatch, tmp_path):
     assert "choose <code>zeroscope</code>" in page.toy_world("mini")
     machine()
     names, note = built()
-    assert names == ["mini", "mini-sd"] and "modelscope, sd15, zeroscope: not on this server, since there is no GPU." in note.value
+    assert (
+        names == ["mini", "mini-sd"]
+        and "modelscope, sd15, zeroscope: not on this server, since there is no GPU." in note.value
+    )
     assert "Real clips need" in page.toy_world("mini") and "there is no GPU" in page.toy_world("mini")
 
     told = []

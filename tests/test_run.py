@@ -269,7 +269,7 @@ def test_fast_sets_what_is_not_given(monkeypatch, tmp_path):
         (["--edit", "a blue bus driving on the grass"], "shape", 4.0),
         (["--edit", "a red car driving on the snow"], "place", 4.0),
         (["--edit", "a cat in the night", "--guidance", "6"], "style", 6.0),  # unclear
-        (["--edit", "a red bus driving on the grass", "--task", "official"], "official", 4.0),
+        (["--edit", "a red bus driving on the grass", "--task", "official"], "shape", 4.0),  # as it was named before
         (["--edit", "a red bus driving on the grass", "--backbone", "zeroscope"], "shape", 7.5),
     ],
 )

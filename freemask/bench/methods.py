@@ -1,15 +1,13 @@
 """The methods that the benchmark compares, each a preset of the same engine.
 
-`plain` denoises the inverted latents with the edit prompt; `p2p` is Prompt-to-Prompt (cross-attention for 0.8 of
-the steps, self-attention for 0.4, no masks, no temporal fusion); `fatezero-N` is FateZero's self-attention, free
-where the task edits, and unmasked cross-attention (0.8 of the steps each) with the mean mask of grid level N at the
-same step; `official` is the released FreeMask code's; `freemask` is the task's own preset, `freemask-oracle` the same
-under the true mask, `freemask-codebook`, `-adaptive` and `-consensus` with each way to select the mask. `paper` has
-the paper's shares, 0.99 for all three kinds and no latent blending, and its masks; `no-latent` is `freemask` without
-that blending, `free-self` with self-attention free in E for every task. Beside `freemask-codebook`, `no-lmmc` takes
-the mean over all sites in the place of l*, and `no-tmmc` swaps the two ways in time, one mask for every step and each
-step's own. `self`, `cross`, `temporal` fuse that kind alone for 0.99 of the steps without a mask, with `-masked`
-under FreeMask's (the paper's Fig. 4).
+`plain`, `p2p`, `fatezero` and `released` are the methods of those names (`presets/METHOD`), `fatezero-mmc` is FateZero
+with FreeMask's masks in the place of its own (the row of FreeMask's Table 2); `freemask` is the task's own preset,
+`freemask-oracle` the same under the true mask, `freemask-codebook`, `-adaptive` and `-consensus` with each way to
+select the mask. `paper` has the paper's shares, 0.99 for all three kinds and no latent blending, and its masks;
+`no-latent` is `freemask` without that blending, `free-self` with self-attention free in E for every task. Beside
+`freemask-codebook`, `no-lmmc` takes the mean over all sites in the place of l*, and `no-tmmc` swaps the two ways in
+time, one mask for every step and each step's own. `self`, `cross`, `temporal` fuse that kind alone for 0.99 of the
+steps without a mask, with `-masked` under FreeMask's (the paper's Fig. 4).
 """
 
 from __future__ import annotations
@@ -18,18 +16,18 @@ from dataclasses import replace
 from typing import Any
 
 from ..masks.plan import is_time_aware
-from ..presets import RELEASED, SELECTION_TAU, Preset, load_preset
+from ..presets import SELECTION_TAU, Preset, load_preset
 
 __all__ = ["METHODS", "presets"]
 
-LEVELS = 3
 KINDS = ("self", "cross", "temporal")
 METHODS = (
     "copy",
     "plain",
     "p2p",
-    *(f"fatezero-{level}" for level in range(LEVELS)),
-    "official",
+    "fatezero",
+    "fatezero-mmc",
+    "released",
     "freemask",
     "freemask-codebook",
     "freemask-adaptive",
@@ -50,10 +48,13 @@ def presets(task: str) -> dict[str, Preset]:
     codebook = replace(own, selection="codebook", tau=SELECTION_TAU["codebook"])
     closed = replace(own, free_self=True, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
     plain = replace(closed, mask="none", region="object", delta=1)
+    fatezero = load_preset(task, "fatezero")
     found = {
-        "plain": plain,
-        "p2p": replace(plain, alpha_cross=0.8, alpha_self=0.4),
-        "official": load_preset(RELEASED[task]),
+        "plain": load_preset(task, "plain"),
+        "p2p": load_preset(task, "p2p"),
+        "fatezero": fatezero,
+        "fatezero-mmc": replace(fatezero, mask="mmc", free_self=True, selection=own.selection, tau=own.tau),
+        "released": load_preset(task, "released"),
         "freemask": own,
         "freemask-oracle": own,
         "freemask-codebook": codebook,
@@ -67,10 +68,6 @@ def presets(task: str) -> dict[str, Preset]:
         "no-lmmc": replace(codebook, mask="mean"),
         "no-tmmc": replace(codebook, time_aware=not is_time_aware(codebook)),
     }
-    for level in range(LEVELS):
-        found[f"fatezero-{level}"] = replace(
-            closed, mask="level", level=level, tau=0.3, delta=1, time_aware=True, alpha_cross=0.8, alpha_self=0.8
-        )
     for kind in KINDS:
         alpha: dict[str, Any] = {f"alpha_{kind}": 0.99}
         found[kind] = replace(plain, **alpha)

@@ -38,35 +38,17 @@ def _interval(values: np.ndarray, resamples: int = 2000) -> tuple[float, float, 
     return round(float(values.mean()), 4), round(float(low), 4), round(float(high), 4)
 
 
-def _best_level(cases: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """By task, the FateZero level with the highest mean PSNR to the truth."""
-    best: dict[str, str] = {}
-    for task in dict.fromkeys(case["task"] for case in cases):
-        scores: dict[str, list[float]] = {}
-        for case in cases:
-            levels = {method: row for method, row in case["rows"].items() if method.startswith("fatezero-")}
-            if case["task"] == task and all(levels.values()):  # where every level found a mask, so that they compare
-                for method, row in levels.items():
-                    scores.setdefault(method, []).append(row["true_psnr"])
-        if scores:
-            best[task] = max(scores, key=lambda method: float(np.mean(scores[method])))
-    return best
-
-
 def tabulate(cases: Sequence[Mapping[str, Any]], metrics: Sequence[str] = METRICS) -> dict[str, Any]:
     """`rows`: for each task and method the mean of every metric and its 95 % interval (`_low`, `_high`) over the `n`
     cases where the method found a mask, `failed` being the others; None where a metric has no value. `paired`:
     freemask minus another method over the cases that both have.
 
-    Each case is {"task", "rows": {method: {metric: number or None}}}. `fatezero` is its best level, named by `level`.
+    Each case is {"task", "rows": {method: {metric: number or None}}}.
     """
-    best = _best_level(cases)
     found: dict[tuple[str, str], list[Mapping[str, float | None]]] = {}
     pairs: dict[tuple[str, str, str], list[float]] = {}
     for case in cases:
-        rows = dict(case["rows"])
-        if (level := best.get(case["task"])) in rows:
-            rows["fatezero"] = rows[level]
+        rows = case["rows"]
         for method, row in rows.items():
             found.setdefault((case["task"], method), []).append(row)
             for metric in PAIRED if OURS in rows and method != OURS else ():
@@ -77,8 +59,6 @@ def tabulate(cases: Sequence[Mapping[str, Any]], metrics: Sequence[str] = METRIC
     for (task, method), each in found.items():
         found_mask = sum(1 for row in each if row)
         line: dict[str, Any] = {"task": task, "method": method, "n": found_mask, "failed": len(each) - found_mask}
-        if method == "fatezero":
-            line["level"] = best[task]
         for metric in metrics:
             values = [row[metric] for row in each if _finite(row.get(metric))]
             mean, low, high = _interval(np.array(values, float)) if values else (None, None, None)

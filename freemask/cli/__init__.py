@@ -63,8 +63,11 @@ def edit(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="style, attribute, shape, place, official or official-style; inferred when left out."),
+        typer.Option(help="style, attribute, shape or place; inferred when left out."),
     ] = None,
+    method: Annotated[
+        str, typer.Option(help="freemask, fatezero, p2p (Prompt-to-Prompt), plain, or released (FreeMask's own code).")
+    ] = "freemask",
     word: Annotated[
         str,
         typer.Option(help="The edited word of the source prompt, dog#2 for the second dog; inferred when left out."),
@@ -114,6 +117,7 @@ def edit(
             source=source,
             edit=edit,
             task=task,
+            method=method,
             word=word or None,
             backbone=backbone,
             steps=steps,

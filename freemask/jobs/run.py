@@ -174,7 +174,7 @@ def run_steps(
         find_site(settings.site, backbone.sites)
     usage = {stage: Usage() for stage in ("invert", "reconstruct", "edit")}
     notes: list[str] = []
-    storing = settings.features in ("store", "host")
+    storing = settings.features in ("store", "host") and preset.attention == "inversion"
     file = kept / _inversion_name(path, settings, size) if kept and not storing else None
     again = file is not None and file.exists()
     if file is not None and again:
@@ -187,8 +187,8 @@ def run_steps(
     needed = need(backbone, preset, steps=settings.steps, shape=tuple(latents.shape))
     source: FeatureSource = "replay"
     if settings.features != "auto":
-        source = settings.features
-    elif not again and not settings.low_vram:
+        source = settings.features if storing else "replay"
+    elif preset.attention == "inversion" and not again and not settings.low_vram:
         source = choose_features(needed, backbone.device, free_bytes(backbone.device))
     way: Way = source, settings.low_vram
 
@@ -248,6 +248,8 @@ def run_steps(
         result = editor.decode(edited.latents, clip)
     # a style changes every pixel, unless latent blending holds the object, as it does where the place is edited
     held = "background" if preset.region == "object" else "object" if preset.alpha_latent else "nothing"
+    if preset.mask == "none" and mask is None:
+        held = "nothing"
     keep = {"background": ~edited.plan.shown, "object": edited.plan.shown, "nothing": None}[held]
     metrics = {
         "reconstruction_psnr": _finite(psnr(reconstruction.frames, clip.frames)),

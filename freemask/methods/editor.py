@@ -286,12 +286,14 @@ class Editor:
         fusion = Fusing(trace, plan, task, tokens, columns, [list(edit_tokens[j]) for j in watched])
         every = -(-len(order) // glances) if glances else len(order) + 1
         picture: np.ndarray | None = None
+        denoised = task.attention == "reconstruction"  # the source too, as a second latent beside the edit's
 
         def predict(x: Tensor, t: int, level: float) -> Tensor:
             nonlocal picture
             kinds = {kind for kind, n in fused.items() if order[t] < n}
             fusion.begin(t, kinds, order[t] >= changed_window)
-            latents = {"plain": x, "edit": x, "source": trace.latents[trace.seen(t)]}
+            x, own = x[:1], x[1:]
+            latents = {"plain": x, "edit": x, "source": own if denoised else trace.latents[trace.seen(t)]}
             groups: list[tuple[str, ...]] = [fusion.rows]
             if one_row:
                 groups = [(row,) for row in reversed(fusion.rows)]
@@ -304,13 +306,16 @@ class Editor:
                     eps = self._forward(z, t, told, level, usage, fusion.hooks(span, rows))
                     seen |= dict(zip(rows, eps.chunk(len(rows)), strict=True))
                 fusion.forget()
-                return torch.cat([seen["plain"], seen["edit"]])
+                found = [seen["plain"], seen["edit"]]
+                if denoised:  # whose features nothing needs once all windows are closed
+                    found.append(seen.get("source", torch.zeros_like(seen["edit"])))
+                return torch.cat(found)
 
-            both = self._over(x.shape[2], one)
+            all_eps = self._over(x.shape[2], one)
             fusion.end()
-            eps = guide(both[:1], both[1:2], guidance, task.rescale)
+            eps = guide(all_eps[:1], all_eps[1:2], guidance, task.rescale)
             picture = self._glance(x, eps, level) if (order[t] + 1) % every == 0 else None
-            return eps
+            return torch.cat([eps, all_eps[2:]])
 
         blended = window(task.alpha_latent, len(order))
         above = {trace.below(t): t for t in trace.timesteps}
@@ -319,13 +324,14 @@ class Editor:
             if order[above[level]] >= blended:
                 return x
             e = torch.from_numpy(fusion.editable(above[level])).to(x.device)
-            return fuse_latent(trace.latents[level], x, e)
+            return torch.cat([fuse_latent(trace.latents[level], x[:1], e), x[1:]])
 
-        x = trace.latents[trace.timesteps[-1]]
+        noise = trace.latents[trace.timesteps[-1]]
+        x = torch.cat([noise, noise]) if denoised else noise
         walk = denoise(predict, x, alpha, solver=trace.solver, eta=eta, seed=seed, adjust=adjust)
         for i, (t, x) in enumerate(walk):  # noqa: B007, B020
             yield Step("edit", i + 1, len(trace.timesteps), t, picture)
-        return Denoised(x, plan, watched, fusion.maps)
+        return Denoised(x[:1], plan, watched, fusion.maps)
 
     def _glance(self, x: Tensor, eps: Tensor, level: float) -> np.ndarray:
         """The middle frame (h, w, 3) uint8 of the clean clip that latents (1, c, f, h, w) and their noise predict."""

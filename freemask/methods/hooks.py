@@ -87,6 +87,7 @@ class Fusing:
         seen = [site for site in self.trace.sites if site.kind == "cross"] if self.watched else []
         self.sites = {**dict.fromkeys(seen, self.watch), **dict.fromkeys(fused, self.fuse)}
         replay = any((t, site.name, 0) not in self.trace.features for site in fused)
+        replay |= bool(fused) and self.task.attention == "reconstruction"
         self.rows = ROWS if replay else ROWS[:2]
         self.features = Features(host=True) if replay else self.trace.features
 
@@ -130,7 +131,7 @@ class Fusing:
             elif what == "temporal" and site.level in self.plan.swapped:
                 mask = self.plan.swapped[site.level]
             else:
-                mask = resize(self.object(self.t), grid) & (self.task.delta == 0)
+                mask = resize(self.object(self.t), grid) & (self.task.delta == 0) & self.task.masked_cross
             flat = torch.from_numpy(rearrange(mask, "f h w -> f (h w)"))
             self.cached[key] = flat.to(device), True if flat.all() else None if flat.any() else False
         there, whole = self.cached[key]

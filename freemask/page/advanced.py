@@ -10,7 +10,7 @@ import gradio as gr
 
 from ..families.reach import has_gpu, obstacle
 from ..families.specs import backbones, known_backbone, usual_guidance
-from ..presets import FAST, load_preset, task_names
+from ..presets import FAST, load_preset, methods, task_names
 from . import status
 
 __all__ = ["MASK_OWN", "PACES", "TASK_OWN", "Advanced", "first_pace"]
@@ -72,7 +72,7 @@ class Advanced:
     low_vram: gr.Checkbox
     eta: gr.Slider
     seed: gr.Number
-    released: gr.Checkbox
+    method: gr.Dropdown
 
     @property
     def own(self) -> list[gr.Textbox]:
@@ -94,6 +94,11 @@ class Advanced:
         preset, pace = load_preset(task_names()[0]), PACES[first_pace()]
         chosen = gr.Dropdown(listed, value=spec.name if spec else backbone, label="Backbone", filterable=False)
         gr.HTML(status.note(html.escape(told)), elem_id="absent", visible=bool(told))
+        ways = [(f"{one.title} ({one.paper})", one.name) for one in methods()]
+        first = methods()[0]
+        method = gr.Dropdown(
+            ways, value=first.name, label="Method", info=first.summary, filterable=False, elem_id="method"
+        )
         steps = gr.Slider(2, 200, pace["steps"], step=1, label="Steps", buttons=[])
         solvers = [("DDIM", "ddim"), ("DPM-Solver: exact in fewer steps", "dpm")]
         solver = gr.Radio(solvers, value=pace["solver"], label="Solver")
@@ -153,12 +158,6 @@ class Advanced:
         with gr.Row():
             eta = gr.Slider(0, 1, 0, step=0.05, label="η: noise added", buttons=[])
             seed = gr.Number(0, label="Seed (acts where η > 0)", precision=0, min_width=120)
-        released = gr.Checkbox(
-            label="The released code's way, for comparison",
-            info="The code that the paper's authors released masks by fixed layers, and none for a style. It "
-            "has two ways: official, here for shape and attribute, and official-style, here for style and place.",
-            elem_id="released",
-        )
         return cls(
             chosen,
             steps,
@@ -183,5 +182,5 @@ class Advanced:
             low_vram,
             eta,
             seed,
-            released,
+            method,
         )

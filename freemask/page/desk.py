@@ -43,7 +43,6 @@ from .fields import (
 )
 from .visits import Run, Visit, Visits
 from .wire import collecting, file_data, painted_masks, picture_uri, poster, shown
-from .wording import task_of
 from .zero import in_context
 
 __all__ = ["VIDEOS", "Desk"]
@@ -109,7 +108,7 @@ class Desk:
         low_vram: bool = False,
         eta: float = 0,
         seed: float | None = None,
-        released: bool = False,
+        method: str = "freemask",
     ) -> Generator[tuple[Any, ...], None, None]:
         """Edit a clip by text. Yields the progress at each step, then the videos, the report and all files.
 
@@ -117,7 +116,7 @@ class Desk:
             clip: The video to edit, up to 5 minutes of which `frames` frames are used. A picture is one frame.
             source: The source prompt: what the clip shows.
             edit: The edit prompt: what it should show instead.
-            task: style, attribute, shape, place; official, official-style: the released code's way. Empty: inferred.
+            task: style, attribute, shape or place. Empty: inferred.
             word: The source prompt's word that is edited, "dog#2" for the second dog. Empty infers it.
             backbone: The text-to-video model. mini knows only its toy world; zeroscope and modelscope need a GPU.
             steps: Steps in each direction, 2 to 200.
@@ -142,7 +141,7 @@ class Desk:
             low_vram: Take the least memory, for the most time.
             eta: Noise that is added at each step, 0 (none) to 1.
             seed: Of that noise.
-            released: Run the task the released code's way, for comparison, as official or official-style.
+            method: freemask, fatezero, p2p (Prompt-to-Prompt), plain, or released (FreeMask's released code).
         """
         session = request.session_hash or ""
         before = self._cancelled(session)
@@ -152,7 +151,8 @@ class Desk:
                 labels=LABELS if self._visits.is_page(session) else None,
                 source=source,
                 edit=edit,
-                task=task_of(task or usual_task(source, edit), released),
+                task=task or usual_task(source, edit),
+                method=method,
                 word=(word or "").strip() or None,
                 backbone=backbone,
                 steps=steps,
@@ -327,14 +327,15 @@ class Desk:
         size: str,
         features: str,
         low_vram: bool,
-        released: bool,
+        method: str,
     ) -> str:
         """What an edit of a clip with these settings will cost on this server."""
         try:
             settings = make_settings(
                 source="",
                 edit="",
-                task=task_of(task, released),
+                task=task,
+                method=method,
                 backbone=backbone,
                 steps=steps,
                 solver=solver,

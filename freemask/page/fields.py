@@ -19,14 +19,13 @@ from ..errors import FreeMaskError, InputError, SettingError
 from ..families.reach import obstacle, refusal
 from ..families.specs import backbone_name, known_backbone, usual_guidance
 from ..pictures.mask_zip import read_mask_zip
-from ..presets import MASKS, RELEASED, Example, Settings, load_preset, make_settings, read_settings, read_size
+from ..presets import MASKS, Example, Settings, load_preset, make_settings, methods, read_settings, read_size
 from ..words.positions import frames_told
 from ..words.prompts import usual_task
 from . import status
 from .advanced import PACES, TASK_OWN, first_pace
 from .visits import Run
 from .wire import file_data, picture_uri, shown
-from .wording import task_of
 
 __all__ = [
     "FIELDS",
@@ -40,6 +39,7 @@ __all__ = [
     "fill_settings",
     "follow_link",
     "is_link",
+    "follow_method",
     "follow_pace",
     "follow_task",
     "follow_trim",
@@ -139,11 +139,16 @@ def take_trim(frames: float, event: gr.EventData) -> tuple[float, str]:
     return round(start, 2), f"{min(60.0, max(0.5, frames / max(0.1, end - start))):.3g}"
 
 
-def follow_task(card: str, released: bool) -> tuple[Any, ...]:
+def follow_task(task: str, method: str) -> tuple[Any, ...]:
     """The task in a sentence, and its own values as the placeholders of the numbers it sets."""
-    preset = load_preset(task_of(card, released))
+    preset = load_preset(task, method)
     own = (gr.Textbox(placeholder=f"{getattr(preset, name):g}") for name in TASK_OWN)
     return status.note(html.escape(preset.summary)), *own
+
+
+def follow_method(method: str) -> Any:
+    """The chooser with what the method does in a sentence."""
+    return gr.update(info=next(one.summary for one in methods() if one.name == method))
 
 
 def take_pace(name: str) -> tuple[int, str]:
@@ -252,7 +257,7 @@ _LINKED = [one.name for one in dataclass_fields(Settings) if one.name != "masks"
 NAMES = [
     *("clip", "source", "edit", "task", "word", "backbone", "steps", "solver", "guidance"),
     *("frames", "start", "fps", "size", *TASK_OWN, "union", "selection", "site", "timestep", "masks"),
-    *("features", "low_vram", "eta", "seed", "released"),
+    *("features", "low_vram", "eta", "seed", "method"),
 ]
 FIELDS = len(NAMES)
 # what a trace is made with
@@ -262,8 +267,6 @@ SHARED = ("source", "word", "backbone", "steps", "solver", "frames", "start", "f
 def field_values(own: Settings) -> list[Any]:
     """Settings as the fields show them, in the order of `NAMES` without the clip; masks are left out."""
     text: dict[str, Any] = {
-        "task": {"official": "shape", "official-style": "style"}.get(own.task, own.task),
-        "released": own.task not in RELEASED,
         "word": own.word or "",
         "fps": "" if own.fps is None else f"{own.fps:g}",
         "size": "x".join(map(str, own.size or ())),

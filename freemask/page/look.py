@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import gradio as gr
 
-from ..presets import RELEASED, Example
+from ..presets import Example, task_names
 
 __all__ = ["cards", "header", "theme"]
 
@@ -70,7 +70,7 @@ def theme() -> gr.themes.Base:
 def cards(shipped: Sequence[Example]) -> str:
     """CSS that puts the pictures of the shipped edits, before and after, on the examples' buttons and the tasks' cards,
     a task having that of its first example."""
-    rules, tasks = [], list(RELEASED)
+    rules, tasks = [], list(task_names())
     for i, example in enumerate(shipped):
         if not (path := example.picture).exists():
             continue

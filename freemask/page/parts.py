@@ -11,7 +11,7 @@ import gradio as gr
 
 from ..families.reach import obstacle
 from ..families.specs import backbones, known_words
-from ..presets import RELEASED, Example, load_preset, task_names
+from ..presets import Example, load_preset, task_names
 from . import status
 from .advanced import PACES, Advanced, first_pace
 from .wording import INFERRED
@@ -115,7 +115,7 @@ class Inputs:
                 )
         outside = gr.HTML("", elem_id="outside")
         aligned = gr.HTML(status.prompts("", ""), js_on_load=PICK, elem_id="aligned")
-        titles = [(load_preset(name).title, name) for name in RELEASED]
+        titles = [(load_preset(name).title, name) for name in task_names()]
         task = gr.Radio(titles, value=task_names()[0], label="Task", elem_id="task")
         summary = gr.HTML(status.note(html.escape(load_preset(task_names()[0]).summary)), elem_id="summary")
         trim = _script("trim")

@@ -10,28 +10,24 @@ import gradio as gr
 
 from ..errors import FreeMaskError, InputError
 from ..families.specs import known_words
-from ..presets import RELEASED, load_preset
+from ..presets import Preset, load_preset
 from ..words.positions import numbered, plain
 from ..words.prompts import align, find_word, infer_task, infer_word, unseen, warnings, word_spans, words
 from . import status
 
-__all__ = ["INFERRED", "follow_difference", "follow_prompts", "take_word", "task_of"]
+__all__ = ["INFERRED", "follow_difference", "follow_prompts", "take_word"]
 
 INFERRED = "inferred from the prompts"
 
 
-def task_of(card: str, released: bool) -> str:
-    """The task that a card stands for, or which does what the released code does for it."""
-    return RELEASED.get(card, card) if released else card
-
-
-def follow_prompts(source: str, edit: str, card: str, word: str, backbone: str, released: bool) -> tuple[Any, str]:
+def follow_prompts(source: str, edit: str, task: str, word: str, backbone: str, method: str) -> tuple[Any, str]:
     """The word field, which names the word that is inferred while it is empty, and the two prompts with what changes
     marked. Nothing is written into the field, where it could undo what is being typed."""
-    task = task_of(card, released)
     fresh = _inferred(source, edit, task)
     told = f"{fresh} (inferred from the prompts)" if fresh else INFERRED
-    return gr.update(placeholder=told), _aligned(source, edit, word.strip() or fresh, task, backbone)
+    return gr.update(placeholder=told), _aligned(
+        source, edit, word.strip() or fresh, load_preset(task, method), backbone
+    )
 
 
 def take_word(event: gr.EventData) -> str:
@@ -65,7 +61,7 @@ def _holds(prompt: str, word: str) -> bool:
         return False
 
 
-def _aligned(source: str, edit: str, word: str, task: str, backbone: str) -> str:
+def _aligned(source: str, edit: str, word: str, preset: Preset, backbone: str) -> str:
     """Both prompts as HTML: in the source the edited word and what goes, in the edit what comes; its meaning, and what
     speaks against it."""
     where = find_word(source, word) if _holds(source, word) else []
@@ -77,7 +73,7 @@ def _aligned(source: str, edit: str, word: str, task: str, backbone: str) -> str
     becomes = " ".join(told[j] for j, i in enumerate(change.source_of) if i in where)
     meaning, bad = "", []
     if where and told:
-        meaning, bad = _meaning(word, becomes, task), warnings(source, edit, word, load_preset(task).delta)
+        meaning, bad = _meaning(word, becomes, preset), warnings(source, edit, word, preset.delta)
     elif words(source) and word and not where:
         bad = [f"{word!r} is not in the first prompt: write a word of it, or leave the field empty."]
     if strange := _strange(f"{source} {edit}", backbone):
@@ -97,11 +93,12 @@ def _strange(prompt: str, backbone: str) -> list[str]:
     return [word for word in unseen(prompt, known) if not any(one.startswith(word) for one in known)]
 
 
-def _meaning(word: str, becomes: str, task: str) -> str:
+def _meaning(word: str, becomes: str, preset: Preset) -> str:
     """What happens to the edited word, and with how many masks (FreeMask Eq. 7-8)."""
-    preset = load_preset(task)
-    if preset.mask != "mmc":
-        how = "the released code's masks, one at each step"
+    if preset.mask == "none":
+        how = "no mask"
+    elif preset.mask != "mmc":
+        how = "each step uses the mean mask of one grid level"
     elif preset.delta == 0 and preset.selection != "consensus":
         how = "each step uses the mask of its own timestep"
     else:

@@ -102,18 +102,15 @@ def _phrase_end(found: Sequence[str], at: int) -> int | None:
 
 def infer_word(source: str, edit: str, task: str) -> str:
     """p0: for shape the replaced noun, for attribute the head noun of the changed phrase, for style and
-    place the main moving noun (the one before the first verb); for official that of attribute or shape, whichever the
-    prompts ask for. One that stands there twice is numbered, as `find_word` reads it. Raises PromptError where no word
-    fits."""
-    if task == "official" and infer_task(source, edit) == "attribute":
-        task = "attribute"
+    place the main moving noun (the one before the first verb). One that stands there twice is numbered, as `find_word`
+    reads it. Raises PromptError where no word fits."""
     a = _folded(source)
     removed = align(source, edit).removed
     at: int | None = None
     if task == "place":
         kept = [word if i not in removed else "the" for i, word in enumerate(a)]
         at = _phrase_end(kept, 0)
-    elif task.endswith("style"):
+    elif task == "style":
         opening = a.index("of") + 1 if "painting" in a and "of" in a else 0
         at = _phrase_end(a, opening)
     else:

@@ -1,0 +1,136 @@
+"""What FateZero, Prompt-to-Prompt and the plain way do, on random models of both families; `test_edit` has FreeMask."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from freemask.clips.video import Clip
+from freemask.families.loading import load_backbone
+from freemask.methods import hooks
+from freemask.methods.editor import Editor
+from freemask.presets import load_preset, make_settings, methods, task_names
+from freemask.steps import finish
+
+pytestmark = pytest.mark.numeric
+SOURCE, EDIT = "a red car driving on the grass", "a red bus driving on the grass"
+STEPS = 3
+CLOSED = {"alpha_self": 0.0, "alpha_cross": 0.0, "alpha_latent": 0.0}
+
+
+@pytest.fixture(scope="module", params=["pipeline", "image_pipeline"])
+def editor(request):
+    return Editor(load_backbone(str(request.getfixturevalue(request.param)), "cpu"))
+
+
+@pytest.fixture(scope="module")
+def trace(editor):
+    """24 frames, not square."""
+    frames = np.random.default_rng(3).integers(0, 255, (24, 32, 48, 3), dtype=np.uint8)
+    return editor.invert(Clip(frames, 8.0), prompt=SOURCE, steps=STEPS)
+
+
+def run(editor, trace, preset, *, prompt=EDIT, guidance=7.5, **options):
+    steps = editor.edit_steps(trace, prompt=prompt, task=preset, word="car", guidance=guidance, **options)
+    return finish(steps).latents
+
+
+def close(a, b, relative=1e-4):
+    return (a - b).abs().max() <= relative * b.abs().max()
+
+
+def everywhere(trace, value):
+    return np.full(trace.clip.frames.shape[:3], value)
+
+
+@pytest.mark.parametrize("method", ["fatezero", "p2p"])
+def test_the_same_prompt_without_guidance_is_the_reconstruction(editor, trace, method):
+    """With the features of that denoising; those of the inversion are of other latents."""
+    preset = replace(load_preset("style", method), attention="reconstruction", alpha_changed=None)
+    again = run(editor, trace, preset, prompt=SOURCE, guidance=1.0)
+    assert close(again, finish(editor.reconstruct_steps(trace)))
+
+
+@pytest.mark.parametrize("method", ["fatezero", "p2p"])
+def test_closed_windows_are_the_plain_way_to_the_bit(editor, trace, method):
+    closed = replace(load_preset("shape", method), **CLOSED)
+    mask = everywhere(trace, False)
+    assert torch.equal(run(editor, trace, closed, mask=mask), run(editor, trace, load_preset("shape", "plain")))
+
+
+def test_the_blending_mask_goes_from_the_edits_own_attention_to_the_sources(editor, trace):
+    """FateZero, Eq. 7: M = 1 everywhere leaves self-attention to the edit, M = 0 takes the source's."""
+    shape = replace(load_preset("shape", "fatezero"), alpha_cross=0.0)
+    plain = run(editor, trace, load_preset("shape", "plain"))
+    assert close(run(editor, trace, shape, mask=everywhere(trace, True)), plain)
+    kept = run(editor, trace, replace(shape, mask="none", free_self=False))
+    assert close(run(editor, trace, shape, mask=everywhere(trace, False)), kept)
+    assert not close(kept, plain, 1e-2)
+    half = everywhere(trace, False)
+    half[:, :, 24:] = True
+    between = run(editor, trace, shape, mask=half)
+    assert not close(between, kept, 1e-2) and not close(between, plain, 1e-2)
+
+
+def test_fatezero_replays_what_it_could_store(editor, trace):
+    preset = replace(load_preset("shape", "fatezero"), tau=0.8)
+    stored = editor.invert(trace.clip, prompt=SOURCE, steps=STEPS, store=preset)
+    wanted = run(editor, trace, preset)
+    assert len(stored.features) and close(run(editor, stored, preset), wanted)
+    assert close(run(editor, trace, preset, one_row=True), wanted)
+
+
+def test_prompt_to_prompt_takes_no_features_of_the_inversion(editor, trace):
+    preset = load_preset("shape", "p2p")
+    stored = editor.invert(trace.clip, prompt=SOURCE, steps=STEPS, store=preset)
+    wanted = run(editor, trace, preset)
+    assert close(run(editor, stored, preset), wanted)
+    assert close(run(editor, trace, preset, one_row=True), wanted)
+    assert not close(run(editor, trace, replace(preset, attention="inversion")), wanted, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        EDIT,
+        "a car red driving on the grass",  # two words swapped
+        "a red car driving on the green grass",  # one added
+        "a car driving on the grass",  # one dropped
+    ],
+)
+def test_words_that_stay_keep_the_sources_columns_and_others_their_own(editor, trace, monkeypatch, prompt):
+    """FateZero, Sec. 3.2, under any mask."""
+    met, fuse = [], hooks.fuse_cross
+
+    def look(a0, a1, m, tokens, **options):
+        out = fuse(a0, a1, m, tokens, **options)
+        met.append((a0, a1, tokens, out))
+        return out
+
+    monkeypatch.setattr(hooks, "fuse_cross", look)
+    run(editor, trace, load_preset("shape", "fatezero"), prompt=prompt, mask=everywhere(trace, True))
+    assert met
+    for a0, a1, tokens, out in met:
+        kept = (tokens.source_of >= 0) & ~tokens.changed
+        assert torch.equal(out[..., kept], a0[..., tokens.source_of[kept]])
+        assert torch.equal(out[..., ~kept], a1[..., ~kept])
+
+
+def test_freemasks_masks_take_the_place_of_a_methods_own(tmp_path):
+    """FateZero + MMC, the row of FreeMask's Table 2."""
+    about = {"source": SOURCE, "edit": EDIT, "method": "fatezero"}
+    own = make_settings(task="attribute", **about).preset()
+    assert (own.mask, own.free_self, own.alpha_self, own.alpha_cross) == ("none", False, 0.8, 0.8)
+    shape = make_settings(task="shape", **about).preset()
+    assert (shape.mask, shape.time_aware, shape.alpha_self) == ("level", True, 0.5)
+    for asked in ({"selection": "consensus"}, {"site": "mid"}, {"masks": tmp_path / "masks.zip"}):
+        assert make_settings(task="attribute", **about, **asked).preset().mask == "mmc"
+        assert make_settings(task="attribute", **about, **asked).preset().free_self
+
+
+def test_every_method_does_every_task():
+    for method in methods():
+        for task in task_names():
+            preset = load_preset(task, method.name)
+            assert preset.name == task and preset.title == load_preset(task).title
