@@ -152,6 +152,7 @@ class Settings:
     alpha_temporal: Share | None = None
     alpha_latent: Share | None = None
     alpha_changed: Share | None = None
+    reweight: Annotated[float, Field(ge=0, le=10)] | None = None
     dilate: Annotated[int, Field(ge=0, le=16)] | None = None
     union: bool | None = None
     rescale: Share | None = None

@@ -17,7 +17,6 @@ from freemask.pictures.sheets import (
     Arrays,
     curves_figure,
     mask_sheet,
-    overlay,
     read_words,
     save_codebook_figure,
     save_pdf,
@@ -132,17 +131,6 @@ def test_a_codebook_is_a_picture_and_a_document(tmp_path: Path) -> None:
     picture = cv2.imread(str(paths[0]))
     assert picture is not None and min(picture.shape[:2]) > 500
     assert paths[1].read_bytes().startswith(b"%PDF")
-
-
-def test_overlay_tints_only_the_mask() -> None:
-    frames = np.full((2, 4, 4, 3), 100, np.uint8)
-    mask = np.zeros((2, 4, 4), bool)
-    mask[:, :2] = True
-    shown = overlay(frames, mask)
-    assert (shown[:, 2:] == 100).all() and (shown[:, :2] != 100).all()
-    assert (frames == 100).all()
-    with pytest.raises(ValueError, match="mask"):
-        overlay(frames, mask[:1])
 
 
 def test_png_keeps_the_colours(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from freemask.jobs.metrics import psnr
 from freemask.jobs.run import run_steps
 from freemask.jobs.verdict import LIKE, judged
 from freemask.pictures.sheets import save_png
-from freemask.presets import examples, make_settings
+from freemask.presets import examples, make_settings, read_settings
 from freemask.steps import Step, finish
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -424,3 +424,21 @@ def test_a_precision_is_chosen_by_its_name(pipeline, tmp_path):
     assert done.exit_code == 0, done.output
     wrong = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "no"), "--dtype", "fp8"])
     assert wrong.exit_code == 2 and "Known: fp16, bf16, fp32" in wrong.stderr
+
+
+@pytest.mark.parametrize(("method", "told"), [("freemask", 1), ("fatezero", 0)])
+def test_an_image_model_edits_a_clip(tmp_path, method, told):
+    """By any method; that there is no temporal attention is told where it would be fused."""
+    settings = replace(QUICK, backbone="mini-sd", method=method, frames=2)
+    report = finish(run_steps(SHAPE.clip, settings, tmp_path / "out"))
+    assert (report["settings"]["method"], report["clip"]["width"]) == (method, 128)
+    assert sum("no temporal attention" in one for one in report["words"]["warnings"]) == told
+    with np.load(tmp_path / "out" / "words.npz") as maps:
+        assert {"maps_16x16", "maps_8x8", "maps_4x4"} <= set(maps.files)
+    again = make_settings(**read_settings(tmp_path / "out" / "report.json"))
+    assert again == replace(settings, word="car")
+
+
+def test_a_figure_of_what_is_kept_needs_a_mask(tmp_path):
+    report = finish(run_steps(SHAPE.clip, replace(QUICK, method="plain", frames=2), tmp_path / "out"))
+    assert report["mask"]["kept"] == "nothing"

@@ -95,6 +95,9 @@ def edit(
     dilate: Annotated[int | None, typer.Option(help="Cells by which the mask grows.")] = None,
     union: Annotated[bool | None, typer.Option(help="Join the mask with the edit word's own.")] = None,
     alpha_changed: Annotated[float | None, typer.Option(help="As --alpha-cross, for the changed words.")] = None,
+    reweight: Annotated[
+        float | None, typer.Option(help="How much the changed words' attention weighs, 0 to 10.")
+    ] = None,
     rescale: Annotated[float | None, typer.Option(help="Guidance rescale, 0 to 1.")] = None,
     selection: Annotated[
         str | None, typer.Option(help="codebook, adaptive or consensus: where the mask is from.")
@@ -139,6 +142,7 @@ def edit(
             dilate=dilate,
             union=union,
             alpha_changed=alpha_changed,
+            reweight=reweight,
             rescale=rescale,
             selection=selection,
             site=site,

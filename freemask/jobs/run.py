@@ -191,6 +191,8 @@ def run_steps(
     elif preset.attention == "inversion" and not again and not settings.low_vram:
         source = choose_features(needed, backbone.device, free_bytes(backbone.device))
     way: Way = source, settings.low_vram
+    if preset.alpha_temporal and not any(site.kind == "temporal" for site in backbone.sites):
+        notes.append(f"{settings.backbone} has no temporal attention: nothing is fused there.")
 
     def invert(tried: Way) -> Steps[Trace]:
         nonlocal way

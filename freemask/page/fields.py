@@ -228,7 +228,7 @@ def _filled(values: dict[str, Any], offered: Sequence[str], notes: list[str]) ->
     settings = make_settings(**values)
     filled = field_values(settings)
     filled[NAMES.index("backbone") - 1] = backbone if backbone in offered else gr.skip()
-    lost = [name for name in ("alpha_changed", "rescale") if getattr(settings, name) is not None]
+    lost = [name for name in ("alpha_changed", "reweight", "rescale") if getattr(settings, name) is not None]
     if backbone not in (None, *offered):
         notes.append(_not_offered(str(backbone)))
     if lost:

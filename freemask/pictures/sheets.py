@@ -26,7 +26,6 @@ __all__ = [
     "draw_sheet",
     "map_grids",
     "mask_sheet",
-    "overlay",
     "read_words",
     "save_codebook_figure",
     "save_pdf",
@@ -258,15 +257,6 @@ def save_codebook_figure(
     _curves(by_site, by_timestep, codebook, PAPER)
     for path in paths:
         figure.savefig(path, facecolor=PAPER.ground)
-
-
-def overlay(frames: Image, mask: NDArray[Any]) -> Image:
-    """Frames (f, h, w, 3) with the mask (f, h, w) tinted: bool, or float in [0, 1] where 1 tints fully."""
-    if frames.shape[:3] != mask.shape:
-        raise ValueError(f"frames are {frames.shape[:3]}, the mask is {mask.shape}")
-    weight = 0.55 * np.clip(mask.astype(np.float32), 0, 1)[..., None]
-    tinted = frames * (1 - weight) + np.asarray(CHOSEN, np.float32) * weight
-    return np.asarray(np.rint(tinted), np.uint8)
 
 
 def save_png(path: Path, image: Image) -> None:
