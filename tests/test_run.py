@@ -185,7 +185,7 @@ def written(monkeypatch):
         frames[out, "plan"], frames[out, "source"] = edited.plan, trace.clip.frames
         save_files(out, trace, edited, result, *rest, **options)
 
-    monkeypatch.setattr("freemask.jobs.run.save_files", save)
+    monkeypatch.setattr("freemask.jobs.stages.save_files", save)
     return frames
 
 

@@ -1,0 +1,357 @@
+"""The stages of one edit: load, invert, edit, decode, report, write; each takes what those before it have made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from traceback import clear_frames
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from ..clips.video import Clip, probe, read_clip
+from ..errors import MemoryShortage, SettingError
+from ..families.ddim import CLEAN
+from ..families.devices import free_memory, is_out_of_memory
+from ..families.specs import known_words
+from ..masks.candidates import resize
+from ..masks.features import Features
+from ..masks.mmc import find_site
+from ..masks.plan import is_time_aware
+from ..masks.trace import Trace, load_trace, save_trace
+from ..methods.editor import Denoised, Editor, Usage
+from ..pictures.mask_zip import read_mask_zip
+from ..presets import FeatureSource, Preset, Settings
+from ..steps import Step, Steps
+from ..words.prompts import align, warnings, words
+from .files import save_files
+from .memory import Need, Peak, choose_features, free_bytes, need
+from .metrics import clip_metrics, load_clip, psnr
+from .verdict import judged
+
+__all__ = ["Job", "load_editor"]
+
+T = TypeVar("T")
+KEPT = 4  # inversions that a folder holds, the newest
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 4)
+
+
+_loaded: dict[tuple[str, bool], Editor] = {}
+
+
+def load_editor(backbone: str, low_vram: bool = False) -> Editor:
+    """The editor of a backbone; the last one stays loaded, so that one job after another does not load it again."""
+    wanted = backbone, low_vram
+    if wanted not in _loaded:
+        _loaded.clear()  # two large ones may not fit at once
+        free_memory()
+        with _told_of_shortage():
+            _loaded[wanted] = Editor.load(backbone, low_vram=low_vram)
+    return _loaded[wanted]
+
+
+SHORTAGE = (
+    "Memory ran out even in the most frugal way. Take a smaller size, or end what else uses this device's memory; "
+    "fewer frames help up to the number that the backbone sees at once. The inversion, where it was done, is kept."
+)
+
+
+@contextmanager
+def _told_of_shortage() -> Iterator[None]:
+    """Raises MemoryShortage where memory runs out, without what the failure still holds."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        clear_frames(error.__traceback__)
+        raise MemoryShortage(SHORTAGE) from None
+
+
+Way = tuple[FeatureSource, bool]  # where the source's features come from, and whether batch rows run one at a time
+
+
+def _fit(ways: Sequence[Way], attempt: Callable[[Way], Steps[T]], notes: list[str]) -> Steps[T]:
+    """The first attempt for which memory suffices; `notes` are told of those for which it did not.
+
+    Raises MemoryShortage where it suffices for none.
+    """
+    ways = list(dict.fromkeys(ways))
+    for i, way in enumerate(ways):
+        try:
+            return (yield from attempt(way))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        free_memory()
+        if i + 1 < len(ways):
+            how = "one batch row at a time, which is slower" if ways[i + 1][1] > way[1] else "replaying the source"
+            notes.append(f"Memory ran out, so the edit went on {how}.")
+    raise MemoryShortage(SHORTAGE)
+
+
+def _inversion_name(path: Path, settings: Settings, size: tuple[int, int]) -> str:
+    """The file name of an inversion: what it depends on, in a digest."""
+    names = ("source", "backbone", "steps", "solver", "frames", "start", "fps")
+    asked = [*(getattr(settings, name) for name in names), size]
+    digest = hashlib.sha256(json.dumps(asked).encode())
+    with path.open("rb") as clip:
+        while block := clip.read(1 << 20):
+            digest.update(block)
+    return f"inversion-{digest.hexdigest()[:32]}.npz"
+
+
+def _read_masks(path: Path, frames: int, size: tuple[int, int]) -> np.ndarray:
+    """Masks (f, h, w) bool of a zip at the frames' (width, height); raises SettingError where the shapes differ."""
+    masks = read_mask_zip(path, frames=frames)
+    (h, w), (width, height) = masks.shape[1:], size
+    if abs(w * height / (h * width) - 1) > 0.1:
+        raise SettingError(f"The masks are {w}x{h}, the frames {width}x{height}: draw them on this clip's own frames.")
+    return resize(masks, (height, width))
+
+
+@dataclass
+class Job:
+    """One edit of the clip at `path`, and what its stages have made so far."""
+
+    path: Path
+    settings: Settings
+    word: str
+    preset: Preset = field(init=False)
+    clock: _Clock = field(default_factory=_Clock)
+    usage: dict[str, Usage] = field(default_factory=lambda: {s: Usage() for s in ("invert", "reconstruct", "edit")})
+    notes: list[str] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)
+    again: bool = False  # the inversion is kept from an earlier edit
+    way: Way = ("replay", False)
+    editor: Editor = field(init=False)
+    memory: Peak = field(init=False)
+    size: tuple[int, int] = field(init=False)
+    mask: np.ndarray | None = field(init=False)
+    clip: Clip = field(init=False)
+    needed: Need = field(init=False)
+    trace: Trace = field(init=False)
+    edited: Denoised = field(init=False)
+    reconstruction: Clip = field(init=False)
+    result: Clip = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.preset = self.settings.preset()
+
+    def load(self, editor: Editor | None) -> Steps[None]:
+        """The model, the frames' size, and masks of one's own at that size."""
+        settings = self.settings
+        yield Step("load", 0, 1)
+        with self.clock.measure("load"):
+            self.editor = editor = editor or load_editor(settings.backbone, settings.low_vram)
+        yield Step("load", 1, 1)
+        self.memory = Peak(editor.backbone.device)
+        info = probe(self.path)
+        self.size = editor.fit(settings.size) if settings.size else editor.frame_size(info.width, info.height)
+        self.mask = _read_masks(settings.masks, settings.frames, self.size) if settings.masks else None
+        sites = editor.backbone.sites
+        if settings.site:
+            find_site(settings.site, sites)
+        if self.preset.alpha_temporal and not any(site.kind == "temporal" for site in sites):
+            self.notes.append(f"{settings.backbone} has no temporal attention: nothing is fused there.")
+
+    def invert(self, kept: Path | None) -> Steps[None]:
+        """The trace of the clip with its reconstruction: made, or read from the folder `kept`."""
+        settings, device = self.settings, self.editor.backbone.device
+        storing = settings.features in ("store", "host") and self.preset.attention == "inversion"
+        file = kept / _inversion_name(self.path, settings, self.size) if kept and not storing else None
+        if file is not None and file.exists():
+            self.again = True
+            self.trace = load_trace(file, device)
+            self.clip, latents = self.trace.clip, self.trace.latents[CLEAN]
+        else:
+            part: dict[str, Any] = {"frames": settings.frames, "start": settings.start, "fps": settings.fps}
+            self.clip = read_clip(self.path, **part, size=self.size)
+            with self.clock.measure("encode"), _told_of_shortage():
+                latents = self.editor.backbone.encode(self.clip.frames)
+        self.needed = need(self.editor.backbone, self.preset, steps=settings.steps, shape=tuple(latents.shape))
+        source: FeatureSource = "replay"
+        if settings.features != "auto":
+            source = settings.features if storing else "replay"
+        elif self.preset.attention == "inversion" and not self.again and not settings.low_vram:
+            source = choose_features(self.needed, device, free_bytes(device))
+        self.way = source, settings.low_vram
+        if self.again:
+            return
+        with self.clock.measure("invert"):
+            ways: list[Way] = [self.way, ("replay", self.way[1])]
+            self.trace = yield from _fit(ways, lambda way: self._invert(way, latents), self.notes)
+        with self.clock.measure("reconstruct"), _told_of_shortage():
+            restored = yield from self.editor.reconstruct_steps(self.trace, usage=self.usage["reconstruct"])
+        self.trace = replace(self.trace, restored=restored)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            for old in sorted(file.parent.glob("inversion-*.npz"), key=lambda one: one.stat().st_mtime)[: 1 - KEPT]:
+                old.unlink()
+            save_trace(file, self.trace)
+
+    def _invert(self, way: Way, latents: Tensor) -> Steps[Trace]:
+        self.way = way
+        return self.editor.invert_steps(
+            self.clip,
+            prompt=self.settings.source,
+            steps=self.settings.steps,
+            solver=self.settings.solver,
+            store=self.preset if way[0] != "replay" else None,
+            host=way[0] == "host",
+            latents=latents,
+            usage=self.usage["invert"],
+        )
+
+    def edit(self, glances: int) -> Steps[None]:
+        """The latents of the edited clip, and the masks that made it."""
+        with self.clock.measure("edit"):
+            ways: list[Way] = [self.way, ("replay", self.way[1]), ("replay", True)]
+            self.edited = yield from _fit(ways, lambda way: self._edit(way, glances), self.notes)
+        self.trace = replace(self.trace, features=Features())
+
+    def _edit(self, way: Way, glances: int) -> Steps[Denoised]:
+        self.way, settings = way, self.settings
+        if way[0] == "replay":
+            self.trace = replace(self.trace, features=Features())
+        return self.editor.edit_steps(
+            self.trace,
+            prompt=settings.edit,
+            task=self.preset,
+            word=self.word,
+            guidance=settings.guidance,
+            eta=settings.eta,
+            seed=settings.seed,
+            mask=self.mask,
+            site=settings.site,
+            timestep=settings.timestep,
+            usage=self.usage["edit"],
+            glances=0 if settings.low_vram else glances,
+            watch=True,
+            one_row=way[1],
+        )
+
+    def decode(self) -> Steps[None]:
+        """The frames of the reconstruction and of the edit."""
+        yield Step("decode", 0, 1)
+        with self.clock.measure("decode"), _told_of_shortage():
+            assert self.trace.restored is not None
+            self.reconstruction = self.editor.decode(self.trace.restored, self.clip)
+            self.result = self.editor.decode(self.edited.latents, self.clip)
+
+    @property
+    def held(self) -> str:
+        """What the edit is to keep: "background", "object" or "nothing". A style changes every pixel, unless latent
+        blending holds the object, as it does where the place is edited."""
+        if self.preset.mask == "none" and self.mask is None:
+            return "nothing"
+        return "background" if self.preset.region == "object" else "object" if self.preset.alpha_latent else "nothing"
+
+    def metrics(self, likeness: Callable[[np.ndarray], float] | None) -> dict[str, float | None]:
+        """The figures of the result's frames: PSNR in dB, cosines, shares."""
+        settings, frames, source = self.settings, self.result.frames, self.clip.frames
+        shown = self.edited.plan.shown
+        keep = {"background": ~shown, "object": shown, "nothing": None}[self.held]
+        metrics = {
+            "reconstruction_psnr": _finite(psnr(self.reconstruction.frames, source)),
+            "background_psnr": _finite(psnr(frames, source, keep=keep)),
+        }
+        if known_words(settings.backbone) is None:  # no judge ships with it: `score` has others
+            return metrics
+        figures = clip_metrics(load_clip(settings.backbone), frames, source=settings.source, edit=settings.edit)
+        if likeness:
+            figures["toy_likeness"] = likeness(source)
+        return metrics | {name: round(value, 4) for name, value in figures.items()}
+
+    def report(self, likeness: Callable[[np.ndarray], float] | None) -> dict[str, Any]:
+        """What was asked, done and measured, as report.json has it."""
+        settings, preset, plan = self.settings, self.preset, self.edited.plan
+        time_aware = is_time_aware(preset) and plan.choice.origin != "painted"
+        metrics, told = self.metrics(likeness), words(settings.edit)
+        return {
+            "settings": settings.record(self.word),
+            "words": {
+                "source_words": words(settings.source),
+                "edit_words": told,
+                "word": self.word,
+                "delta": preset.delta,
+                "changed": [told[j] for j in align(settings.source, settings.edit).changed],
+                "warnings": [
+                    *warnings(settings.source, settings.edit, self.word, preset.delta),
+                    *plan.warnings,
+                    *self.notes,
+                ],
+            },
+            "mask": {
+                "site": plan.choice.site.name,
+                "timestep": "every" if time_aware else plan.choice.timestep,
+                "origin": plan.choice.origin,
+                "kind": preset.mask,
+                "tau": preset.tau,
+                "kept": self.held,
+                "area": round(plan.area, 4),
+            },
+            "inversion": "kept from an earlier edit" if self.again else "made",
+            "unet": {stage: asdict(used) for stage, used in self.usage.items()},
+            "seconds": self.clock.seconds,
+            "memory": {
+                "features": self.way[0],
+                "one_row": self.way[1],
+                "expected_mib": self.memory.expected(self.needed, *self.way),
+                "peak_mib": self.memory.mib(),
+            },
+            "metrics": metrics,
+            "verdict": asdict(judged(metrics)),
+            "clip": {
+                "width": self.size[0],
+                "height": self.size[1],
+                "frames": len(self.clip.frames),
+                "fps": self.clip.fps,
+            },
+        }
+
+    def write(self, out: Path, report: dict[str, Any]) -> None:
+        """All files of the edit, and last its report."""
+        with self.clock.measure("write"):
+            save_files(
+                out,
+                self.trace,
+                self.edited,
+                self.result,
+                self.reconstruction,
+                word=self.word,
+                prompt=self.settings.edit,
+                mask=self.mask,
+                audio=self.path,
+                start=self.settings.start,
+                note=f"Made with AI: FreeMask, a text-driven edit with the model {self.settings.backbone}.",
+            )
+        self.clock.seconds["total"] = round(time.perf_counter() - self.start, 4)
+        (out / "settings.json").write_text(json.dumps(report["settings"], indent=2) + "\n")
+        (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _finite(value: float) -> float | None:
+    """A figure for JSON, which has neither infinity nor NaN: None."""
+    return round(value, 3) if math.isfinite(value) else None
