@@ -2,19 +2,25 @@ import json
 import logging
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet3DConditionModel
 from tiny import tiny_scheduler, to_bins
+from transformers import CLIPModel, CLIPTextModel
 
 from freemask.bench import full_backbone
 from freemask.errors import BackboneError, SettingError
+from freemask.families.backbone import Backbone
 from freemask.families.devices import named_dtype
 from freemask.families.loading import load_backbone
 from freemask.families.specs import backbone_spec
+from freemask.jobs import metrics
 
 pytestmark = pytest.mark.numeric
 
@@ -199,3 +205,30 @@ def test_the_parameters_of_the_specs_are_counted():
         counted = [sum(weight.numel() for weight in model.parameters()) for model in models]
         spec = backbone_spec(name)
         assert spec.parameters == dict(zip(("unet", "vae", "text_encoder"), counted, strict=True))
+
+
+def test_models_are_loaded_one_after_another(pipeline, monkeypatch):
+    """While one is loaded the libraries change torch for all threads."""
+    at_once, most = [], []
+
+    def counted(load):
+        def run(*given, **options):
+            at_once.append(1)
+            most.append(len(at_once))
+            try:
+                return load(*given, **options)
+            finally:
+                at_once.pop()
+
+        return run
+
+    metrics._clip.cache_clear()
+    for kind in (UNet3DConditionModel, AutoencoderKL, AutoencoderTiny, CLIPTextModel, CLIPModel):
+        monkeypatch.setattr(kind, "from_pretrained", counted(kind.from_pretrained))
+    work = [partial(load_backbone, str(pipeline), "cpu"), partial(load_backbone, "mini", "cpu")]
+    with ThreadPoolExecutor(6) as pool:
+        found = [job.result() for job in [pool.submit(one) for one in (*work, partial(metrics.load_clip, "mini")) * 2]]
+    assert len(most) == 2 * 3 * 2 + 1 and max(most) == 1  # three parts of a backbone; the judge is loaded once
+    models = [model for one in found if isinstance(one, Backbone) for model in (one.unet, one.vae, one.text_encoder)]
+    models += [one.model for one in found if isinstance(one, metrics.ClipScore)]
+    assert len(models) == 14 and all(not p.is_meta for model in models for p in model.parameters())

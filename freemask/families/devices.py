@@ -1,16 +1,20 @@
-"""Which device and precision a model takes, and what is done where memory runs out."""
+"""Which device and precision a model takes, how it is loaded beside others, and what is done where memory runs out."""
 
 from __future__ import annotations
 
 import gc
+import threading
 
 import torch
 
 from ..errors import SettingError
 from ..validation import refuse_unknown
 
-__all__ = ["default_device", "default_dtype", "free_memory", "is_out_of_memory", "named_dtype"]
+__all__ = ["LOADING", "default_device", "default_dtype", "free_memory", "is_out_of_memory", "named_dtype"]
 
+# Held while a model is loaded: the libraries change torch for all threads meanwhile, so that of two that are loaded at
+# once one can be left with parameters that have no values.
+LOADING = threading.RLock()
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 

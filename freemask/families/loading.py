@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import BackboneError
 from .backbone import Backbone
-from .devices import default_device, default_dtype
+from .devices import LOADING, default_device, default_dtype
 from .inflated import Inflated
 from .specs import backbone_name, backbone_spec
 from .unet3d import UNet3D
@@ -102,7 +102,8 @@ def load_backbone(
     def load(part_class: Any, part_name: str, **kwargs: Any) -> Any:
         nonlocal part
         part = part_name
-        return part_class.from_pretrained(folder / part_name, local_files_only=True, **kwargs)
+        with LOADING:
+            return part_class.from_pretrained(folder / part_name, local_files_only=True, **kwargs)
 
     try:
         part = "vae"

@@ -22,6 +22,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..errors import MetricError
 from ..families.backbone import signed_pixels
+from ..families.devices import LOADING
 from ..families.specs import TOY_CLIP, known_words
 
 __all__ = ["ClipScore", "clip_metrics", "clip_pixels", "load_clip", "lpips", "psnr", "score", "ssim"]
@@ -115,13 +116,16 @@ class ClipScore:
         return F.normalize(self.model.text_projection(states), dim=-1)
 
 
-@lru_cache(maxsize=1)
 def load_clip(backbone: str) -> ClipScore:
     """The CLIP that judges a backbone's clips: the toy world's where the backbone knows that world's words alone,
     else OpenAI's ViT-L/14. Raises MetricError where its weights are not to be had."""
-    name = REAL_CLIP
+    with LOADING:  # threads that ask at once wait for the one that loads it
+        return _clip(REAL_CLIP if known_words(backbone) is None else str(TOY_CLIP))
+
+
+@lru_cache(maxsize=2)
+def _clip(name: str) -> ClipScore:
     try:
-        name = REAL_CLIP if known_words(backbone) is None else str(TOY_CLIP)
         transformers.utils.logging.disable_progress_bar()
         model = CLIPModel.from_pretrained(name, dtype=torch.float32).eval().requires_grad_(False)
         return ClipScore(model, CLIPTokenizer.from_pretrained(name))

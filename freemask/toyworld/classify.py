@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..families.backbone import signed_pixels
+from ..families.devices import LOADING
 from .scenes import COLOURS, OBJECTS, PLACES, STYLES, Scene, render, sample_scene
 
 __all__ = [
@@ -121,7 +122,7 @@ class Classifier(nn.Module):
 
 def load_classifier(path: Path = WEIGHTS) -> Classifier:
     """The classifier saved at `path`, ready to judge, on the CPU in float32."""
-    with safe_open(path, "pt") as file:
+    with LOADING, safe_open(path, "pt") as file:
         model = Classifier(int(file.metadata()["size"]))
         model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
     return model.eval()
