@@ -50,13 +50,14 @@ ARRIVE = """() => {
     try { sessionStorage.setItem("freemask", token); } catch { /* likewise */ }
     return token;
 }"""
-# Until the fields are as this visitor is to find them nothing can be written into them, where it would be lost.
-HOLD = "document.querySelector('#columns').inert = true"
+# Until the fields are as this visitor is to find them nothing can be written into them, where it would be lost. Where
+# that fails no event follows, so after a while they are free all the same.
 FREE = """() => {
     const columns = document.querySelector("#columns");
     columns.inert = false;
     columns.dataset.ready = "1";
 }"""
+HOLD = f"document.querySelector('#columns').inert = true; setTimeout({FREE}, 10000)"
 # A chosen word that the source prompt no longer holds gives way to the one that is inferred, unless it is being typed.
 LET_GO = """(source, word) => {
     const held = source.toLowerCase().includes(word.split("#")[0].trim().toLowerCase());

@@ -278,6 +278,18 @@ def test_nothing_is_written_into_fields_that_are_still_to_be_filled(page: Page) 
     expect(edit).to_have_value("a blue car now")
 
 
+def test_fields_that_cannot_be_filled_are_free_all_the_same(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr("freemask.page.desk.follow_link", fail)
+    page.clock.install()
+    page.goto(page.url + "?source=a+red+car")
+    page.wait_for_function("document.querySelector('#columns')?.inert")
+    page.clock.fast_forward(10_000)
+    page.get_by_label("What it should show").click()
+
+
 def test_what_a_link_says_outlasts_the_upload(page: Page, clip: Path) -> None:
     visit(page, page.url + "?source=a+red+car&edit=a+blue+car&task=attribute&site=up+3.0&timestep=241&start=0.2")
     tag = page.locator("#own-mask")
