@@ -479,7 +479,7 @@ def test_real_clips_are_offered_where_they_can_be_edited(
 ) -> None:
     monkeypatch.setattr("freemask.families.reach.has_gpu", lambda: gpu)
     monkeypatch.setattr("freemask.families.reach.downloaded", lambda name: tmp_path)
-    with served(tap, tmp_path, []) as address:
+    with served(tap, tmp_path, [], judge=True) as address:
         page = browser.new_page()
         visit(page, address)
         expect(page.locator("#toy")).to_contain_text("knows only its toy world")
