@@ -1,4 +1,4 @@
-"""The page in a real browser, over a worker that paints circles: an edit from upload to result, queue, reload, phone."""
+"""The page in a real browser, over a worker that paints circles: from upload to result, queue, reload, phone."""
 
 from __future__ import annotations
 
