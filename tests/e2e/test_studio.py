@@ -46,7 +46,7 @@ def test_a_cell_is_picked_with_the_keyboard_and_used(page: Page, clip: Path) -> 
     page.wait_for_function("b => document.querySelector('#studio [data-ready]').dataset.cell !== b", arg=before)
     site, timestep = str(explorer(page).get_attribute("data-cell")).split("@")
     page.locator("#studio [role=gridcell][tabindex='0']").press("Enter")
-    expect(page.locator(".fm-history")).to_be_visible(timeout=1000 * PATIENCE)
+    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
     told = report(page)
     assert told["mask"]["origin"] == "picked"
     assert told["settings"]["timestep"] == int(timestep) and short_site(site) == told["settings"]["site"]
@@ -67,7 +67,7 @@ def test_a_second_edit_begins_at_denoising(browser: Browser, real: str) -> None:
     assert report(page)["unet"]["invert"]["forwards"] == 2
     expect(page.locator("#estimate")).to_contain_text("as measured on this server")
     page.get_by_role("button", name="Edit with this row").click()
-    expect(page.locator(".fm-history")).to_be_visible(timeout=1000 * PATIENCE)
+    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
     expect(page.locator(".fm-status")).to_contain_text("begun at denoising")
     told = report(page)
     assert told["unet"]["invert"]["forwards"] == 0
@@ -88,7 +88,7 @@ def test_a_painted_mask_is_used(page: Page, clip: Path) -> None:
     page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.3, steps=4)
     page.mouse.up()
     page.get_by_role("button", name="Edit with the painting").click()
-    expect(page.locator(".fm-history")).to_be_visible(timeout=1000 * PATIENCE)
+    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
     told = report(page)
     assert told["mask"]["origin"] == "painted" and told["settings"]["masks"] == "masks.zip"
     tag = page.locator("#own-mask")
@@ -131,7 +131,7 @@ def test_painting_holds_for_all_frames_unless_for_one_only(page: Page, clip: Pat
     expect(told).to_have_text(f"Without a mask: {none}.")
     use.click()
     expect(page.locator("#own-mask")).to_contain_text(f"none on {none}.")
-    expect(page.locator(".fm-history")).to_be_visible(timeout=1000 * PATIENCE)
+    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
 
 
 def test_a_cell_without_a_usable_mask_offers_no_edit(page: Page, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
