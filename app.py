@@ -89,8 +89,10 @@ def build(
     backbone: str = "mini",
     estimates: page.Estimates | None = None,
     warm: bool = False,
+    judge: bool = True,
 ) -> gr.Blocks:
-    """The page over a worker; the caller launches it with `LAUNCH`. `warm`: measure the server for the first one."""
+    """The page over a worker; the caller launches it with `LAUNCH`. `warm`: measure the server for the first one;
+    `judge`: look at uploads for what a toy backbone cannot edit."""
     shipped = [example for example in examples() if example.clip.exists()]
 
     with gr.Blocks(title="FreeMask", analytics_enabled=False, delete_cache=(3600, DAY), fill_width=True) as demo:
@@ -120,12 +122,12 @@ def build(
         plain = quiet | {"postprocess": False}
 
         # What you want: the fields follow each other.
-        inputs.clip.change(page.describe_clip, inputs.clip, inputs.facts, **live)
+        page.follow([inputs.clip.change], page.describe_clip, inputs.clip, inputs.facts, **live)
         inputs.preview.unplayable(
             page.make_preview, inputs.clip, inputs.preview, trigger_mode="always_last", concurrency_limit=2, **plain
         )
-        inputs.clip.clear(lambda: None, None, inputs.preview, **live)
-        gr.on(
+        page.follow([inputs.clip.clear], lambda: None, None, inputs.preview, **live)
+        page.follow(
             [inputs.clip.change, advanced.frames.change, advanced.start.change, advanced.fps.change],
             page.follow_trim,
             [inputs.clip, advanced.frames, advanced.start, advanced.fps],
@@ -134,20 +136,20 @@ def build(
             concurrency_limit=1,
             **quiet,
         )
-        # a look at the frames takes longer than the facts, so it comes after them
         taken = [advanced.frames, advanced.start, advanced.fps, advanced.backbone]
-        gr.on(
-            [inputs.clip.change, *(part.change for part in taken)],
-            page.tell_world,
-            [inputs.clip, *taken],
-            [inputs.outside, inputs.caution],
-            trigger_mode="always_last",
-            concurrency_limit=1,
-            **quiet,
-        )
+        if judge:
+            page.follow(
+                [inputs.clip.change, *(part.change for part in taken)],
+                page.tell_world,
+                [inputs.clip, *taken],
+                [inputs.outside, inputs.caution],
+                trigger_mode="always_last",
+                concurrency_limit=1,
+                **quiet,
+            )
         own = [advanced.site, advanced.timestep, advanced.masks]
-        inputs.clip.clear(lambda: (0, ""), None, [advanced.start, advanced.fps], **live)
-        gr.on(
+        page.follow([inputs.clip.clear], lambda: (0, ""), None, [advanced.start, advanced.fps], **live)
+        page.follow(
             [inputs.clip.clear, inputs.own_mask.click],
             page.in_turn(page.drop_mask),
             [advanced.site, advanced.tau],
@@ -155,17 +157,21 @@ def build(
             **live,
         )
         inputs.own_mask.click(None, js="() => document.querySelector('#run').focus()", **quiet)
-        gr.on([part.change for part in own], page.in_turn(page.own_mask), own, inputs.own_mask, **live)
+        page.follow([part.change for part in own], page.in_turn(page.own_mask), own, inputs.own_mask, **live)
         inputs.trim.trim(page.in_turn(page.take_trim), advanced.frames, [advanced.start, advanced.fps], **live)
         filled = inputs.examples.click(
             lambda index: page.fill_example(shipped[index]), inputs.examples, inputs.all, **plain
         )
         inputs.settings.upload(lambda file: page.fill_settings(file, offered), inputs.settings, inputs.all[1:], **plain)
-        advanced.method.change(page.in_turn(page.follow_method), advanced.method, advanced.method, **live)
-        advanced.backbone.change(page.in_turn(page.toy_world), advanced.backbone, toy, **live)
-        advanced.backbone.input(page.in_turn(usual_guidance), advanced.backbone, advanced.guidance, **live)
+        page.follow(
+            [advanced.method.change], page.in_turn(page.follow_method), advanced.method, advanced.method, **live
+        )
+        page.follow([advanced.backbone.change], page.in_turn(page.toy_world), advanced.backbone, toy, **live)
+        page.follow(
+            [advanced.backbone.input], page.in_turn(usual_guidance), advanced.backbone, advanced.guidance, **live
+        )
         told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone, advanced.method]
-        gr.on(
+        page.follow(
             [part.change for part in told],
             page.in_turn(page.follow_prompts),
             told,
@@ -175,16 +181,16 @@ def build(
         inputs.source.change(None, [inputs.source, inputs.word], inputs.word, js=LET_GO, **quiet)
         inputs.aligned.pick(page.in_turn(page.take_word), None, inputs.word, **live)
         guessed = gr.State(task_names()[0])
-        gr.on(
+        page.follow(
             [inputs.source.change, inputs.edit.change],
             page.in_turn(page.follow_difference),
             [inputs.source, inputs.edit, inputs.task, guessed],
             [inputs.task, guessed],
             **live,
         )
-        inputs.task.input(lambda: None, None, guessed, **live)
+        page.follow([inputs.task.input], lambda: None, None, guessed, **live)
         cards = [inputs.task, advanced.method]
-        gr.on(
+        page.follow(
             [part.change for part in cards],
             page.in_turn(page.follow_task),
             cards,
@@ -192,10 +198,10 @@ def build(
             **live,
         )
         paced = [advanced.steps, advanced.solver]
-        inputs.pace.input(page.in_turn(page.take_pace), inputs.pace, paced, **live)
+        page.follow([inputs.pace.input], page.in_turn(page.take_pace), inputs.pace, paced, **live)
         lent = gr.State(True)  # the pace is an example's or the page's own, none that the visitor chose
-        gr.on([inputs.clip.upload, inputs.clip.stop_recording], page.own_pace, lent, paced, **live)
-        gr.on(
+        page.follow([inputs.clip.upload, inputs.clip.stop_recording], page.own_pace, lent, paced, **live)
+        page.follow(
             [inputs.pace.input, *(part.input for part in paced), inputs.settings.upload],
             lambda: False,
             None,
@@ -203,7 +209,7 @@ def build(
             **live,
         )
         filled.success(lambda: True, None, lent, **live)
-        gr.on([part.change for part in paced], page.in_turn(page.follow_pace), paced, inputs.pace, **live)
+        page.follow([part.change for part in paced], page.in_turn(page.follow_pace), paced, inputs.pace, **live)
         costly = [
             inputs.clip,
             inputs.task,
@@ -214,7 +220,7 @@ def build(
             advanced.size,
         ]
         costly += [advanced.features, advanced.low_vram, advanced.method]
-        gr.on([part.change for part in costly], desk.tell_cost, costly, inputs.estimate, **live)
+        page.follow([part.change for part in costly], desk.tell_cost, costly, inputs.estimate, **live)
 
         # The edit. The worker is the queue that visitors see, and refuses what it cannot hold: none waits before it.
         watching: dict[str, Any] = {"concurrency_limit": None}
@@ -308,7 +314,12 @@ def main() -> None:
         body = zero.borrowing(body, estimates)
     with Worker(limit=WAITING) as worker:
         build(
-            worker, body=body, backbone=backbone, estimates=estimates, warm=backbone == "mini" and not zero_gpu()
+            worker,
+            body=body,
+            backbone=backbone,
+            estimates=estimates,
+            warm=backbone == "mini" and not zero_gpu(),
+            judge=body is not page.painted_circles,
         ).launch(**LAUNCH)
 
 

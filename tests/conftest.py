@@ -1,5 +1,6 @@
 """Tiny random models and moving clips, made once."""
 
+import gc
 import os
 
 import numpy as np
@@ -14,6 +15,7 @@ from freemask.families.unet3d import UNet3D
 from freemask.methods.editor import Editor
 
 torch.set_num_threads(int(os.environ.get("FREEMASK_TEST_THREADS", 1)))  # the models are too small for more to pay
+gc.freeze()  # what the libraries hold is not looked through again each time that memory is freed
 
 
 @pytest.fixture(scope="session")

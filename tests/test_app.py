@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -840,3 +841,17 @@ def test_the_task_follows_the_prompts_until_one_is_chosen():
         assert isinstance(kept, dict) and after == guessed
     unclear, after = page.follow_difference(SOURCE, "", "style", "style")
     assert isinstance(unclear, dict) and after == "style"
+
+
+def test_no_listener_that_may_wait_shares_its_event():
+    """Gradio gives an event to all its listeners again when one of them had to wait, so two would never end."""
+    with Worker() as worker:
+        asked = app.build(worker, body=page.painted_circles).config["dependencies"]
+    listeners = defaultdict(list)
+    for one in asked:
+        if one["backend_fn"]:
+            for target in one["targets"]:
+                if target[0] is not None:
+                    listeners[tuple(target)].append(one["trigger_mode"])
+    shared = {event: modes for event, modes in listeners.items() if len(modes) > 1 and "always_last" in modes}
+    assert not shared and any(modes == ["always_last"] for modes in listeners.values())

@@ -37,10 +37,10 @@ SHAPE = examples()[1]
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """The shape example in three steps."""
+    """The shape example in two steps."""
     out = tmp_path_factory.mktemp("out")
     command = [sys.executable, "-m", "freemask", "edit", SHAPE.clip, "--source", SHAPE.settings.source]
-    command += ["--edit", SHAPE.settings.edit, "--task", "shape", "--steps", "3", "--out", out]
+    command += ["--edit", SHAPE.settings.edit, "--task", "shape", "--steps", "2", "--out", out]
     # as many threads as the tests' own process: sums in another order would round otherwise
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     run = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=True, env=env)
@@ -65,10 +65,10 @@ def test_every_file_is_written(done):
 
 def test_the_report_accounts_for_the_run(done):
     _, report, _ = done
-    assert report["unet"]["invert"] == {"forwards": 3, "rows": 3}
-    assert report["unet"]["reconstruct"] == {"forwards": 3, "rows": 3}
+    assert report["unet"]["invert"] == {"forwards": 2, "rows": 2}
+    assert report["unet"]["reconstruct"] == {"forwards": 2, "rows": 2}
     assert 0 <= report["metrics"]["frame_accuracy"] <= 1 and -1 <= report["metrics"]["clip"] <= 1
-    assert report["unet"]["edit"] == {"forwards": 3, "rows": 8}  # floor(0.99 · 3) = 2 steps of three rows
+    assert report["unet"]["edit"] == {"forwards": 2, "rows": 5}  # floor(0.99 · 2) = 1 step of three rows
     assert report["words"]["word"] == "car" and report["words"]["changed"] == ["bus"]
     assert report["mask"]["timestep"] == "every" and report["mask"]["origin"] == "measured"
     assert 0 < report["mask"]["area"] < 1
@@ -119,9 +119,9 @@ def test_its_settings_make_the_same_edit_again(done, tmp_path):
     command = ["edit", str(SHAPE.clip), "--settings", str(out / "settings.json"), "--out"]
     assert CliRunner().invoke(app, [*command, str(tmp_path / "same")]).exit_code == 0
     assert (tmp_path / "same" / "edited.mp4").read_bytes() == (out / "edited.mp4").read_bytes()
-    changed = CliRunner().invoke(app, [*command, str(tmp_path / "other"), "--steps", "2"])
+    changed = CliRunner().invoke(app, [*command, str(tmp_path / "other"), "--frames", "1"])
     told = json.loads(changed.stdout.splitlines()[-1])["settings"]
-    assert told == report["settings"] | {"steps": 2}
+    assert told == report["settings"] | {"frames": 1}
     (tmp_path / "bad.json").write_text("[1]")
     bad = CliRunner().invoke(app, [*command[:3], str(tmp_path / "bad.json"), "--out", str(tmp_path / "no")])
     assert bad.exit_code == 2 and "holds no settings" in bad.stderr
@@ -130,7 +130,7 @@ def test_its_settings_make_the_same_edit_again(done, tmp_path):
 def test_a_second_edit_of_a_clip_begins_at_denoising(tmp_path):
     """Also where the first was cancelled after its inversion. A kept inversion has no features: what is compared with
     its edit to the bit replays the source too, in the same batch shapes."""
-    settings = replace(SHAPE.settings, steps=2, features="replay")
+    settings = replace(SHAPE.settings, steps=2, frames=2, features="replay")
     kept = tmp_path / "kept"
     first = run_steps(SHAPE.clip, settings, tmp_path / "cancelled", kept=kept)
     next(step for step in first if step.stage == "edit")
@@ -169,7 +169,7 @@ def short_of_memory(monkeypatch, fits):
     monkeypatch.setattr(AutoencoderTiny, "decode", scarce(decode))
 
 
-QUICK = make_settings(source=SHAPE.settings.source, edit=SHAPE.settings.edit, task="shape", steps=2)
+QUICK = make_settings(source=SHAPE.settings.source, edit=SHAPE.settings.edit, task="shape", steps=2, frames=4)
 
 
 ALIKE = 35  # dB between edits of other batch shapes: 45 and more is usual, other kernels round otherwise
@@ -178,6 +178,19 @@ ALIKE = 35  # dB between edits of other batch shapes: 45 and more is usual, othe
 @pytest.fixture
 def written(monkeypatch):
     """The frames of each edit as they were drawn, by its folder: an encoder would add errors of its own."""
+    return watch_files(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The folder, the report and the drawn frames of a quick edit to which nothing happens."""
+    out = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        frames = watch_files(patch)
+        return out, finish(run_steps(SHAPE.clip, QUICK, out)), frames[out]
+
+
+def watch_files(patch):
     frames = {}
 
     def save(out, trace, edited, result, *rest, **options):
@@ -185,7 +198,7 @@ def written(monkeypatch):
         frames[out, "plan"], frames[out, "source"] = edited.plan, trace.clip.frames
         save_files(out, trace, edited, result, *rest, **options)
 
-    monkeypatch.setattr("freemask.jobs.stages.save_files", save)
+    patch.setattr("freemask.jobs.stages.save_files", save)
     return frames
 
 
@@ -195,17 +208,17 @@ def written(monkeypatch):
     [("auto", 2, ["store", False], 0), ("replay", 2, ["replay", True], 1), ("store", 1, ["replay", True], 2)],
 )
 def test_an_edit_that_does_not_fit_goes_on_in_a_more_frugal_way(
-    tmp_path, monkeypatch, written, features, rows, used, said
+    tmp_path, monkeypatch, plain, written, features, rows, used, said
 ):
-    plain = finish(run_steps(SHAPE.clip, QUICK, tmp_path / "plain"))
-    assert not [told for told in plain["words"]["warnings"] if "emory" in told]
+    _, report, frames = plain
+    assert not [told for told in report["words"]["warnings"] if "emory" in told]
     short_of_memory(monkeypatch, lambda n: n <= rows)
     report = finish(run_steps(SHAPE.clip, replace(QUICK, features=features), tmp_path / "short"))
     assert [report["memory"]["features"], report["memory"]["one_row"]] == used
     assert report["unet"]["invert"]["forwards"] == 2
     warned = [told for told in report["words"]["warnings"] if told.startswith("Memory ran out")]
     assert len(warned) == said
-    assert psnr(written[tmp_path / "short"], written[tmp_path / "plain"]) >= ALIKE
+    assert psnr(written[tmp_path / "short"], frames) >= ALIKE
 
 
 @pytest.mark.parametrize(("name", "kept"), [("shape", "background"), ("place", "object"), ("style", "nothing")])
@@ -299,7 +312,7 @@ def test_an_edit_can_be_scored(done, tmp_path):
 def test_the_masks_can_be_read_back(done):
     out, _, _ = done
     masks, every = np.load(out / "masks.npz"), np.load(out / "words.npz")
-    assert masks["maps_16x16"].shape[0] == 3 and masks["maps_16x16"].shape[2:] == (8, 16, 16)
+    assert masks["maps_16x16"].shape[0] == 2 and masks["maps_16x16"].shape[2:] == (8, 16, 16)
     assert masks["maps_16x16"].dtype == np.uint8 and masks["mask"].dtype == bool
     assert masks["mask"].shape == (8, 64, 64) and masks["tokens"].tolist() == ["car"]
     words = every["tokens"].tolist()
@@ -315,19 +328,19 @@ def test_the_masks_can_be_read_back(done):
 
 @pytest.mark.numeric
 def test_the_same_inputs_give_the_same_frames(done, tmp_path):
-    settings = make_settings(source=SHAPE.settings.source, edit=SHAPE.settings.edit, task="shape", steps=3)
+    settings = make_settings(source=SHAPE.settings.source, edit=SHAPE.settings.edit, task="shape", steps=2)
     settings = replace(settings, guidance=done[1]["settings"]["guidance"])  # the command takes the backbone's own
     steps = list(run_steps(SHAPE.clip, settings, tmp_path))
     assert all(isinstance(step, Step) for step in steps)
     assert (tmp_path / "edited.mp4").read_bytes() == (done[0] / "edited.mp4").read_bytes()
 
 
-def test_masks_of_ones_own_make_the_same_edit_again(done, tmp_path):
+def test_masks_of_ones_own_make_the_same_edit_again(plain, tmp_path):
     """The masks that a run wrote, given back, are its mask; and its settings.json finds them beside itself."""
-    settings = make_settings(source=SHAPE.settings.source, edit=SHAPE.settings.edit, task="shape", steps=3)
-    report = finish(run_steps(SHAPE.clip, replace(settings, masks=done[0] / "masks.zip"), tmp_path / "first"))
+    masks = plain[0] / "masks.zip"
+    report = finish(run_steps(SHAPE.clip, replace(QUICK, masks=masks), tmp_path / "first"))
     assert report["mask"]["origin"] == "painted" and report["settings"]["masks"] == "masks.zip"
-    assert (tmp_path / "first" / "masks.zip").read_bytes() == (done[0] / "masks.zip").read_bytes()
+    assert (tmp_path / "first" / "masks.zip").read_bytes() == masks.read_bytes()
     command = ["edit", str(SHAPE.clip), "--settings", str(tmp_path / "first" / "settings.json")]
     told = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "second")])
     assert told.exit_code == 0, told.output

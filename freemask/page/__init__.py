@@ -24,7 +24,7 @@ from .preview import make_preview
 from .programs import program_inputs
 from .studio import open_link, open_sheet, open_studio, show_masks, take_cell
 from .visits import Run
-from .wire import in_turn
+from .wire import follow, in_turn
 from .wording import follow_difference, follow_prompts, take_word
 from .world import tell_world
 
@@ -41,6 +41,7 @@ __all__ = [
     "drop_mask",
     "fill_example",
     "fill_settings",
+    "follow",
     "follow_link",
     "follow_method",
     "follow_pace",

@@ -20,7 +20,7 @@ from ..errors import FreeMaskError, SettingError
 from ..pictures.mask_zip import MASK_SIDE
 from ..pictures.word_maps import unpack_bits
 
-__all__ = ["collecting", "file_data", "in_turn", "painted_masks", "picture_uri", "poster", "shown"]
+__all__ = ["collecting", "file_data", "follow", "in_turn", "painted_masks", "picture_uri", "poster", "shown"]
 
 log = logging.getLogger(__name__)
 PAINTED = 64  # masks that a painting holds at most, as an edit has frames
@@ -38,6 +38,16 @@ def in_turn(handler: Callable[..., Any]) -> Callable[..., Any]:
         return handler(*args)
 
     return run
+
+
+def follow(triggers: list[Any], handler: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """`gr.on` for a handler that takes the latest event where several came (`always_last`).
+
+    Gradio gives an event to all its listeners again when one of them had to wait for another's answer, so two such
+    listeners keep each other busy without end. Here the event only sets off the handler, which is then alone to wait.
+    """
+    apart = gr.on(triggers, None, js="() => []", show_progress="hidden", api_visibility="private")
+    return apart.then(handler, *given, **options)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from tiny import write_disc
 from visitor import CHROMIUM, FLAGS, PATIENCE, Tap, example, served, visit
 
@@ -51,14 +51,22 @@ def shipped(tap: Tap, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 @pytest.fixture
 def real(clip: Path, tmp_path: Path) -> Iterator[str]:
     """The page over the mini backbone, with an example of two steps."""
-    with served(parts.diffusion, tmp_path / "served", [example(clip, steps=2)]) as url:
+    with served(parts.diffusion, tmp_path / "served", [example(clip, steps=2)], judge=True) as url:
         yield url
 
 
+@pytest.fixture(scope="module")
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """What the tabs of `page` share: the files of Gradio's own, which are then loaded once."""
+    opened = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
-def page(browser: Browser, address: str, tap: Tap) -> Iterator[Page]:
+def page(context: BrowserContext, address: str, tap: Tap) -> Iterator[Page]:
     tap.flowing.set()
-    opened = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
     opened.set_default_timeout(1000 * PATIENCE)
     visit(opened, address)
     expect(opened.get_by_role("button", name="Edit", exact=True)).to_be_visible()

@@ -91,7 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         os.environ["GRADIO_TEMP_DIR"] = folder
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        with served(parts.diffusion, Path(folder)) as url:
+        with served(parts.diffusion, Path(folder), judge=True) as url:
             page = browser.new_page()
             page.goto(url)
             page.get_by_role("button", name=SHIPPED[0].name).click()

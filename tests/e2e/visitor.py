@@ -19,7 +19,27 @@ from freemask.presets import Example, Settings
 from freemask.steps import Step
 
 CHROMIUM = Path("/usr/bin/chromium")
+# Playwright's own, which the switch replaces, and the address bar's pages, which a window would load beside ours.
+WITHOUT = [
+    "AvoidUnnecessaryBeforeUnloadCheckSync",
+    "DestroyProfileOnBrowserClose",
+    "HttpsUpgrades",
+    "HttpsFirstBalancedModeAutoEnable",
+    "LensOverlay",
+    "MediaRouter",
+    "PaintHolding",
+    "ThirdPartyStoragePartitioning",
+    "AvoidCorsURLLoaderRestartOnRedirect",
+    "OptimizationHints",
+    "NetworkTimeServiceQuerying",
+    "AimEnabled",
+    "PreconnectToSearch",
+    "WebUIOmniboxAimPopup",
+    "WebUIOmniboxFullPopup",
+    "WebUIOmniboxPopup",
+]
 FLAGS = [
+    f"--disable-features={','.join(WITHOUT)}",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -60,13 +80,16 @@ def example(clip: Path, **settings: Any) -> Example:
 
 
 @contextmanager
-def served(body: parts.Body, folder: Path, shipped: list[Example] | None = None) -> Iterator[str]:
-    """The address of the page over a body, with its own examples or those that ship; `folder` takes all its files."""
+def served(
+    body: parts.Body, folder: Path, shipped: list[Example] | None = None, *, judge: bool = False
+) -> Iterator[str]:
+    """The address of the page over a body, with its own examples or those that ship; `folder` takes all its files.
+    `judge` as for `app.build`."""
     with pytest.MonkeyPatch.context() as patch, Worker(limit=4) as worker:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         if shipped is not None:
             patch.setattr(app, "examples", lambda: shipped)
-        demo = app.build(worker, body=body)
+        demo = app.build(worker, body=body, judge=judge)
         _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
         yield url
         # Gradio sets this event of another thread's loop, which fails where a page's heartbeat ends just then.
@@ -78,7 +101,7 @@ def served(body: parts.Body, folder: Path, shipped: list[Example] | None = None)
 def visit(page: Page, url: str) -> None:
     """Opens the page, which nothing can be written into before its fields are filled."""
     page.goto(url)
-    expect(page.locator("#columns[data-ready]")).to_be_attached(timeout=1000 * PATIENCE)
+    page.locator("#columns[data-ready]").wait_for(state="attached", timeout=1000 * PATIENCE)
 
 
 def fill(page: Page, clip: Path) -> None:
@@ -95,14 +118,14 @@ def press_edit(page: Page) -> None:
 
 
 def state(page: Page, name: str) -> None:
-    expect(page.locator(f".fm-status[data-state={name}]")).to_be_visible(timeout=1000 * PATIENCE)
+    page.locator(f".fm-status[data-state={name}]").wait_for(timeout=1000 * PATIENCE)
 
 
 def explorer(page: Page, **data: str) -> Locator:
     """The explorer once it has drawn what is asked: `cell`, `frame` or `words`."""
     wanted = "".join(f"[data-{name}='{value}']" for name, value in data.items())
     drawn = page.locator(f"#studio [data-ready='1']{wanted}")
-    expect(drawn).to_be_attached(timeout=1000 * PATIENCE)
+    drawn.wait_for(state="attached", timeout=1000 * PATIENCE)
     return drawn
 
 

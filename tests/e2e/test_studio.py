@@ -1,0 +1,170 @@
+"""The studio in a real browser: players, explorer, cells that are picked and masks that are painted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from visitor import PATIENCE, explorer, fill, press_edit, report, state, visit
+
+from freemask.families.sites import short_site
+from freemask.page import bodies
+
+
+def test_the_frame_slider_moves_players_and_explorer(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    press_edit(page)
+    state(page, "done")
+    explorer(page)
+    slider = page.locator("#studio").get_by_role("slider", name=re.compile("^Frame"))
+    slider.focus()
+    for _ in range(8):
+        slider.press("ArrowLeft")
+    explorer(page, frame="1")
+    slider.press("ArrowRight")
+    explorer(page, frame="2")
+    times = page.evaluate("Array.from(document.querySelectorAll('#studio video'), (v) => v.currentTime)")
+    assert max(times) - min(times) < 0.1 and min(times) > 0.1
+    page.get_by_role("button", name="Wipe").click()
+    expect(page.get_by_label("Divider between source and edit")).to_be_visible()
+
+
+def test_a_cell_is_picked_with_the_keyboard_and_used(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    press_edit(page)
+    state(page, "done")
+    before = explorer(page).get_attribute("data-cell")
+    cell = page.locator("#studio [role=gridcell][tabindex='0']")
+    expect(cell).to_have_attribute(
+        "aria-label", re.compile(r"timestep \d+: area \d+ %, IoU with the mask in use 0\.\d\d")
+    )
+    cell.press("ArrowDown")
+    page.wait_for_function("b => document.querySelector('#studio [data-ready]').dataset.cell !== b", arg=before)
+    site, timestep = str(explorer(page).get_attribute("data-cell")).split("@")
+    page.locator("#studio [role=gridcell][tabindex='0']").press("Enter")
+    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
+    told = report(page)
+    assert told["mask"]["origin"] == "picked"
+    assert told["settings"]["timestep"] == int(timestep) and short_site(site) == told["settings"]["site"]
+    expect(page.locator(".fm-history")).to_contain_text("timestep")
+    page.get_by_label("1: a blue car driving on the grass").check()
+    page.get_by_role("tab", name="Report").click()
+    expect(page.locator("#json")).to_contain_text(re.compile(r'"origin":\s*"adaptive"'))
+
+
+def test_a_second_edit_begins_at_denoising(browser: Browser, real: str) -> None:
+    page = browser.new_page()
+    visit(page, real)
+    page.get_by_role("button", name="Red car, blue car").click()
+    expect(page.locator("#facts")).to_contain_text("64×64")
+    press_edit(page)
+    state(page, "done")
+    explorer(page, words="car")
+    assert report(page)["unet"]["invert"]["forwards"] == 2
+    expect(page.locator("#estimate")).to_contain_text("as measured on this server")
+    page.get_by_role("button", name="Edit with this row").click()
+    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
+    expect(page.locator(".fm-status")).to_contain_text("begun at denoising")
+    told = report(page)
+    assert told["unet"]["invert"]["forwards"] == 0
+    assert (told["mask"]["origin"], told["mask"]["timestep"]) == ("picked", "every")
+    page.close()
+
+
+def test_a_painted_mask_is_used(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    press_edit(page)
+    state(page, "done")
+    explorer(page)
+    page.get_by_role("button", name="Paint", exact=True).click()
+    box = page.locator("#studio canvas.fm-brush").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.3, steps=4)
+    page.mouse.up()
+    page.get_by_role("button", name="Edit with the painting").click()
+    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
+    told = report(page)
+    assert told["mask"]["origin"] == "painted" and told["settings"]["masks"] == "masks.zip"
+    tag = page.locator("#own-mask")
+    expect(tag).to_contain_text("painted")
+    tag.click()
+    expect(tag).to_be_hidden()
+    press_edit(page)
+    expect(page.get_by_label("3: a blue car")).to_be_checked(timeout=1000 * PATIENCE)
+    assert report(page)["mask"]["origin"] != "painted"
+    page.get_by_label("2: a blue car").check()  # its fields come back with it
+    expect(tag).to_contain_text("painted")
+    page.locator("#clip").get_by_label("Clear").click()  # and a mask belongs to its clip
+    expect(tag).to_be_hidden()
+
+
+def test_painting_holds_for_all_frames_unless_for_one_only(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    press_edit(page)
+    state(page, "done")
+    explorer(page)
+    page.get_by_role("button", name="Paint", exact=True).click()
+    panel = page.locator(".fm-paint")
+    use, told = panel.get_by_role("button", name="Edit with the painting"), panel.locator("p[role=status]")
+    panel.get_by_label("Begin with").select_option("nothing")
+    expect(told).to_have_text("Nothing is painted yet: there is no mask to edit with.")
+    expect(use).to_be_disabled()
+    canvas = page.locator("#studio canvas.fm-brush")
+    canvas.click()
+    expect(told).to_have_text("")
+    panel.get_by_label("This frame only").check()
+    panel.get_by_role("button", name="Clear").click()
+    frame = int(str(explorer(page).get_attribute("data-frame")))
+    expect(told).to_have_text(f"Without a mask: frame {frame}.")
+    panel.get_by_label("This frame only").uncheck()
+    panel.get_by_role("button", name="Clear").click()
+    panel.get_by_label("This frame only").check()
+    canvas.click()
+    others = {1: "2 to 8", 2: "1, 3 to 8", 7: "1 to 6, 8", 8: "1 to 7"}
+    none = f"frames {others.get(frame, f'1 to {frame - 1}, {frame + 1} to 8')}"
+    expect(told).to_have_text(f"Without a mask: {none}.")
+    use.click()
+    expect(page.locator("#own-mask")).to_contain_text(f"none on {none}.")
+    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
+
+
+def test_a_cell_without_a_usable_mask_offers_no_edit(page: Page, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the layer up 1.1 every second map lies above any threshold, the others are flat."""
+    made = bodies._maps
+
+    def useless(path: Path, *given: Any) -> dict[str, np.ndarray]:
+        maps = made(path, *given)
+        layer = maps["maps_8x8"][:, 2]
+        layer[:] = 255
+        layer[::2, ..., 0, 0] = 254
+        np.savez_compressed(path, **maps)
+        return maps
+
+    monkeypatch.setattr(bodies, "_maps", useless)
+    fill(page, clip)
+    press_edit(page)
+    state(page, "done")
+    explorer(page)
+    use, note = (
+        page.get_by_role("button", name="Edit with this cell"),
+        page.locator(".fm-inspector .fm-controls > .fm-note"),
+    )
+    cell = page.locator("#studio [role=gridcell][tabindex='0']")
+    reasons = ["flat or zero on some frame", "covers the whole picture, so"]
+    for _ in range(2):
+        expect(note).to_contain_text(re.compile("|".join(reasons)))
+        reasons = [one for one in reasons if one not in str(note.text_content())]
+        expect(use).to_be_hidden()
+        cell.press("Enter")
+        cell.press("ArrowLeft")
+    assert not reasons
+    cell.press("ArrowUp")
+    expect(note).to_have_text("")
+    expect(use).to_be_visible()
+    expect(page.get_by_label("2: a blue car")).to_have_count(0)  # no Enter has begun an edit
