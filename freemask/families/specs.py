@@ -189,7 +189,7 @@ def backbone_folder(name: str) -> Path | None:
     short = [spec.name for spec in backbones()]
     raise SettingError(
         f"{unknown('backbone', name, short)} Or give a hub id such as 'cerspense/zeroscope_v2_576w', or a folder that "
-        "holds a diffusers text-to-video pipeline."
+        "holds a diffusers pipeline."
     )
 
 

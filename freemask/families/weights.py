@@ -76,7 +76,7 @@ def needed_files(names: Iterable[str]) -> list[str]:
             missing.append(f"{part}/")
         found += [f"{part}/{file}" for file in (*sorted(settings), *(weights.files if weights else ()))]
     if missing:
-        raise BackboneError(f"no complete {', '.join(missing)} as diffusers saves a text-to-video pipeline")
+        raise BackboneError(f"no complete {', '.join(missing)} as diffusers saves a pipeline")
     return found
 
 

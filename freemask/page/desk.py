@@ -118,7 +118,7 @@ class Desk:
             edit: The edit prompt: what it should show instead.
             task: style, attribute, shape or place. Empty: inferred.
             word: The source prompt's word that is edited, "dog#2" for the second dog. Empty infers it.
-            backbone: The text-to-video model. mini knows only its toy world; zeroscope and modelscope need a GPU.
+            backbone: The model. mini and mini-sd know only their toy world; zeroscope, modelscope and sd15 need a GPU.
             steps: Steps in each direction, 2 to 200.
             solver: ddim, or dpm, which does in 15 steps about what ddim does in 50.
             guidance: Weight of the edit prompt (classifier-free guidance), 1 to 30. Empty: what suits the backbone.
