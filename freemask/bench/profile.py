@@ -25,6 +25,7 @@ import torch
 from ..clips.video import Clip
 from ..errors import SettingError
 from ..families.ddim import timesteps
+from ..families.unet3d import UNet3D
 from ..jobs.memory import Peak
 from ..masks.trace import Trace
 from ..methods.editor import Denoised, Editor
@@ -126,12 +127,13 @@ def profile_steps(
             edit_rows = [3 if kind == "replay" and j < window else 2 for j in range(n)]
             times[f"invert_{kind}"], trace = in_turn(invert(kind == "store"), [partial(plain, 1)] * n, device)
             times[f"edit_{kind}"], _ = in_turn(edit(trace), [partial(plain, rows) for rows in edit_rows], device)
-        times["peer"] = beside_peer(backbone, edit(trace, open_task, False), tuple(latents.shape), n)
+        if isinstance(backbone, UNet3D):  # diffusers denoises no image model over frames
+            times["peer"] = beside_peer(backbone, edit(trace, open_task, False), tuple(latents.shape), n)
         del trace
         rounds.append(times)
         for stage in ("invert", "edit"):
             figures[f"overhead_{stage}"] = {kind: ratio(f"{stage}_{kind}") for kind in kinds}
-        figures |= {"peer": ratio("peer"), "rounds": len(rounds)}
+        figures |= {"peer": ratio("peer") if "peer" in times else None, "rounds": len(rounds)}
         figures["seconds"] = {
             part: [round(statistics.median(sides), 3) for sides in zip(*(one[part] for one in rounds), strict=True)]
             for part in times
