@@ -632,6 +632,7 @@ def test_a_clip_outside_the_toy_world_is_told_of_while_a_toy_backbone_is_chosen(
 def test_the_page_is_served_before_torch(tmp_path: Path) -> None:
     code = """
 import sys, urllib.request, app
+from freemask.jobs.worker import Worker
 demo = app.build(Worker(), warm=True)
 _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
 assert b"FreeMask" in urllib.request.urlopen(url).read() and "torch" not in sys.modules

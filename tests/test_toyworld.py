@@ -272,8 +272,8 @@ def test_a_clip_of_the_toy_world_trains_and_saves(tmp_path, monkeypatch, capsys)
 
     train_clip(tmp_path / "clip", size=32, steps=2, scenes=8, batch=4)
     monkeypatch.setattr(metrics, "TOY_CLIP", tmp_path / "clip")
-    load_clip.cache_clear()
+    metrics._clip.cache_clear()
     try:
         assert load_clip("mini").texts(["a red car", "a swan on the water"]).shape == (2, 64)
     finally:
-        load_clip.cache_clear()
+        metrics._clip.cache_clear()
