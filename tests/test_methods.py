@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from freemask.clips.video import Clip
+from freemask.errors import SettingError
 from freemask.families.loading import load_backbone
 from freemask.methods import hooks
 from freemask.methods.editor import Editor
@@ -134,3 +135,11 @@ def test_every_method_does_every_task():
         for task in task_names():
             preset = load_preset(task, method.name)
             assert preset.name == task and preset.title == load_preset(task).title
+
+
+def test_the_editor_takes_a_task_and_a_method_by_name(editor, trace):
+    by_name = editor.edit(trace, prompt=EDIT, task="attribute", method="p2p").clip.frames
+    own = editor.edit(trace, prompt=EDIT, task=load_preset("attribute", "p2p")).clip.frames
+    assert np.array_equal(by_name, own)
+    with pytest.raises(SettingError, match="did you mean 'fatezero'"):
+        editor.edit(trace, prompt=EDIT, task="shape", method="fatezeros")

@@ -33,7 +33,7 @@ from ..masks.features import Features
 from ..masks.mmc import choose
 from ..masks.plan import MaskPlan, plan_masks
 from ..masks.trace import MapSum, SoftMap, Trace, shared
-from ..presets import Preset
+from ..presets import Preset, load_preset
 from ..steps import Step, Steps, finish
 from ..words.prompts import align, find_word, infer_word
 from .equations import fuse_latent, token_map
@@ -238,10 +238,21 @@ class Editor:
         choice = choose(self.backbone.name, trace.sites, trace.timesteps, trace.grid, site=site, timestep=timestep)
         return plan_masks(trace, choice, word=word, task=task, mask=mask)
 
-    def edit(self, trace: Trace, *, prompt: str, task: Preset, word: str | None = None, **options: Any) -> Edited:
-        """`edit_steps` run to its end, decoded; the word is inferred where none is given."""
-        word = word or infer_word(trace.prompt, prompt, task.name)
-        done = finish(self.edit_steps(trace, prompt=prompt, task=task, word=word, **options))
+    def edit(
+        self,
+        trace: Trace,
+        *,
+        prompt: str,
+        task: Preset | str,
+        method: str = "freemask",
+        word: str | None = None,
+        **options: Any,
+    ) -> Edited:
+        """`edit_steps` run to its end, decoded: a task by its name as the method does it, or by a preset of one's own;
+        the word is inferred where none is given."""
+        preset = load_preset(task, method) if isinstance(task, str) else task
+        word = word or infer_word(trace.prompt, prompt, preset.name)
+        done = finish(self.edit_steps(trace, prompt=prompt, task=preset, word=word, **options))
         return Edited(self.decode(done.latents, trace.clip), done.plan)
 
     @torch.inference_mode()
