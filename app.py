@@ -24,7 +24,7 @@ from freemask.errors import FreeMaskError
 from freemask.families.reach import obstacle, refusal, zero_gpu
 from freemask.families.specs import backbone_name, usual_guidance
 from freemask.jobs.worker import Worker
-from freemask.page import zero
+from freemask.page import browser, zero
 from freemask.presets import examples, task_names
 
 log = logging.getLogger(__name__)
@@ -40,46 +40,6 @@ LAUNCH: dict[str, Any] = {
     "ssr_mode": False,
     "footer_links": ["api"],
 }
-# A tab keeps a token, so that after a reload it finds its job and its results.
-ARRIVE = """() => {
-    const made = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0"));
-    let token = window.freemask;
-    try { token ??= sessionStorage.getItem("freemask"); } catch { /* a frame that may store nothing */ }
-    token ??= made().join("");
-    window.freemask = token;
-    try { sessionStorage.setItem("freemask", token); } catch { /* likewise */ }
-    return token;
-}"""
-# Until the fields are as this visitor is to find them nothing can be written into them, where it would be lost. Where
-# that fails no event follows, so after a while they are free all the same.
-FREE = """() => {
-    const columns = document.querySelector("#columns");
-    columns.inert = false;
-    columns.dataset.ready = "1";
-}"""
-HOLD = f"document.querySelector('#columns').inert = true; setTimeout({FREE}, 10000)"
-# A chosen word that the source prompt no longer holds gives way to the one that is inferred, unless it is being typed.
-LET_GO = """(source, word) => {
-    const held = source.toLowerCase().includes(word.split("#")[0].trim().toLowerCase());
-    return held || document.activeElement?.closest("#word") ? { __type__: "update" } : "";
-}"""
-# Beside Edit the status in a line, which may be out of sight itself.
-PROGRESS = """(told) => {
-    const card = new DOMParser().parseFromString(told, "text/html").querySelector(".fm-status");
-    const title = card?.querySelector("strong").innerHTML;
-    if (!card || card.dataset.state === "idle" || title.startsWith("Made beforehand")) return "";
-    const detail = card.dataset.state === "running" ? " · " + card.querySelector("p").innerHTML : "";
-    const there = ["done", "failed"].includes(card.dataset.state) ? ' <a href="#status">See it</a>' : "";
-    return `<p class="fm-note">${title}${detail}${there}</p>`;
-}"""
-# A result that comes is brought into view, but not under the hands of who types.
-REVEAL = """() => {
-    const status = document.querySelector("#status"), { top } = status.getBoundingClientRect();
-    const typing = document.activeElement?.matches("textarea, input:not([type=range], [type=radio], [type=checkbox])");
-    if (typing || (top >= 0 && top < innerHeight / 2)) return;
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    status.scrollIntoView({ behavior: still ? "auto" : "smooth" });
-}"""
 
 
 def build(
@@ -178,7 +138,7 @@ def build(
             [inputs.word, inputs.aligned],
             **live,
         )
-        inputs.source.change(None, [inputs.source, inputs.word], inputs.word, js=LET_GO, **quiet)
+        inputs.source.change(None, [inputs.source, inputs.word], inputs.word, js=browser.LET_GO, **quiet)
         inputs.aligned.pick(page.in_turn(page.take_word), None, inputs.word, **live)
         guessed = gr.State(task_names()[0])
         page.follow(
@@ -253,15 +213,15 @@ def build(
         inputs.cancel.click(desk.cancel, None, results.status, queue=False, **quiet)
 
         # What came of it.
-        recalled = f"() => [({ARRIVE})(), location.search]"
-        held = f"() => {{ {HOLD}; return ({recalled})(); }}"
+        recalled = f"() => [({browser.ARRIVE})(), location.search]"
+        held = f"() => {{ {browser.HOLD}; return ({recalled})(); }}"
         arrived = demo.load(desk.arrive, [token, query], results.outputs, js=recalled, concurrency_limit=None, **plain)
         filled_in = demo.load(desk.recall, [token, query], [*inputs.all, lent], js=held, **plain)
-        filled_in.then(None, js=FREE, **quiet)
+        filled_in.then(None, js=browser.FREE, **quiet)
         chosen = results.choice.input(desk.show_run, results.choice, results.outputs, **plain)
         chosen.success(desk.fill_run, results.run, inputs.all, **plain)
         chosen.success(lambda: False, None, lent, **quiet)
-        results.status.change(None, results.status, inputs.progress, js=PROGRESS, **quiet)
+        results.status.change(None, results.status, inputs.progress, js=browser.PROGRESS, **quiet)
         example = filled.success(
             lambda index: desk.show_example(shipped[index]), inputs.examples, results.outputs, **plain
         )
@@ -272,7 +232,7 @@ def build(
             opened.then(page.open_link, results.run, results.link, **quiet)
             opened.then(desk.tell_cost, costly, inputs.estimate, **quiet)
         for finished in edits:
-            finished.success(None, js=REVEAL, **quiet)
+            finished.success(None, js=browser.REVEAL, **quiet)
         for finished in (*edits, arrived):
             finished.success(desk.history, results.run, [results.choice, results.history], **quiet)
         gr.on(

@@ -1,0 +1,44 @@
+"""What the page does in the browser alone: functions in JavaScript that Gradio's events call."""
+
+__all__ = ["ARRIVE", "FREE", "HOLD", "LET_GO", "PROGRESS", "REVEAL"]
+
+# A tab keeps a token, so that after a reload it finds its job and its results.
+ARRIVE = """() => {
+    const made = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0"));
+    let token = window.freemask;
+    try { token ??= sessionStorage.getItem("freemask"); } catch { /* a frame that may store nothing */ }
+    token ??= made().join("");
+    window.freemask = token;
+    try { sessionStorage.setItem("freemask", token); } catch { /* likewise */ }
+    return token;
+}"""
+# Until the fields are as this visitor is to find them nothing can be written into them, where it would be lost. Where
+# that fails no event follows, so after a while they are free all the same.
+FREE = """() => {
+    const columns = document.querySelector("#columns");
+    columns.inert = false;
+    columns.dataset.ready = "1";
+}"""
+HOLD = f"document.querySelector('#columns').inert = true; setTimeout({FREE}, 10000)"
+# A chosen word that the source prompt no longer holds gives way to the one that is inferred, unless it is being typed.
+LET_GO = """(source, word) => {
+    const held = source.toLowerCase().includes(word.split("#")[0].trim().toLowerCase());
+    return held || document.activeElement?.closest("#word") ? { __type__: "update" } : "";
+}"""
+# Beside Edit the status in a line, which may be out of sight itself.
+PROGRESS = """(told) => {
+    const card = new DOMParser().parseFromString(told, "text/html").querySelector(".fm-status");
+    const title = card?.querySelector("strong").innerHTML;
+    if (!card || card.dataset.state === "idle" || title.startsWith("Made beforehand")) return "";
+    const detail = card.dataset.state === "running" ? " · " + card.querySelector("p").innerHTML : "";
+    const there = ["done", "failed"].includes(card.dataset.state) ? ' <a href="#status">See it</a>' : "";
+    return `<p class="fm-note">${title}${detail}${there}</p>`;
+}"""
+# A result that comes is brought into view, but not under the hands of who types.
+REVEAL = """() => {
+    const status = document.querySelector("#status"), { top } = status.getBoundingClientRect();
+    const typing = document.activeElement?.matches("textarea, input:not([type=range], [type=radio], [type=checkbox])");
+    if (typing || (top >= 0 && top < innerHeight / 2)) return;
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    status.scrollIntoView({ behavior: still ? "auto" : "smooth" });
+}"""
