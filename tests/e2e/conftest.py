@@ -57,8 +57,9 @@ def real(clip: Path, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """What the tabs of `page` share: the files of Gradio's own, which are then loaded once."""
-    opened = browser.new_context(viewport={"width": 1280, "height": 900})
+    """What the tabs of `page` share: the files of Gradio's own, which are then loaded once. Their visitor wants no
+    motion, so results stand still until they are played; those of other windows play by themselves."""
+    opened = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     yield opened
     opened.close()
 
