@@ -32,6 +32,7 @@ __all__ = [
     "Settings",
     "batch_rows",
     "examples",
+    "load_method",
     "load_preset",
     "make_settings",
     "methods",
@@ -203,10 +204,10 @@ def make_settings(*, labels: Mapping[str, str] | None = None, **values: Any) -> 
     if (old := OLD_TASKS.get(str(values.get("task")))) is not None:
         values |= {"task": old, "method": "released"}
     settings: Settings = validated(Settings, values, "")
-    load_preset(settings.task, settings.method)
+    load_preset(settings.task, settings.method)  # refuses unknown names
     named = {name: (labels or {}).get(name, name) for name in ("selection", "site", "timestep", "masks")}
     own = [told for name, told in named.items() if name != "timestep" and getattr(settings, name)]
-    if own and not next(one for one in methods() if one.name == settings.method).masked:
+    if own and not load_method(settings.method).masked:
         raise SettingError(f"The method {settings.method!r} takes no mask: leave {own[0]} out, or change the method.")
     if len(own) > 1:
         raise SettingError(f"{' and '.join(own)} each name a mask: give one of them.")
@@ -257,15 +258,18 @@ def task_names() -> tuple[str, ...]:
     return TASKS
 
 
-@lru_cache(maxsize=1)
 def methods() -> tuple[Method, ...]:
     """The methods, FreeMask first."""
-    found = []
-    for name in METHODS:
-        values = yaml.safe_load((PRESETS / name / "method.yaml").read_text()) | {"name": name}
-        method: Method = validated(Method, values, f"presets/{name}/method.yaml: ")
-        found.append(method)
-    return tuple(found)
+    return tuple(map(load_method, METHODS))
+
+
+@lru_cache(maxsize=16)
+def load_method(name: str) -> Method:
+    """The method of a name; raises SettingError for an unknown one."""
+    refuse_unknown("method", name, METHODS)
+    values = yaml.safe_load((PRESETS / name / "method.yaml").read_text()) | {"name": name}
+    method: Method = validated(Method, values, f"presets/{name}/method.yaml: ")
+    return method
 
 
 @lru_cache(maxsize=64)

@@ -71,7 +71,7 @@ class Judges:
 
 def warped_psnr(frames: np.ndarray, scene: Scene, masks: np.ndarray) -> float:
     """Temporal consistency by known motion: PSNR in dB between every frame and the one before it, moved as the
-    scene moves: the object (`masks.candidates`, (f, h, w) bool) with the sprite, the rest with the background."""
+    scene moves: the object (`masks`, (f, h, w) bool) with the sprite, the rest with the background."""
     f, h, w, _ = frames.shape
     centres, pans = motion(scene, h, frames=f)
     before, after = [], []

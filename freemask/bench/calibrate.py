@@ -36,7 +36,7 @@ THRESHOLD = 127  # of a mask image, 0 to 255: brighter is object
 
 
 class Known(NamedTuple):
-    """A clip with the true mask of a word: `masks.candidates` (f, h, w) bool, True = object."""
+    """A clip with the true mask of a word: `masks` (f, h, w) bool, True = object."""
 
     clip: Clip
     masks: np.ndarray

@@ -34,7 +34,7 @@ def named_dtype(name: str, device: str | None = None) -> torch.dtype | None:
     """The precision that a person asked for: "fp16", "bf16" or "fp32"; None, the device's own, for "".
 
     Raises SettingError for another name, and for fp32 on CUDA, where the UNet's weights would take twice the memory
-    for nothing that can be seen. `Backbone.load` itself takes any `torch.dtype`, so that precisions can be compared.
+    for nothing that can be seen. `load_backbone` itself takes any `torch.dtype`, so that precisions can be compared.
     """
     if not name:
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -50,16 +50,17 @@ class Inflated(Backbone):
 
     network = UNet2DConditionModel
 
-    def _shares(self, site: Site) -> bool:
-        """Whether a site's queries meet other frames."""
-        if site.kind != "self" or self.inflation.attends == ("self",):
-            return False
-        channels: int = self.unet.get_submodule(site.name).to_q.in_features
-        return channels >= self.inflation.least_channels
+    @cached_property
+    def _shared(self) -> frozenset[Site]:
+        """The sites whose queries meet other frames."""
+        if self.inflation.attends == ("self",):
+            return frozenset()
+        channels = {s: self.unet.get_submodule(s.name).to_q.in_features for s in self.sites if s.kind == "self"}
+        return frozenset(site for site, count in channels.items() if count >= self.inflation.least_channels)
 
     def keys(self, site: Site, grid: tuple[int, int]) -> int:
         each = super().keys(site, grid)
-        return each * len(self.inflation.attends) if self._shares(site) else each
+        return each * len(self.inflation.attends) if site in self._shared else each
 
     def asked(self, latents: tuple[int, ...], text: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         b, c, f, h, w = latents
@@ -70,13 +71,13 @@ class Inflated(Backbone):
     ) -> Tensor:
         dtype, frames = self.unet.dtype, x.shape[2]
         gather = partial(_gather, attended_frames(self.inflation.attends, frames))
-        shared = dict.fromkeys(filter(self._shares, self.sites), gather)
+        shared = dict.fromkeys(self._shared, gather)
         z, told = rearrange(x.to(dtype), "b c f h w -> (b f) c h w"), text.to(dtype).repeat_interleave(frames, 0)
-        with installed(self.unet, {**dict.fromkeys(shared, plainly), **(hooks or {})}, shared):
+        with installed(self.unet, {**dict.fromkeys(shared, _plainly), **(hooks or {})}, shared):
             out = self.unet(z, t, encoder_hidden_states=told).sample.float()
         return self._noise(x, rearrange(out, "(b f) c h w -> b c f h w", f=frames), t, level)
 
 
-def plainly(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _plainly(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The hook that changes nothing."""
     return attend(q, k, v)

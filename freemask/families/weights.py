@@ -1,7 +1,7 @@
 """Which files of a diffusers pipeline are its weights, and how they come from the hub.
 
 Weights are safetensors where there are any: such a file holds numbers alone. A `.bin` is a pickle, whose loading can
-run code; it is taken only where a part has nothing else, and `backbone` reads it with torch's weights-only loader.
+run code; it is taken only where a part has nothing else, and `loading` reads it with torch's weights-only loader.
 A repository may hold each part several times (safetensors and `.bin`, in singles and as `fp16` variant, whole or in
 shards); one of them is chosen by its name, the same way for a folder and for what is downloaded.
 """

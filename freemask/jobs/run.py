@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..methods.editor import Editor
 from ..presets import Settings
-from ..steps import Step
+from ..steps import Step, Steps
 from .check import check, fitting
 from .stages import Job, load_editor
 
@@ -29,7 +29,7 @@ def run_steps(
     kept: Path | None = None,
     glances: int = 0,
     likeness: Callable[[np.ndarray], float] | None = None,
-) -> Generator[Step, None, dict[str, Any]]:
+) -> Steps[dict[str, Any]]:
     """Edits the clip at `path` into the folder `out` and returns the report.
 
     In the folder `kept`, finished inversions stay for later edits of the same clip and source prompt, which then begin

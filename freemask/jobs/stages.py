@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any, TypeVar
@@ -138,7 +139,6 @@ class Job:
     path: Path
     settings: Settings
     word: str
-    preset: Preset = field(init=False)
     clock: _Clock = field(default_factory=_Clock)
     usage: dict[str, Usage] = field(default_factory=lambda: {s: Usage() for s in ("invert", "reconstruct", "edit")})
     notes: list[str] = field(default_factory=list)
@@ -156,8 +156,10 @@ class Job:
     reconstruction: Clip = field(init=False)
     result: Clip = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.preset = self.settings.preset()
+    @cached_property
+    def preset(self) -> Preset:
+        """The task as the method does it, with this job's own numbers."""
+        return self.settings.preset()
 
     def load(self, editor: Editor | None) -> Steps[None]:
         """The model, the frames' size, and masks of one's own at that size."""

@@ -1,7 +1,7 @@
 """Q and K of the source that an inversion keeps for the edits after it: on the device, or in host RAM.
 
 At 8 × 512² zeroscope's fused sites hold about a gigabyte a step, so what does not fit the device goes to pinned host
-memory, and comes back while the sites before it compute. What does not fit there either is replayed (`edit`).
+memory, and comes back while the sites before it compute. What does not fit there either is replayed (`editor`).
 """
 
 from __future__ import annotations

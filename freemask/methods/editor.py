@@ -1,4 +1,4 @@
-"""The whole method on one page: invert a clip once, edit it many times.
+"""The loop that all methods share: invert a clip once, edit it many times.
 
 `invert_steps` walks up the noise levels with the source prompt and remembers latents and word maps.
 `edit_steps` chooses masks (FreeMask Eq. 7-8) and walks down with the edit prompt; at every step the
@@ -78,7 +78,7 @@ class Edited:
 
 @dataclass(frozen=True)
 class Editor:
-    """A loaded backbone and the method on it."""
+    """A loaded backbone, and the methods on it."""
 
     backbone: Backbone
 
@@ -86,7 +86,7 @@ class Editor:
     def load(
         cls, name: str = "mini", device: str | None = None, dtype: torch.dtype | None = None, *, low_vram: bool = False
     ) -> Editor:
-        """From a short name ("mini", "zeroscope", "modelscope"), a hub id or a folder; see `load_backbone`."""
+        """From a short name ("mini", "mini-sd", "zeroscope"), a hub id or a folder; see `load_backbone`."""
         return cls(load_backbone(name, device, dtype, low_vram=low_vram))
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -94,10 +94,14 @@ class Advanced:
         preset, pace = load_preset(task_names()[0]), PACES[first_pace()]
         chosen = gr.Dropdown(listed, value=spec.name if spec else backbone, label="Backbone", filterable=False)
         gr.HTML(status.note(html.escape(told)), elem_id="absent", visible=bool(told))
-        ways = [(f"{one.title} ({one.paper})", one.name) for one in methods()]
-        first = methods()[0]
+        known = methods()
         method = gr.Dropdown(
-            ways, value=first.name, label="Method", info=first.summary, filterable=False, elem_id="method"
+            [(f"{one.title} ({one.paper})", one.name) for one in known],
+            value=known[0].name,
+            label="Method",
+            info=known[0].summary,
+            filterable=False,
+            elem_id="method",
         )
         steps = gr.Slider(2, 200, pace["steps"], step=1, label="Steps", buttons=[])
         solvers = [("DDIM", "ddim"), ("DPM-Solver: exact in fewer steps", "dpm")]

@@ -19,7 +19,7 @@ from ..errors import FreeMaskError, InputError, SettingError
 from ..families.reach import obstacle, refusal
 from ..families.specs import backbone_name, known_backbone, usual_guidance
 from ..pictures.mask_zip import read_mask_zip
-from ..presets import MASKS, Example, Settings, load_preset, make_settings, methods, read_settings, read_size
+from ..presets import MASKS, Example, Settings, load_method, load_preset, make_settings, read_settings, read_size
 from ..words.positions import frames_told
 from ..words.prompts import usual_task
 from . import status
@@ -148,7 +148,7 @@ def follow_task(task: str, method: str) -> tuple[Any, ...]:
 
 def follow_method(method: str) -> Any:
     """The chooser with what the method does in a sentence."""
-    return gr.update(info=next(one.summary for one in methods() if one.name == method))
+    return gr.update(info=load_method(method).summary)
 
 
 def take_pace(name: str) -> tuple[int, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
-from visitor import EDIT, PATIENCE, SOURCE, Tap, explorer, fill, press_edit, report, state, visit
+from visitor import EDIT, PATIENCE, SOURCE, Tap, edited, explorer, fill, press_edit, report, state, visit
 
 
 def test_upload_and_edit(page: Page, clip: Path) -> None:
@@ -104,10 +104,7 @@ def test_visitors_see_their_own_files_only(page: Page, browser: Browser, address
 def test_no_serious_violation_of_accessibility(browser: Browser, address: str, clip: Path, theme: str) -> None:
     page = browser.new_page()
     visit(page, f"{address}?__theme={theme}")
-    fill(page, clip)
-    press_edit(page)
-    state(page, "done")
-    explorer(page)
+    edited(page, clip)
     found = Axe().run(page).response["violations"]
     serious = {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")}
     assert not serious
@@ -153,10 +150,7 @@ def test_the_queue_tells_a_visitors_place(page: Page, browser: Browser, address:
 def test_a_phone_scrolls_one_way_only(browser: Browser, address: str, clip: Path, theme: str) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844})
     visit(page, f"{address}?__theme={theme}")
-    fill(page, clip)
-    press_edit(page)
-    state(page, "done")
-    explorer(page)
+    edited(page, clip)
     for tab in ("Downloads", "Contact sheet", "Report"):
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -9,17 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from visitor import PATIENCE, explorer, fill, press_edit, report, state, visit
+from visitor import PATIENCE, edited, explorer, fill, press_edit, report, state, visit
 
 from freemask.families.sites import short_site
 from freemask.page import bodies
 
 
 def test_the_frame_slider_moves_players_and_explorer(page: Page, clip: Path) -> None:
-    fill(page, clip)
-    press_edit(page)
-    state(page, "done")
-    explorer(page)
+    edited(page, clip)
     slider = page.locator("#studio").get_by_role("slider", name=re.compile("^Frame"))
     slider.focus()
     for _ in range(8):
@@ -76,10 +73,7 @@ def test_a_second_edit_begins_at_denoising(browser: Browser, real: str) -> None:
 
 
 def test_a_painted_mask_is_used(page: Page, clip: Path) -> None:
-    fill(page, clip)
-    press_edit(page)
-    state(page, "done")
-    explorer(page)
+    edited(page, clip)
     page.get_by_role("button", name="Paint", exact=True).click()
     box = page.locator("#studio canvas.fm-brush").bounding_box()
     assert box
@@ -105,10 +99,7 @@ def test_a_painted_mask_is_used(page: Page, clip: Path) -> None:
 
 
 def test_painting_holds_for_all_frames_unless_for_one_only(page: Page, clip: Path) -> None:
-    fill(page, clip)
-    press_edit(page)
-    state(page, "done")
-    explorer(page)
+    edited(page, clip)
     page.get_by_role("button", name="Paint", exact=True).click()
     panel = page.locator(".fm-paint")
     use, told = panel.get_by_role("button", name="Edit with the painting"), panel.locator("p[role=status]")
@@ -147,10 +138,7 @@ def test_a_cell_without_a_usable_mask_offers_no_edit(page: Page, clip: Path, mon
         return maps
 
     monkeypatch.setattr(bodies, "_maps", useless)
-    fill(page, clip)
-    press_edit(page)
-    state(page, "done")
-    explorer(page)
+    edited(page, clip)
     use, note = (
         page.get_by_role("button", name="Edit with this cell"),
         page.locator(".fm-inspector .fm-controls > .fm-note"),

@@ -129,6 +129,14 @@ def explorer(page: Page, **data: str) -> Locator:
     return drawn
 
 
+def edited(page: Page, clip: Path) -> None:
+    """An edit of the clip is made, and the explorer shows it."""
+    fill(page, clip)
+    press_edit(page)
+    state(page, "done")
+    explorer(page)
+
+
 def report(page: Page) -> dict[str, Any]:
     """The report of the run that is shown, as its download tells it."""
     page.get_by_role("tab", name="Downloads").click()
