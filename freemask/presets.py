@@ -49,7 +49,7 @@ MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
 Selection = Literal["codebook", "adaptive", "consensus"]
 FeatureSource = Literal["store", "host", "replay"]  # the source's: from the device, from host RAM, by a run of its own
 FAST: dict[str, Any] = {"steps": 15, "solver": "dpm"}  # about as good as 50 steps of DDIM (ddim.py)
-SELECTION_TAU = {"codebook": 0.3, "adaptive": 0.3, "consensus": 0.2}  # a pooled map, or a mean of many that is not
+SELECTION_TAU = {"codebook": 0.4, "adaptive": 0.4, "consensus": 0.5}  # of one map, or of a mean of many (`candidates`)
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -95,7 +95,7 @@ class Preset:
     delta: Literal[0, 1]
     region: Literal["object", "background"]
     free_self: bool = True
-    tau: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    tau: Annotated[float, Field(gt=0, lt=1)] = 0.4
     alpha_self: Share = 0.99
     alpha_cross: Share = 0.99
     alpha_temporal: Share = 0.99

@@ -145,7 +145,7 @@ def calibrate_steps(
     part: Path,
     steps: int = 25,
     frames: int = 8,
-    tau: float = 0.3,
+    tau: float = 0.4,
 ) -> Steps[Codebook]:
     """Inverts every clip and returns the codebook; finished clips are kept in `part`, a line of JSON each.
 

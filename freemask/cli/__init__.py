@@ -335,7 +335,7 @@ def calibrate(
     clips: Annotated[int, typer.Option(help="How many scenes of the suite.", min=1)] = 60,
     steps: Annotated[int, typer.Option(help="Inversion steps.", min=2, max=200)] = 25,
     frames: Annotated[int, typer.Option(help="How many frames of each clip.", min=1, max=64)] = 8,
-    tau: Annotated[float, typer.Option(help="Mask threshold, between 0 and 1.")] = 0.3,
+    tau: Annotated[float, typer.Option(help="Mask threshold, between 0 and 1.")] = 0.4,
     dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
 ) -> None:
     """Measure a backbone's codebook on clips with known masks: its best site and timestep.

@@ -1,12 +1,18 @@
 """Word maps → mask candidates: one extraction for MMC, galleries and editing (FreeMask Sec. 4.2).
 
-A candidate M_t^l is the word's soft map at timestep t and cross site l, 3×3 max-pooled, divided by the
-maximum of each frame, and strictly above τ. It stays at the site's own grid until someone asks for a size.
-Polarity: True = the word's object.
+A candidate M_t^l is the word's soft map at timestep t and cross site l, divided by the maximum of each frame, and
+strictly above τ. On fine grids it is 3×3 max-pooled first, as the paper's is; on a coarse one that would grow it by too
+much of the picture. It stays at the site's own grid until someone asks for a size. Polarity: True = the word's object.
 
-The consensus of a clip is a mask of another kind: the mean of the word's sharper maps, thresholded without
-pooling. On 14 rendered scenes (mini, 15 steps, seeds from 2,000,500) its mean IoU with the truth is 0.79 where the
-best single candidate has 0.63: many sharp maps agree on what no single one covers, so nothing needs to be grown.
+The consensus of a clip is a mask of another kind: the mean of the word's sharper maps, above half of its height.
+
+Measured on 16 rendered scenes (16 steps, seeds from 2,400,000; IoU with the true masks on a grid of 16 × 16, where the
+true mask itself has .84, and pooled .53; mini at 64 pixels, mini at 128, mini-sd):
+
+- The best candidate pooled, τ = .3: .591, .352, .415; not pooled .727, .658, .642; not pooled, τ = .4: .725, .682, .673,
+  τ = .5: .698, .663, .675.
+- The mean of the sharpest .15 of the maps above .2: .728, .527, .522, above .5: .704, .718, .676; of the sharpest .3 above
+  .5: .770, .708, .693, and with its lowest value as 0: .767, .722, .691.
 """
 
 from __future__ import annotations
@@ -23,15 +29,18 @@ from .trace import Trace
 
 __all__ = ["Consensus", "candidate", "candidates", "consensus", "dilate", "extract", "resize"]
 
-SHARPER = 0.15  # the share of a clip's maps that speak for its consensus
+SHARPER = 0.3  # the share of a clip's maps that speak for its consensus
+FINE = 32  # cells of a grid's shorter side from which on maps are pooled
 
 
 def extract(soft: np.ndarray, tau: float, *, pool: bool = True) -> np.ndarray:
-    """(f, h, w) float32 soft map -> (f, h, w) bool at the same grid. `tau` in (0, 1).
+    """(f, h, w) float32 soft map -> (f, h, w) bool at the same grid. `tau` in (0, 1); `pool`: on a fine grid.
 
     Raises MaskError for a map that is zero or constant on some frame: it says nothing about places.
     """
-    pooled = np.stack([cv2.dilate(frame, np.ones((3, 3), np.uint8)) for frame in soft]) if pool else soft
+    pooled = soft
+    if pool and min(soft.shape[1:]) >= FINE:
+        pooled = np.stack([cv2.dilate(frame, np.ones((3, 3), np.uint8)) for frame in soft])
     top = pooled.max(axis=(1, 2), keepdims=True)
     if not np.all(top > 0):
         raise MaskError("An attention map is zero on a whole frame; choose another word, layer or timestep.")
@@ -95,7 +104,8 @@ def consensus(trace: Trace, word: str) -> Consensus:
     """What the sharper maps of a word agree on.
 
     Sharp is a map with a large spread for its mean (coefficient of variation over places, mean over frames); each
-    is divided by the maximum of its frame before they are averaged. Raises MaskError where every map is flat.
+    is divided by the maximum of its frame before they are averaged, and the mean goes from 0 to 1 on each frame.
+    Raises MaskError where every map is flat.
     """
     at = find_word(trace.prompt, word)
     h, w = trace.grid
@@ -108,4 +118,6 @@ def consensus(trace: Trace, word: str) -> Consensus:
     cells = tuple(order[: max(1, round(SHARPER * len(maps)))])
     unit = [maps[cell] / maps[cell].max((1, 2), keepdims=True) for cell in cells]
     grown = [np.stack([cv2.resize(frame, (w, h), interpolation=cv2.INTER_LINEAR) for frame in soft]) for soft in unit]
-    return Consensus(np.mean(grown, axis=0), cells)
+    mean = np.mean(grown, axis=0)
+    mean -= mean.min((1, 2), keepdims=True)
+    return Consensus(mean / mean.max((1, 2), keepdims=True), cells)

@@ -68,6 +68,9 @@ async function inflate(buffer, size) {
   return new Response(new Blob([buffer]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
 }
 
+/** Cells of a grid's shorter side from which on maps are pooled, as in freemask/masks/candidates.py. */
+const FINE = 32;
+
 /** 3×3 maximum filter. */
 function pool(map, h, w) {
   const rows = new Float32Array(map.length), out = new Float32Array(map.length);
@@ -82,7 +85,7 @@ function extract(maps, h, w, tau) {
   const masks = new Uint8Array(maps.length * h * w);
   const strict = Math.fround(tau);
   for (const [frame, map] of maps.entries()) {
-    const pooled = pool(map, h, w);
+    const pooled = Math.min(h, w) >= FINE ? pool(map, h, w) : map;
     const top = largest(pooled);
     if (!(top > 0) || (map.length > 1 && map.every((p) => p === map[0]))) return null;
     for (let i = 0; i < map.length; i++) masks[frame * h * w + i] = Math.fround(pooled[i] / top) > strict;
