@@ -19,6 +19,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from .errors import SettingError
+from .families.sites import Kind
 from .families.specs import PRESETS, ROOT, Solver, backbone_folder, backbone_name
 from .validation import STRICT, refuse_unknown, validated
 
@@ -28,6 +29,7 @@ __all__ = [
     "Example",
     "FeatureSource",
     "Method",
+    "KINDS",
     "Preset",
     "Settings",
     "batch_rows",
@@ -42,8 +44,11 @@ __all__ = [
 ]
 
 TASKS = ("style", "attribute", "shape", "place")
-METHODS = ("freemask", "fatezero", "p2p", "plain", "released")
+METHODS = tuple(
+    sorted((path.parent.name for path in PRESETS.glob("*/method.yaml")), key=lambda n: (n != "freemask", n))
+)
 OLD_TASKS = {"official": "shape", "official-style": "style"}  # of the method "released", as they were named before
+KINDS: tuple[Kind, ...] = ("self", "cross", "temporal")
 MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
 
 Selection = Literal["codebook", "adaptive", "consensus"]
@@ -55,14 +60,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Method:
-    """A way to edit: its short `name`, its `title`, the `paper` that it comes from, what it does in a sentence, and
-    whether a chosen or painted mask can act in it."""
+    """A way to edit: its short `name`, its `title`, the `paper` that it comes from, what it does in a sentence, whether
+    a chosen or painted mask can act in it, the kinds of attention that it `fuses`, and whose `features`: those of the
+    inversion, or those of the source's own denoising, the reconstruction."""
 
     name: str
     title: str
     paper: str
     summary: str
     masked: bool = True
+    fuses: tuple[Kind, ...] = ()
+    features: Literal["inversion", "reconstruction"] = "inversion"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -79,14 +87,10 @@ class Preset:
     `selection` says where the mask comes from: the candidate that the backbone's codebook names, the one of this
     clip nearest to its maps' consensus, or that consensus itself (`plan`).
 
-    The other fields are what other methods do otherwise. `attention` says whose features are fused: those of the
-    "inversion", or those of the source's own denoising, the "reconstruction". `masked_cross` says whether m acts on
-    cross-attention, else every column with a source is the source's. `mask` "level" is the mean
-    over the sites of one grid level (`level` halvings of the finest; None: the released code's), "mean" that over
-    all sites, "none" fuses without one; `time_aware` says whether every step uses its own mask (None: where δ is
-    0 or the mask is a level's); `cross_order` "blend_first" blends before remapping; `temporal` "inversion_201"
-    takes the mask of the label nearest 201 at the site's own grid with source and edit swapped; `max_positions`
-    limits self and cross fusion to grids of at most that many positions.
+    `mask` "level" is the mean over the sites of one grid level (`level` halvings of the finest; None: the released
+    code's), "mean" that over all sites, "none" fuses without one; `time_aware` says whether every step uses its own
+    mask (None: where δ is 0 or the mask is a level's); `max_positions` limits self and cross fusion to grids of at
+    most that many positions.
     """
 
     name: str
@@ -94,6 +98,7 @@ class Preset:
     summary: str
     delta: Literal[0, 1]
     region: Literal["object", "background"]
+    method: str = "freemask"
     free_self: bool = True
     tau: Annotated[float, Field(gt=0, lt=1)] = 0.4
     alpha_self: Share = 0.99
@@ -106,13 +111,9 @@ class Preset:
     reweight: Annotated[float, Field(ge=0, le=10)] = 1.0
     rescale: Share = 0.0
     selection: Selection = "codebook"
-    attention: Literal["inversion", "reconstruction"] = "inversion"
-    masked_cross: bool = True
     mask: Literal["mmc", "level", "mean", "none"] = "mmc"
     level: Annotated[int, Field(ge=0, le=8)] | None = None
     time_aware: bool | None = None
-    cross_order: Literal["remap_first", "blend_first"] = "remap_first"
-    temporal: Literal["blend", "inversion_201"] = "blend"
     max_positions: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -209,6 +210,12 @@ def make_settings(*, labels: Mapping[str, str] | None = None, **values: Any) -> 
     own = [told for name, told in named.items() if name != "timestep" and getattr(settings, name)]
     if own and not load_method(settings.method).masked:
         raise SettingError(f"The method {settings.method!r} takes no mask: leave {own[0]} out, or change the method.")
+    fuses = load_method(settings.method).fuses
+    for kind in (*KINDS, "latent"):
+        if getattr(settings, f"alpha_{kind}") and (not fuses or kind in KINDS and kind not in fuses):
+            raise SettingError(
+                f"The method {settings.method!r} fuses nothing {kind}: leave alpha_{kind} out, or change the method."
+            )
     if len(own) > 1:
         raise SettingError(f"{' and '.join(own)} each name a mask: give one of them.")
     if settings.timestep is not None and settings.site is None:
@@ -287,7 +294,9 @@ def load_preset(task: str, method: str = "freemask") -> Preset:
     if method != "freemask":
         base = load_preset(task)
         values = {name: getattr(base, name) for name in ("title", "summary", "delta", "region")} | values
-    preset: Preset = validated(Preset, values | {"name": task}, f"presets/{method}/{task}.yaml: ")
+    closed = {f"alpha_{kind}": 0.0 for kind in KINDS if kind not in load_method(method).fuses}
+    values = closed | values | {"name": task, "method": method}
+    preset: Preset = validated(Preset, values, f"presets/{method}/{task}.yaml: ")
     return preset
 
 

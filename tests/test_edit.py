@@ -15,12 +15,12 @@ from freemask.jobs.metrics import psnr
 from freemask.masks.candidates import candidate, extract, resize
 from freemask.masks.features import Features
 from freemask.masks.trace import load_trace, save_trace
+from freemask.methods.base import fused_sites
 from freemask.methods.editor import Editor, Usage
-from freemask.methods.equations import token_map
-from freemask.methods.hooks import Fusing, fused_sites
+from freemask.methods.sessions import SESSIONS
 from freemask.presets import examples, load_preset
 from freemask.steps import finish
-from freemask.words.prompts import align, find_word
+from freemask.words.prompts import find_word
 
 pytestmark = pytest.mark.numeric
 
@@ -69,6 +69,11 @@ def plain(editor: Editor, trace, prompt=EDIT, guidance=7.5, rescale=0.0, **optio
 
 def close(a, b, relative=1e-4):
     return (a - b).abs().max() <= relative * b.abs().max()
+
+
+def session(editor, trace, preset, prompt=EDIT, **options):
+    plan = editor.plan_masks(trace, word="car", task=preset)
+    return SESSIONS[preset.method](editor.backbone, trace, plan, preset, prompt=prompt, word="car", **options)
 
 
 def everywhere(trace, value):
@@ -276,7 +281,7 @@ def test_self_attention_that_is_not_free_is_the_sources_everywhere(editor, trace
 
 def test_time_aware_and_time_agnostic_masks(editor, trace):
     shape = editor.plan_masks(trace, word="car", task=task("shape"))
-    assert 0.05 < shape.area < 0.95
+    assert 0.02 < shape.area < 0.95
     assert len({m.tobytes() for m in shape.object_at.values()}) > 1
     style = editor.plan_masks(trace, word="car", task=task("style"))
     assert len({m.tobytes() for m in style.object_at.values()}) == 1
@@ -309,10 +314,10 @@ def test_union_only_adds(editor, trace):
 
 def test_a_union_is_what_either_mask_holds(editor, trace):
     """And E is it for an object's edit, all but it for a background's."""
-    plan = editor.plan_masks(trace, word="car", task=task("shape"))
-    t, other = trace.timesteps[0], np.roll(plan.object_at[trace.timesteps[0]], 3, -1)
     for union in (True, False):
-        fusing = Fusing(trace, plan, task("shape", union=union), token_map((0,), (), ((1,),), ((1,),), 8), [], [])
+        fusing = session(editor, trace, task("shape", union=union))
+        plan, t = fusing.plan, trace.timesteps[0]
+        other = np.roll(plan.object_at[t], 3, -1)
         assert np.array_equal(fusing.object(t), plan.object_at[t])  # nothing is known of the edit's own mask yet
         fusing.edit_map = other
         wanted = plan.object_at[t] | other if union else plan.object_at[t]
@@ -324,34 +329,22 @@ def test_a_union_is_what_either_mask_holds(editor, trace):
 @pytest.mark.parametrize(
     ("edit", "expected"), [("a red bus driving on the grass", (3,)), ("two blue boats sailing", ()), (SOURCE, (3,))]
 )
-def test_the_mask_that_joins_is_that_of_the_words_own_tokens(editor, trace, monkeypatch, edit, expected):
+def test_the_mask_that_joins_is_that_of_the_words_own_tokens(editor, trace, edit, expected):
     """The columns of the edit prompt that stand for the edited word: its own, and no other's."""
-    seen = []
-
-    class Watched(Fusing):
-        def __init__(self, *given):
-            seen.append(given[4])
-            super().__init__(*given)
-
-    monkeypatch.setattr("freemask.methods.editor.Fusing", Watched)
-    next(editor.edit_steps(trace, prompt=edit, task=task("shape", union=True), word="car"))
-    assert seen == [list(expected)]
+    assert session(editor, trace, task("shape", union=True), edit).edit_columns == list(expected)
 
 
-def test_changed_words_are_left_to_the_edit_after_their_window(editor, trace, monkeypatch):
-    told = []
-
-    class Watched(Fusing):
-        def begin(self, t, kinds, keep_changed):
-            told.append((t, keep_changed))
-            super().begin(t, kinds, keep_changed)
-
-    monkeypatch.setattr("freemask.methods.editor.Fusing", Watched)
-    run(editor, trace, task(alpha_cross=1.0, alpha_changed=0.5))
-    assert told == [(t, i >= STEPS // 2) for i, t in enumerate(reversed(trace.timesteps))]
-    told.clear()
-    run(editor, trace, task(alpha_cross=0.75))  # as the other words where nothing is said
-    assert [keep for _, keep in told] == [False, False, False, True]
+def test_changed_words_are_left_to_the_edit_after_their_window(editor, trace):
+    """And with the other words where nothing is said of them."""
+    a0, a1 = torch.rand(2, 4, 2, 64, editor.backbone.text_shape[0])
+    for changes, wanted in (({"alpha_changed": 0.5}, STEPS // 2), ({"alpha_cross": 0.75}, 3)):
+        one = session(editor, trace, task(**({"alpha_cross": 1.0} | changes)))
+        changed = one.tokens.changed
+        for i, t in enumerate(reversed(trace.timesteps)):
+            one.t = t
+            out = one.weighed(a0, a1)
+            assert torch.equal(out[..., changed], (a1 if i >= wanted else a0)[..., changed])
+            assert torch.equal(out[..., ~changed], a0[..., ~changed])
 
 
 def test_only_grids_of_so_many_positions_are_fused(trace):
@@ -367,15 +360,17 @@ def test_only_grids_of_so_many_positions_are_fused(trace):
 
 def test_the_released_code_swaps_source_and_edit_in_time(editor, trace):
     """At the label nearest 201 and each site's own grid, True where its own Eq. 10 takes the edit: off the object."""
-    preset = task("shape", "released")
-    plan = editor.plan_masks(trace, word="car", task=preset)
+    one = session(editor, trace, task("shape", "released"))
     t = min(trace.timesteps, key=lambda t: abs(t - 201))
-    assert plan.swapped.keys() == {site.level for site in trace.sites if site.kind == "temporal"}
-    for level, mask in plan.swapped.items():
-        at = [site for site in trace.sites if site.kind == "cross" and site.level == level]
+    temporal = [site for site in trace.sites if site.kind == "temporal"]
+    assert one.swapped.keys() == {site.level for site in temporal}
+    for there in temporal:
+        at = [site for site in trace.sites if site.kind == "cross" and site.level == there.level]
         soft = np.mean([trace.word_map(t, site, find_word(SOURCE, "car")) for site in at], axis=0)
-        assert np.array_equal(mask, ~extract(soft, preset.tau)), level
-    assert editor.plan_masks(trace, word="car", task=task("shape")).swapped == {}
+        assert np.array_equal(one.moved_in_time(there), ~extract(soft, one.task.tau)), there
+    unmasked = session(editor, trace, task("style", "released"))
+    unmasked.t = t
+    assert not unmasked.moved_in_time(temporal[0]).any()
 
 
 @pytest.mark.parametrize(("side", "level"), [(16, 0), (32, 2), (48, 2)])
@@ -431,18 +426,9 @@ def test_a_painted_mask_grows_as_any_other(editor, trace):
     assert np.array_equal(editor.plan_masks(trace, word="car", task=task(), mask=mask).shown, mask)
 
 
-def test_the_tokens_of_either_prompt_are_its_own(editor, trace, monkeypatch):
+def test_the_tokens_of_either_prompt_are_its_own(editor, trace):
     """Without the second word, each token of the edit prompt from there on is the next one of the source's."""
-    seen = []
-
-    class Watched(Fusing):
-        def __init__(self, *given):
-            seen.append(given[3])
-            super().__init__(*given)
-
-    monkeypatch.setattr("freemask.methods.editor.Fusing", Watched)
-    next(editor.edit_steps(trace, prompt=SOURCE.replace("red ", ""), task=task(), word="car"))
-    (tokens,) = seen
+    tokens = session(editor, trace, task(), SOURCE.replace("red ", "")).tokens
     assert tokens.source_of[:9].tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9] and not tokens.changed.any()
 
 
@@ -598,7 +584,9 @@ def test_the_word_that_changed_is_edited_and_its_columns_are_the_new_words(edito
     done = editor.edit(twice, prompt=prompt, task=task("shape"))
     assert np.array_equal(done.plan.shown, editor.plan_masks(twice, word=word, task=task("shape")).shown)
     rows = editor.backbone.word_tokens(prompt)
-    assert editor._edit_columns(twice, word, align(twice.prompt, prompt).source_of, rows) == list(rows[at])
+    plan, preset = done.plan, task("shape")
+    one = SESSIONS["freemask"](editor.backbone, twice, plan, preset, prompt=prompt, word=word)
+    assert one.edit_columns == list(rows[at])
 
 
 @pytest.fixture(scope="module")

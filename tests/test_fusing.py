@@ -13,8 +13,9 @@ from freemask.masks.candidates import extract, resize
 from freemask.masks.mmc import Choice
 from freemask.masks.plan import MaskPlan
 from freemask.masks.trace import Trace
-from freemask.methods.equations import TokenMap
-from freemask.methods.hooks import ROWS, Fusing, window, windows
+from freemask.methods.base import window, windows
+from freemask.methods.fusing import TokenMap
+from freemask.methods.sessions import SESSIONS
 from freemask.presets import load_preset
 
 pytestmark = pytest.mark.numeric
@@ -34,18 +35,41 @@ def drawn_mask(fill, seed):
     return {"all": np.ones_like(some), "none": np.zeros_like(some), "some": some}[fill]
 
 
-def fusing(fill="some", *, watched=(), columns=(), swapped=None, **changes):
+class Words:
+    """The text side of a backbone: each word a token."""
+
+    def word_tokens(self, prompt):
+        return tuple((i + 1,) for i in range(len(prompt.split())))
+
+    def text(self, prompts):
+        return torch.zeros(len(prompts), TOKENS, WIDTH)
+
+
+def fusing(fill="some", *, watched=(), columns=(), swapped=None, method="freemask", **changes):
     clip = Clip(np.zeros((FRAMES, 16, 96, 3), np.uint8), 8.0)
-    latents = {CLEAN: torch.zeros(1, 4, FRAMES, *GRID)}
+    latents = dict.fromkeys((CLEAN, LATER, FIRST), torch.zeros(1, 4, FRAMES, *GRID))
     trace = Trace(clip, "a car", (LATER, FIRST), (SELF, CROSS, TIME, COARSE), ((1,), (2,)), latents)
     masks = {t: drawn_mask(fill, t) for t in (LATER, FIRST)}
-    plan = MaskPlan(masks, masks[LATER].repeat(4, 1).repeat(4, 2), Choice(COARSE, LATER, "measured"), swapped or {})
-    task = replace(load_preset("shape"), **changes)
-    return Fusing(trace, plan, task, TokenMap(SOURCE_OF, CHANGED), list(columns), [list(one) for one in watched])
+    plan = MaskPlan(masks, masks[LATER].repeat(4, 1).repeat(4, 2), Choice(COARSE, LATER, "measured"))
+    task = replace(load_preset("shape", method), max_positions=None, **changes)
+    session = SESSIONS[method](Words(), trace, plan, task, prompt="a bus", word="car")
+    session.tokens, session.edit_columns = TokenMap(SOURCE_OF, CHANGED), list(columns)
+    session.watched, session.watched_tokens = tuple(range(len(watched))), [list(one) for one in watched]
+    if swapped is not None:
+        session.swapped = swapped
+    return session
 
 
 def maps(q, k):
     return (q @ k.transpose(-1, -2) / WIDTH**0.5).softmax(-1)
+
+
+def step(one, t, kinds=KINDS, *, keep_changed=False):
+    """A step begins in which some kinds are fused; returns the names of its rows."""
+    one.windows = {kind: len(one.order) for kind in kinds}
+    one.changed_window = 0 if keep_changed else len(one.order)
+    one.now = tuple(row.name for row in one.rows(t, torch.zeros(1, 4, FRAMES, *GRID)))
+    return one.now
 
 
 def passed(one, site, seed=0):
@@ -54,18 +78,22 @@ def passed(one, site, seed=0):
     n, s = (h * w, FRAMES) if site.kind == "temporal" else (FRAMES, h * w)
     told = TOKENS if site.kind == "cross" else s
     generator = torch.Generator().manual_seed(seed)
-    rows = [[torch.randn(n, HEADS, length, WIDTH, generator=generator) for length in (s, told, told)] for _ in one.rows]
-    out = one.hooks(one.span, one.rows)[site](site, *map(torch.cat, zip(*rows, strict=True)))
+    rows = [[torch.randn(n, HEADS, length, WIDTH, generator=generator) for length in (s, told, told)] for _ in one.now]
+    out = one.hooks(one.span, one.now)[site](site, *map(torch.cat, zip(*rows, strict=True)))
     return out.chunk(len(rows)), rows
 
 
 def hooked(one, site, t, *, keep_changed=False):
     """A step in which every kind is fused begins, and passes a site after the others of its level."""
-    one.begin(t, KINDS, keep_changed)
-    assert one.rows == ROWS
+    assert step(one, t, keep_changed=keep_changed) == ("plain", "edit", "source")
     for other in (SELF, CROSS, TIME):
         passed(one, other, seed=1)
     return passed(one, site)
+
+
+def end(one):
+    """The step's forwards are over."""
+    one.combine(torch.zeros(1), {name: torch.zeros(1, 1, 1) for name in one.now})
 
 
 def flat(mask):
@@ -106,19 +134,20 @@ def test_temporal_queries_and_keys_are_the_edits_on_a_changing_object(fill, delt
 
 def test_the_released_codes_own_temporal_mask_takes_the_place_of_m():
     mask = drawn_mask("some", 7)
-    outs, rows = hooked(fusing(swapped={0: mask}), TIME, FIRST)
+    outs, rows = hooked(fusing(swapped={0: mask}, method="released"), TIME, FIRST)
     (_, (q1, k1, v1), (q0, k0, _)) = rows
     m = flat(mask).T[:, None, :, None].float()
     assert torch.allclose(outs[1], maps((1 - m) * q0 + m * q1, (1 - m) * k0 + m * k1) @ v1, atol=1e-5)
 
 
 @pytest.mark.parametrize(("delta", "region"), [(0, "object"), (0, "background"), (1, "background")])
-@pytest.mark.parametrize("order", ["remap_first", "blend_first"])
+@pytest.mark.parametrize("method", ["freemask", "released"])
 @pytest.mark.parametrize("keep_changed", [True, False])
-def test_cross_maps_are_the_edits_on_a_changing_object(delta, region, order, keep_changed):
+def test_cross_maps_are_the_edits_on_a_changing_object(delta, region, method, keep_changed):
     """A = (1−m)·A0' + m·A1, A0' the source's columns at the edit's tokens and A1 where there is none; with changed
     words weighed, and left to A1 after their window. The released code blends first."""
-    one = fusing(delta=delta, region=region, cross_order=order, reweight=3.0)
+    time = {0: drawn_mask("some", 7)} if method == "released" else None
+    one = fusing(delta=delta, region=region, method=method, swapped=time, reweight=3.0)
     for t in (FIRST, LATER):
         outs, rows = hooked(one, CROSS, t, keep_changed=keep_changed)
         (_, (q1, k1, v1), (q0, k0, _)) = rows
@@ -129,7 +158,7 @@ def test_cross_maps_are_the_edits_on_a_changing_object(delta, region, order, kee
             if i < 0:
                 column = a1[..., j]
             else:
-                column = (1 - m) * a0[..., i] + m * (a1[..., i] if order == "blend_first" else a1[..., j])
+                column = (1 - m) * a0[..., i] + m * (a1[..., i] if method == "released" else a1[..., j])
             if CHANGED[j]:
                 column = 3 * (a1[..., j] if keep_changed else column)
             columns.append(column)
@@ -140,11 +169,11 @@ def test_cross_maps_are_the_edits_on_a_changing_object(delta, region, order, kee
 def test_the_edit_words_own_mask_is_that_of_its_tokens_at_the_chosen_site():
     """From the step before, by the task's threshold: the mean over heads, summed over the word's tokens."""
     one = fusing(union=True, tau=0.9, columns=(2, 3))
-    one.begin(FIRST, KINDS, False)
+    step(one, FIRST)
     _, (_, (q1, k1, _), _) = passed(one, COARSE)
     passed(one, CROSS, seed=1)
     assert np.array_equal(one.object(FIRST), drawn_mask("some", FIRST))  # not yet
-    one.end()
+    end(one)
     soft = maps(q1, k1).mean(1)[..., 2:4].sum(-1).reshape(FRAMES, *COARSE.grid(GRID))
     own = resize(extract(soft.numpy(), 0.9), GRID)
     assert own.any() and not own.all()
@@ -154,9 +183,9 @@ def test_the_edit_words_own_mask_is_that_of_its_tokens_at_the_chosen_site():
 @pytest.mark.parametrize("kinds", [KINDS, set()])
 def test_watched_words_are_seen_as_the_edit_looks_before_any_fusion(kinds):
     one = fusing(watched=[(1,), (2, 3)])
-    one.begin(FIRST, kinds, False)
+    step(one, FIRST, kinds)
     _, (_, (q1, k1, _), *_) = passed(one, CROSS)
-    one.end()
+    end(one)
     for i, columns in enumerate(([1], [2, 3])):
         wanted = maps(q1, k1).mean(1)[..., columns].sum(-1).reshape(FRAMES, *GRID).numpy()
         assert np.allclose(one.maps[FIRST, CROSS.name].of([i]), wanted, atol=wanted.max() / 255)

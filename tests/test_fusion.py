@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from freemask.methods.equations import fuse_cross, fuse_latent, fuse_self, fuse_temporal, token_map
+from freemask.methods.freemask import fuse_cross, fuse_temporal
+from freemask.methods.fusing import fuse_latent, fuse_self, token_map
+from freemask.methods.released import blend_first
 from freemask.words.prompts import align
 
 pytestmark = pytest.mark.numeric
@@ -59,25 +61,17 @@ def test_words_of_unequal_length_share_columns():
     assert found.source_of.tolist() == [0, 1, 2, 3, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("blend_first", [True, False])
-def test_cross_keeps_the_source_outside_and_the_edit_inside(blend_first):
+@pytest.mark.parametrize("fuse", [blend_first, fuse_cross])
+def test_cross_keeps_the_source_outside_and_the_edit_inside(fuse):
     a0, a1 = torch.rand(2, 3, 2, 6, 8).softmax(-1)
     columns = tokens("a car drives", "a blue car drives")
     m = torch.zeros(3, 6, dtype=torch.bool)
     m[:, 3:] = True
-    out = fuse_cross(a0, a1, m, columns, blend_first=blend_first)
+    out = fuse(a0, a1, m, columns)
     assert torch.allclose(out[:, :, :3, 3], a0[:, :, :3, 2])
     assert torch.allclose(out[:, :, :3, 2], a1[:, :, :3, 2])  # "blue" has no source
-    inside = a1[:, :, 3:, 2] if blend_first else a1[:, :, 3:, 3]
+    inside = a1[:, :, 3:, 2] if fuse is blend_first else a1[:, :, 3:, 3]
     assert torch.allclose(out[:, :, 3:, 3], inside)
-
-
-def test_changed_words_may_be_left_and_weighed():
-    a0, a1 = torch.rand(2, 3, 2, 6, 8).softmax(-1)
-    columns = tokens("a car drives", "a bus drives")
-    m = torch.zeros(3, 6, dtype=torch.bool)
-    assert torch.allclose(fuse_cross(a0, a1, m, columns, keep_changed=True)[..., 2], a1[..., 2])
-    assert torch.allclose(fuse_cross(a0, a1, m, columns, reweight=2.0)[..., 2], 2 * a0[..., 2])
 
 
 def test_latents_outside_are_the_sources():

@@ -9,9 +9,11 @@ import torch
 from freemask.clips.video import Clip
 from freemask.errors import SettingError
 from freemask.families.loading import load_backbone
-from freemask.methods import hooks
 from freemask.methods.editor import Editor
-from freemask.presets import load_preset, make_settings, methods, task_names
+from freemask.methods.fusing import Fusing
+from freemask.methods.p2p import PromptToPrompt
+from freemask.methods.sessions import SESSIONS
+from freemask.presets import METHODS, load_method, load_preset, make_settings, methods, task_names
 from freemask.steps import finish
 
 pytestmark = pytest.mark.numeric
@@ -46,9 +48,10 @@ def everywhere(trace, value):
 
 
 @pytest.mark.parametrize("method", ["fatezero", "p2p"])
-def test_the_same_prompt_without_guidance_is_the_reconstruction(editor, trace, method):
+def test_the_same_prompt_without_guidance_is_the_reconstruction(editor, trace, method, monkeypatch):
     """With the features of that denoising; those of the inversion are of other latents."""
-    preset = replace(load_preset("style", method), attention="reconstruction", alpha_changed=None)
+    monkeypatch.setattr("freemask.methods.fusing.load_method", lambda _: load_method("p2p"))
+    preset = replace(load_preset("style", method), alpha_changed=None)
     again = run(editor, trace, preset, prompt=SOURCE, guidance=1.0)
     assert close(again, finish(editor.reconstruct_steps(trace)))
 
@@ -88,7 +91,7 @@ def test_prompt_to_prompt_takes_no_features_of_the_inversion(editor, trace):
     wanted = run(editor, trace, preset)
     assert close(run(editor, stored, preset), wanted)
     assert close(run(editor, trace, preset, one_row=True), wanted)
-    assert not close(run(editor, trace, replace(preset, attention="inversion")), wanted, 1e-3)
+    assert not close(run(editor, trace, replace(preset, method="fatezero", free_self=False)), wanted, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -102,14 +105,18 @@ def test_prompt_to_prompt_takes_no_features_of_the_inversion(editor, trace):
 )
 def test_words_that_stay_keep_the_sources_columns_and_others_their_own(editor, trace, monkeypatch, prompt):
     """FateZero, Sec. 3.2, under any mask."""
-    met, fuse = [], hooks.fuse_cross
+    met, weighed, fuse = [], Fusing.weighed, PromptToPrompt.fuse_cross
 
-    def look(a0, a1, m, tokens, **options):
-        out = fuse(a0, a1, m, tokens, **options)
-        met.append((a0, a1, tokens, out))
-        return out
+    def fuse_cross(self, a0, a1, m):
+        met.append([a0, a1, self.tokens])
+        return fuse(self, a0, a1, m)
 
-    monkeypatch.setattr(hooks, "fuse_cross", look)
+    def look(self, a, a1):
+        met[-1].append(weighed(self, a, a1))
+        return met[-1][-1]
+
+    monkeypatch.setattr(PromptToPrompt, "fuse_cross", fuse_cross)
+    monkeypatch.setattr(Fusing, "weighed", look)
     run(editor, trace, load_preset("shape", "fatezero"), prompt=prompt, mask=everywhere(trace, True))
     assert met
     for a0, a1, tokens, out in met:
@@ -131,6 +138,7 @@ def test_freemasks_masks_take_the_place_of_a_methods_own(tmp_path):
 
 
 def test_every_method_does_every_task():
+    assert METHODS == ("freemask", *sorted(SESSIONS.keys() - {"freemask"}))
     for method in methods():
         for task in task_names():
             preset = load_preset(task, method.name)
@@ -143,3 +151,15 @@ def test_the_editor_takes_a_task_and_a_method_by_name(editor, trace):
     assert np.array_equal(by_name, own)
     with pytest.raises(SettingError, match="did you mean 'fatezero'"):
         editor.edit(trace, prompt=EDIT, task="shape", method="fatezeros")
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "told"),
+    [("plain", {"alpha_self": 0.5}, "nothing self"), ("plain", {"alpha_latent": 0.5}, "nothing latent")]
+    + [("fatezero", {"alpha_temporal": 0.5}, "nothing temporal")],
+)
+def test_a_share_of_what_a_method_does_not_fuse_is_refused(method, given, told):
+    about = {"source": SOURCE, "edit": EDIT, "task": "shape", "method": method}
+    with pytest.raises(SettingError, match=f"{told}: leave alpha_"):
+        make_settings(**about, **given)
+    assert make_settings(**about, **dict.fromkeys(given, 0.0))

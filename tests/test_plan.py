@@ -30,15 +30,16 @@ def box(top, left, bottom, right):
 
 
 OBJECT = box(3, 4, 8, 9)
+SHARP = {1: np.roll(OBJECT, 1, 2), 21: np.roll(OBJECT, -1, 2), BEST: OBJECT}
+SHARP |= {61: box(4, 4, 8, 9), 81: box(3, 4, 7, 9), 101: OBJECT & ~box(5, 6, 6, 7)}
 
 
 def maps():
-    """Three sharp maps, whose mean is at least 2/3 on the object; one a cell smaller, so that it is the object when
-    it is pooled. The rest is faint, and above any threshold nearly everywhere."""
+    """Six sharp maps, at least four of which hold each cell of the object; one is the object. The rest is faint, and
+    above any threshold nearly everywhere."""
     faint = np.random.default_rng(0).random((2, *GRID), np.float32) * 0.01 + 0.2
     drawn = {(t, VAGUE): faint[:, ::2, ::2] for t in TS} | {(t, FINE): faint for t in TS}
-    sharp = {(t, FINE): OBJECT.astype(np.float32) for t in (1, 21)}
-    return drawn | sharp | {(BEST, FINE): box(4, 5, 7, 8).astype(np.float32)}
+    return drawn | {(t, FINE): sharp.astype(np.float32) for t, sharp in SHARP.items()}
 
 
 def plan(painted=None, *, choice=None, drawn=None, **changes):
@@ -64,7 +65,7 @@ def test_without_a_codebook_the_clip_chooses_what_agrees_with_its_consensus():
 
 
 @pytest.mark.parametrize("cells", [0, 1])
-def test_the_consensus_is_the_mask_unpooled_and_grown_by_what_is_asked(cells):
+def test_the_consensus_is_the_mask_and_grown_by_what_is_asked(cells):
     """By cells of the latents' grid, for the edit and for what is shown alike; a candidate's mask too."""
     for changes in ({"selection": "consensus"}, {"selection": "adaptive", "delta": 0}):
         made = plan(**changes, dilate=cells)
@@ -74,7 +75,7 @@ def test_the_consensus_is_the_mask_unpooled_and_grown_by_what_is_asked(cells):
 
 def test_a_time_aware_mask_is_each_steps_own_and_shown_is_the_chosen_steps():
     made = plan(delta=0, choice=Choice(FINE, BEST, "measured"))
-    assert np.array_equal(made.object_at[21], dilate(OBJECT, 1))
+    assert np.array_equal(made.object_at[21], SHARP[21])
     assert np.array_equal(made.object_at[BEST], OBJECT) and np.array_equal(made.shown, at_frames(OBJECT))
     assert made.cells == tuple((t, FINE.name) for t in TS)
 
@@ -104,25 +105,14 @@ def test_a_mean_is_over_all_sites_at_the_finest_grid(faint, everywhere):
     drawn = {(1, VAGUE): np.full((2, 6, 8), faint, np.float32), (1, FINE): OBJECT.astype(np.float32)}
     for choice in (Choice(VAGUE, 1, "measured"), Choice(FINE, 1, "measured")):
         made = plan(mask="mean", drawn=drawn, choice=choice)
-        assert np.array_equal(made.object_at[1], dilate(OBJECT, 1) | everywhere)
+        assert np.array_equal(made.object_at[1], OBJECT | everywhere)
 
 
 def test_a_levels_mask_is_of_the_level_that_is_asked_for():
     drawn = {(1, VAGUE): OBJECT[:, ::2, ::2].astype(np.float32), (1, FINE): box(0, 0, 3, 3).astype(np.float32)}
     fine, coarse = (plan(mask="level", level=level, drawn=drawn).object_at[1] for level in (0, 1))
-    assert np.array_equal(fine, dilate(box(0, 0, 3, 3), 1))
-    assert np.array_equal(coarse, dilate(OBJECT[:, ::2, ::2], 1).repeat(2, 1).repeat(2, 2))
-
-
-def test_the_released_codes_temporal_mask_is_of_the_label_nearest_201():
-    """And True off the object, for its Eq. 10 swaps source and edit."""
-    drawn = {(t, FINE): np.roll(OBJECT, t // 100, 1).astype(np.float32) for t in (1, 101, 221, 301, 401)}
-    trace = drawn_trace(drawn, GRID)
-    trace = replace(trace, sites=(*trace.sites, Site("up_blocks.1.temp_attentions.0.attn1", "temporal", 0)))
-    task = replace(load_preset("shape", "released"), level=0)
-    made = plan_masks(trace, Choice(FINE, 1, "measured"), word="car", task=task)
-    assert made.swapped.keys() == {0}
-    assert np.array_equal(made.swapped[0], ~dilate(np.roll(OBJECT, 2, 1), 1))
+    assert np.array_equal(fine, box(0, 0, 3, 3))
+    assert np.array_equal(coarse, OBJECT[:, ::2, ::2].repeat(2, 1).repeat(2, 2))
 
 
 def test_a_painted_mask_replaces_any():

@@ -68,9 +68,9 @@ def test_examples_are_complete():
 
 def test_tau_follows_the_selection():
     about = {"source": "a red car", "edit": "a blue car"}
-    assert make_settings(task="shape", selection="consensus", **about).preset().tau == 0.2
-    assert make_settings(task="attribute", selection="codebook", **about).preset().tau == 0.3
-    assert make_settings(task="attribute", selection="codebook", tau=0.5, **about).preset().tau == 0.5
+    assert make_settings(task="shape", selection="consensus", **about).preset().tau == 0.5
+    assert make_settings(task="attribute", selection="codebook", **about).preset().tau == 0.4
+    assert make_settings(task="attribute", selection="codebook", tau=0.6, **about).preset().tau == 0.6
     assert make_settings(task="attribute", **about).preset().tau == load_preset("attribute").tau
     with pytest.raises(SettingError, match="leave selection out"):
         make_settings(method="released", selection="adaptive", **about)
@@ -82,7 +82,7 @@ def test_a_mask_of_ones_own_is_one_mask(tmp_path):
     about = {"source": "a red car", "edit": "a blue car"}
     cell = make_settings(task="attribute", site="up 3.0", timestep=241, **about).preset()
     row = make_settings(task="attribute", site="up 3.0", **about).preset()
-    assert (cell.selection, cell.time_aware, cell.tau) == ("codebook", False, 0.3)
+    assert (cell.selection, cell.time_aware, cell.tau) == ("codebook", False, 0.4)
     assert row.time_aware is True
     masks = tmp_path / "masks.zip"
     for both in ({"site": "mid", "selection": "codebook"}, {"site": "mid", "masks": masks}):

@@ -28,8 +28,8 @@ from ..families.ddim import timesteps
 from ..families.unet3d import UNet3D
 from ..jobs.memory import Peak
 from ..masks.trace import Trace
+from ..methods.base import windows
 from ..methods.editor import Denoised, Editor
-from ..methods.hooks import windows
 from ..presets import Preset, load_preset
 from ..steps import Step, Steps, finish
 from .speed import beside_peer, circumstances, in_turn, matrix_rate, other_costs, row_flops, whole_edit

@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 from ..clips.spans import spans
 from ..families.backbone import Backbone
 from ..families.specs import known_backbone
-from ..methods.hooks import fused_sites, windows
+from ..methods.base import fused_sites, windows
 from ..presets import FeatureSource, Preset, batch_rows
 
 __all__ = ["Need", "Peak", "choose_features", "free_bytes", "need", "run_dry"]

@@ -29,7 +29,7 @@ from ..masks.plan import is_time_aware
 from ..masks.trace import Trace, load_trace, save_trace
 from ..methods.editor import Denoised, Editor, Usage
 from ..pictures.mask_zip import read_mask_zip
-from ..presets import FeatureSource, Preset, Settings
+from ..presets import FeatureSource, Preset, Settings, load_method
 from ..steps import Step, Steps
 from ..words.prompts import align, warnings, words
 from .files import save_files
@@ -161,6 +161,11 @@ class Job:
         """The task as the method does it, with this job's own numbers."""
         return self.settings.preset()
 
+    @property
+    def storable(self) -> bool:
+        """Whether the features that the method fuses are the inversion's, which may be stored."""
+        return load_method(self.settings.method).features == "inversion"
+
     def load(self, editor: Editor | None) -> Steps[None]:
         """The model, the frames' size, and masks of one's own at that size."""
         settings = self.settings
@@ -181,7 +186,7 @@ class Job:
     def invert(self, kept: Path | None) -> Steps[None]:
         """The trace of the clip with its reconstruction: made, or read from the folder `kept`."""
         settings, device = self.settings, self.editor.backbone.device
-        storing = settings.features in ("store", "host") and self.preset.attention == "inversion"
+        storing = settings.features in ("store", "host") and self.storable
         file = kept / _inversion_name(self.path, settings, self.size) if kept and not storing else None
         if file is not None and file.exists():
             self.again = True
@@ -196,7 +201,7 @@ class Job:
         source: FeatureSource = "replay"
         if settings.features != "auto":
             source = settings.features if storing else "replay"
-        elif self.preset.attention == "inversion" and not self.again and not settings.low_vram:
+        elif self.storable and not self.again and not settings.low_vram:
             source = choose_features(self.needed, device, free_bytes(device))
         self.way = source, settings.low_vram
         if self.again:

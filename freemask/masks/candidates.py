@@ -9,10 +9,10 @@ The consensus of a clip is a mask of another kind: the mean of the word's sharpe
 Measured on 16 rendered scenes (16 steps, seeds from 2,400,000; IoU with the true masks on a grid of 16 × 16, where the
 true mask itself has .84, and pooled .53; mini at 64 pixels, mini at 128, mini-sd):
 
-- The best candidate pooled, τ = .3: .591, .352, .415; not pooled .727, .658, .642; not pooled, τ = .4: .725, .682, .673,
+- The best candidate pooled, τ = .3: .591, .352, .415. Not pooled, τ = .3: .727, .658, .642; τ = .4: .725, .682, .673;
   τ = .5: .698, .663, .675.
-- The mean of the sharpest .15 of the maps above .2: .728, .527, .522, above .5: .704, .718, .676; of the sharpest .3 above
-  .5: .770, .708, .693, and with its lowest value as 0: .767, .722, .691.
+- The mean of the sharpest .15 of the maps above .2: .728, .527, .522, above .5: .704, .718, .676. The mean of the
+  sharpest .3 above .5: .770, .708, .693, and with its lowest value as 0: .767, .722, .691.
 """
 
 from __future__ import annotations
@@ -120,4 +120,4 @@ def consensus(trace: Trace, word: str) -> Consensus:
     grown = [np.stack([cv2.resize(frame, (w, h), interpolation=cv2.INTER_LINEAR) for frame in soft]) for soft in unit]
     mean = np.mean(grown, axis=0)
     mean -= mean.min((1, 2), keepdims=True)
-    return Consensus(mean / mean.max((1, 2), keepdims=True), cells)
+    return Consensus(mean / np.maximum(mean.max((1, 2), keepdims=True), 1e-30), cells)

@@ -3,7 +3,8 @@
 For δ = 0 (the object changes) the mask is time-aware, M_t^{l*}; for δ = 1 it is time-agnostic, M_{t*}^{l*} (the
 paper's M_t^{t*} read as that). l* and t* come from the backbone's codebook, or from this clip: adaptive selection
 ranks its candidates by their IoU with the clip's own consensus (`candidates.consensus`). Or the consensus itself is the
-mask, at every step. A painted mask replaces all of these. The released code's masks are here too.
+mask, at every step. A painted mask replaces all of these. Means over sites, FateZero's and the released code's masks,
+are here too.
 
 What ranks candidates without a reference was measured on 14 rendered scenes (mini, 15 steps, seeds from
 2,000,500; Spearman's ρ with the true IoU, and the IoU of the candidate ranked first, where the best has .625 and the
@@ -27,20 +28,18 @@ from .candidates import candidate, candidates, consensus, dilate, extract, resiz
 from .mmc import Choice, iou
 from .trace import Trace
 
-__all__ = ["MaskPlan", "is_time_aware", "plan_masks"]
+__all__ = ["MaskPlan", "is_time_aware", "mean_mask", "plan_masks"]
 
 
 @dataclass(frozen=True)
 class MaskPlan:
     """The masks of one edit. `object_at[t]` (f, h, w) bool at the latents' grid, True = object (M);
-    `shown` (f, H, W) bool at the frames' size; `choice` says where it came from; `swapped` holds the
-    released code's temporal masks by level, True = may change; `cells` are the maps (t, site name) that `shown` was
-    made from, none where it was painted or averaged over sites; `area` is a share in [0, 1]."""
+    `shown` (f, H, W) bool at the frames' size; `choice` says where it came from; `cells` are the maps (t, site name)
+    that `shown` was made from, none where it was painted or averaged over sites; `area` is a share in [0, 1]."""
 
     object_at: dict[int, np.ndarray]
     shown: np.ndarray
     choice: Choice
-    swapped: dict[int, np.ndarray] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     cells: tuple[tuple[int, str], ...] = ()
 
@@ -90,7 +89,7 @@ def plan_masks(trace: Trace, choice: Choice, *, word: str, task: Preset, mask: n
         notes.append("The mask covers almost the whole picture; the edit will not be held to the object.")
     if task.mask != "none" and not shown.any(axis=(1, 2)).all():
         notes.append("The mask is empty on some frames; nothing of the object will change there.")
-    return MaskPlan(every, shown, choice, _swapped(trace, word, task), notes, cells)
+    return MaskPlan(every, shown, choice, notes, cells)
 
 
 def _nearest(trace: Trace, word: str, tau: float, mean: np.ndarray, *, origin: str) -> Choice:
@@ -113,13 +112,13 @@ def _mask(trace: Trace, choice: Choice, word: str, task: Preset, t: int) -> np.n
     if task.mask == "mmc":
         return candidate(trace, word, t=t, site=choice.site, tau=task.tau)
     if task.mask == "mean":
-        return _mean_mask(trace, word, task.tau, t, None)
+        return mean_mask(trace, word, task.tau, t, None)
     h, w = Site("", "cross", 2).grid(trace.grid)
     official = 2 if h * w >= 64 else 0
-    return _mean_mask(trace, word, task.tau, t, official if task.level is None else task.level)
+    return mean_mask(trace, word, task.tau, t, official if task.level is None else task.level)
 
 
-def _mean_mask(trace: Trace, word: str, tau: float, t: int, level: int | None) -> np.ndarray:
+def mean_mask(trace: Trace, word: str, tau: float, t: int, level: int | None) -> np.ndarray:
     """The mean over the cross sites of one grid level (FateZero) or, at the finest grid, of all, thresholded."""
     at = find_word(trace.prompt, word)
     sites = [s for s in trace.sites if s.kind == "cross" and level in (None, s.level)]
@@ -128,13 +127,3 @@ def _mean_mask(trace: Trace, word: str, tau: float, t: int, level: int | None) -
         h, w = max(soft.shape[1:] for soft in maps)
         maps = [np.stack([cv2.resize(frame, (w, h)) for frame in soft]) for soft in maps]
     return extract(np.mean(maps, axis=0), tau)
-
-
-def _swapped(trace: Trace, word: str, task: Preset) -> dict[int, np.ndarray]:
-    """The released code's temporal masks: of the label nearest 201 at each site's own grid, source and edit
-    swapped in Eq. 10."""
-    if task.temporal != "inversion_201":
-        return {}
-    t = min(trace.timesteps, key=lambda t: abs(t - 201))
-    levels = {s.level for s in trace.sites if s.kind == "temporal"}
-    return {level: ~_mean_mask(trace, word, task.tau, t, level) for level in levels}

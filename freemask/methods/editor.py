@@ -1,10 +1,10 @@
 """The loop that all methods share: invert a clip once, edit it many times.
 
 `invert_steps` walks up the noise levels with the source prompt and remembers latents and word maps.
-`edit_steps` chooses masks (FreeMask Eq. 7-8) and walks down with the edit prompt; at every step the
-conditional row's attention is fused with the source's under the masks (Eq. 9-11). The source's features
-come by **replay**, the latent that the inversion evaluated under this label running again as one more batch
-row, or from the **store** that the inversion kept; both give the same result to rounding.
+`edit_steps` chooses masks (FreeMask Eq. 7-8) and walks down with the edit prompt, as the method's session says
+(`base`, `sessions`). The source's features come by **replay**, the latent that the inversion evaluated under this
+label running again as one more batch row, or from the **store** that the inversion kept; both give the same result
+to rounding.
 
 Both are generators of `Step` that return their result, so bars, previews and cancelling belong to the caller.
 """
@@ -25,7 +25,7 @@ from ..clips.video import Clip
 from ..errors import SettingError
 from ..families.attention import Hook, attend, word_probabilities
 from ..families.backbone import Backbone
-from ..families.ddim import CLEAN, denoise, guide, invert, levels, timesteps
+from ..families.ddim import CLEAN, denoise, invert, levels, timesteps
 from ..families.loading import load_backbone
 from ..families.sites import Site
 from ..families.specs import Solver
@@ -35,9 +35,9 @@ from ..masks.plan import MaskPlan, plan_masks
 from ..masks.trace import MapSum, SoftMap, Trace, shared
 from ..presets import Preset, load_preset
 from ..steps import Step, Steps, finish
-from ..words.prompts import align, find_word, infer_word
-from .equations import fuse_latent, token_map
-from .hooks import ROWS, Fusing, fused_sites, window, windows
+from ..words.prompts import infer_word
+from .base import fused_sites, windows
+from .sessions import SESSIONS
 
 __all__ = ["Denoised", "Edited", "Editor", "Usage"]
 
@@ -281,78 +281,44 @@ class Editor:
         `watch` keeps the maps of the words that the source prompt lacks. With `one_row` batch rows run one at a
         time, in a third of the memory; the source's features of the step wait in host RAM meanwhile.
         """
-        backbone, usage = self.backbone, usage or Usage()
+        usage = usage or Usage()
         plan = self.plan_masks(trace, word=word, task=task, mask=mask, site=site, timestep=timestep)
-        alpha = levels(backbone.scheduler, trace.timesteps)
-        alignment = align(trace.prompt, prompt)
-        edit_tokens = backbone.word_tokens(prompt)
-        text = backbone.text(["", prompt, trace.prompt])
-        tokens = token_map(alignment.source_of, alignment.changed, trace.tokens, edit_tokens, text.shape[1])
-        fused = windows(task, len(trace.timesteps))
-        order = {t: j for j, t in enumerate(reversed(trace.timesteps))}
-        alpha_changed = task.alpha_cross if task.alpha_changed is None else task.alpha_changed
-        changed_window = window(alpha_changed, len(order))
-        columns = self._edit_columns(trace, word, alignment.source_of, edit_tokens)
-        watched = alignment.changed if watch else ()
-        fusion = Fusing(trace, plan, task, tokens, columns, [list(edit_tokens[j]) for j in watched])
-        every = -(-len(order) // glances) if glances else len(order) + 1
+        about: dict[str, Any] = {"prompt": prompt, "word": word, "guidance": guidance, "watch": watch}
+        session = SESSIONS[task.method](self.backbone, trace, plan, task, **about)
+        every = -(-len(trace.timesteps) // glances) if glances else len(trace.timesteps) + 1
         picture: np.ndarray | None = None
-        denoised = task.attention == "reconstruction"  # the source too, as a second latent beside the edit's
+        done = 0
 
         def predict(x: Tensor, t: int, level: float) -> Tensor:
-            nonlocal picture
-            kinds = {kind for kind, n in fused.items() if order[t] < n}
-            fusion.begin(t, kinds, order[t] >= changed_window)
-            x, own = x[:1], x[1:]
-            latents = {"plain": x, "edit": x, "source": own if denoised else trace.latents[trace.seen(t)]}
-            groups: list[tuple[str, ...]] = [fusion.rows]
-            if one_row:
-                groups = [(row,) for row in reversed(fusion.rows)]
+            nonlocal picture, done
+            rows = session.rows(t, x)
+            groups = [(row,) for row in reversed(rows)] if one_row else [rows]
 
             def one(span: Span) -> Tensor:
                 seen: dict[str, Tensor] = {}
-                for rows in groups:
-                    z = torch.cat([latents[row][:, :, span.frames] for row in rows])
-                    told = text[[ROWS.index(row) for row in rows]]
-                    eps = self._forward(z, t, told, level, usage, fusion.hooks(span, rows))
-                    seen |= dict(zip(rows, eps.chunk(len(rows)), strict=True))
-                fusion.forget()
-                found = [seen["plain"], seen["edit"]]
-                if denoised:  # whose features nothing needs once all windows are closed
-                    found.append(seen.get("source", torch.zeros_like(seen["edit"])))
-                return torch.cat(found)
+                for group in groups:
+                    names = tuple(row.name for row in group)
+                    z = torch.cat([row.x[:, :, span.frames] for row in group])
+                    told = torch.cat([row.text for row in group])
+                    eps = self._forward(z, t, told, level, usage, session.hooks(span, names))
+                    seen |= dict(zip(names, eps.chunk(len(names)), strict=True))
+                session.passed()
+                return torch.cat([seen[row.name] for row in rows])
 
-            all_eps = self._over(x.shape[2], one)
-            fusion.end()
-            eps = guide(all_eps[:1], all_eps[1:2], guidance, task.rescale)
-            picture = self._glance(x, eps, level) if (order[t] + 1) % every == 0 else None
-            return torch.cat([eps, all_eps[2:]])
+            all_eps = self._over(x.shape[2], one).chunk(len(rows))
+            eps = session.combine(x, dict(zip([row.name for row in rows], all_eps, strict=True)))
+            done += 1
+            picture = self._glance(x[:1], eps[:1], level) if done % every == 0 else None
+            return eps
 
-        blended = window(task.alpha_latent, len(order))
-        above = {trace.below(t): t for t in trace.timesteps}
-
-        def adjust(level: int, x: Tensor) -> Tensor:
-            if order[above[level]] >= blended:
-                return x
-            e = torch.from_numpy(fusion.editable(above[level])).to(x.device)
-            return torch.cat([fuse_latent(trace.latents[level], x[:1], e), x[1:]])
-
-        noise = trace.latents[trace.timesteps[-1]]
-        x = torch.cat([noise, noise]) if denoised else noise
-        walk = denoise(predict, x, alpha, solver=trace.solver, eta=eta, seed=seed, adjust=adjust)
-        for i, (t, x) in enumerate(walk):  # noqa: B007, B020
+        alpha = levels(self.backbone.scheduler, trace.timesteps)
+        walk = denoise(predict, session.noise, alpha, solver=trace.solver, eta=eta, seed=seed, adjust=session.settle)
+        for i, (t, x) in enumerate(walk):  # noqa: B007
             yield Step("edit", i + 1, len(trace.timesteps), t, picture)
-        return Denoised(x[:1], plan, watched, fusion.maps)
+        return Denoised(x[:1], plan, session.watched, session.maps)
 
     def _glance(self, x: Tensor, eps: Tensor, level: float) -> np.ndarray:
         """The middle frame (h, w, 3) uint8 of the clean clip that latents (1, c, f, h, w) and their noise predict."""
         middle = x.shape[2] // 2
         clean = (x - (1 - level) ** 0.5 * eps) / level**0.5
         return self.backbone.decode(clean[:, :, middle : middle + 1])[0]
-
-    def _edit_columns(
-        self, trace: Trace, word: str, source_of: tuple[int | None, ...], tokens: tuple[tuple[int, ...], ...]
-    ) -> list[int]:
-        """The edit prompt's tokens that stand for the edited word; none where it was dropped."""
-        at = set(find_word(trace.prompt, word))
-        return [token for j, i in enumerate(source_of) if i in at for token in tokens[j]]

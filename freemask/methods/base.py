@@ -1,0 +1,142 @@
+"""What a method is: a session, one edit under way, that one runner (`editor.edit_steps`) asks at every noise level.
+
+The runner owns what is the same for all: the walk down the levels, the spans of a long clip, batch rows together or one
+at a time, what is counted and told. A session says which rows the network sees at a level, what its hooks do there,
+what noise comes of the rows' predictions, and what becomes of the latent that a step reached. This base is the plainest
+method, classifier-free guidance under the edit prompt; a paper's method adds to it, in a file of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..clips.spans import Span, spans
+from ..families.attention import Hook, attend, word_probabilities
+from ..families.backbone import Backbone
+from ..families.ddim import CLEAN, guide
+from ..families.sites import Site
+from ..masks.plan import MaskPlan
+from ..masks.trace import MapSum, SoftMap, Trace
+from ..presets import Preset
+from ..words.prompts import align
+
+__all__ = ["Row", "Session", "fused_sites", "window", "windows"]
+
+
+def window(alpha: float, steps: int) -> int:
+    """How many of N steps a share of them is: floor(α·N), the slack absorbing the rounding of decimal fractions."""
+    return int(alpha * steps + 1e-9)
+
+
+def windows(preset: Preset, steps: int) -> dict[str, int]:
+    """How many steps from the first each kind is fused: floor(α·N)."""
+    alphas = {"self": preset.alpha_self, "cross": preset.alpha_cross, "temporal": preset.alpha_temporal}
+    return {kind: window(alpha, steps) for kind, alpha in alphas.items()}
+
+
+def fused_sites(sites: Iterable[Site], grid: tuple[int, int], kinds: Collection[str], task: Preset) -> list[Site]:
+    """The sites of some kinds that a task fuses where latents are (h, w)."""
+
+    def small(site: Site) -> bool:
+        h, w = site.grid(grid)
+        return task.max_positions is None or site.kind == "temporal" or h * w <= task.max_positions
+
+    return [site for site in sites if site.kind in kinds and small(site)]
+
+
+class Row(NamedTuple):
+    """One row of a forward's batch: `x` (1, c, f, h, w) under the text (1, k, d)."""
+
+    name: str
+    x: Tensor
+    text: Tensor
+
+
+class Session:
+    """One edit of a trace under a plan of masks.
+
+    With `watch` the maps of the words that the source prompt lacks are kept: `watched` are those words by position,
+    `maps` their maps in that order, by (t, site name), as the edit looks before anything is fused.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        trace: Trace,
+        plan: MaskPlan,
+        task: Preset,
+        *,
+        prompt: str,
+        word: str,
+        guidance: float = 7.5,
+        watch: bool = False,
+    ) -> None:
+        self.trace, self.plan, self.task, self.word, self.guidance = trace, plan, task, word, guidance
+        self.alignment = align(trace.prompt, prompt)
+        self.edit_tokens = backbone.word_tokens(prompt)
+        self.text = dict(
+            zip(("plain", "edit", "source"), backbone.text(["", prompt, trace.prompt]).chunk(3), strict=True)
+        )
+        self.watched = self.alignment.changed if watch else ()
+        self.watched_tokens = [list(self.edit_tokens[j]) for j in self.watched]
+        self.order = {t: j for j, t in enumerate(reversed(trace.timesteps))}
+        frames = len(trace.clip.frames)
+        self.maps: dict[tuple[int, str], SoftMap] = {}
+        self.seen = MapSum(frames)
+        self.t, self.span = CLEAN, spans(frames, frames)[0]
+        self.now: tuple[str, ...] = ()
+
+    # ------------------------------------------------------------------ what the runner asks
+
+    @property
+    def noise(self) -> Tensor:
+        """The latents (n, c, f, h, w) that the walk begins from; the edit's are the first."""
+        return self.trace.latents[self.trace.timesteps[-1]]
+
+    def rows(self, t: int, x: Tensor) -> tuple[Row, ...]:
+        """A step with label `t` begins at latents x: the rows that the network is to see, unconditional and told."""
+        self.t = t
+        return tuple(Row(name, x[:1], self.text[name]) for name in ("plain", "edit"))
+
+    def hooks(self, span: Span, names: tuple[str, ...]) -> Mapping[Site, Hook]:
+        """The hooks of a forward with the rows of these names over a span."""
+        self.span, self.now = span, names
+        return dict.fromkeys(self.seen_sites if "edit" in names else (), self.look)
+
+    def passed(self) -> None:
+        """All rows of a span have been seen."""
+
+    def combine(self, x: Tensor, eps: Mapping[str, Tensor]) -> Tensor:
+        """The noise (n, c, f, h, w) in the step's latents x by the predictions of the rows, when all are there."""
+        self.maps |= self.seen.pack(self.t)
+        return guide(eps["plain"], eps["edit"], self.guidance, self.task.rescale)
+
+    def settle(self, level: int, x: Tensor) -> Tensor:
+        """What becomes of the latents x that a step reached at a level."""
+        return x
+
+    # ------------------------------------------------------------------ what hooks share
+
+    @property
+    def seen_sites(self) -> list[Site]:
+        """The sites at which new words are watched."""
+        return [site for site in self.trace.sites if site.kind == "cross"] if self.watched else []
+
+    def look(self, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Plain attention of all rows, the edit's watched."""
+        at, count = self.now.index("edit"), len(self.now)
+        last = max(token for tokens in self.watched_tokens for token in tokens) + 1
+        soft = word_probabilities(q.chunk(count)[at], k.chunk(count)[at], slice(0, last))
+        self.see(self.seen, site, soft, self.watched_tokens)
+        return attend(q, k, v)
+
+    def see(self, into: MapSum, site: Site, soft: Tensor, each: list[list[int]]) -> None:
+        """Adds the maps of some words, each a list of columns of head-mean probabilities (f, p, k)."""
+        h, w = site.grid(self.trace.grid)
+        maps = torch.stack([soft[..., columns].sum(-1) for columns in each])
+        into.add(site.name, rearrange(maps, "n f (h w) -> n f h w", h=h, w=w), self.span)
