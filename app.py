@@ -158,7 +158,7 @@ def build(
             **live,
         )
         paced = [advanced.steps, advanced.solver]
-        page.follow([inputs.pace.input], page.in_turn(page.take_pace), inputs.pace, paced, **live)
+        inputs.pace.input(None, inputs.pace, paced, js=browser.TAKE_PACE, **quiet)
         lent = gr.State(True)  # the pace is an example's or the page's own, none that the visitor chose
         page.follow([inputs.clip.upload, inputs.clip.stop_recording], page.own_pace, lent, paced, **live)
         page.follow(
@@ -169,7 +169,8 @@ def build(
             **live,
         )
         filled.success(lambda: True, None, lent, **live)
-        page.follow([part.change for part in paced], page.in_turn(page.follow_pace), paced, inputs.pace, **live)
+        shown = [*paced, inputs.pace]
+        gr.on([part.change for part in paced], None, shown, inputs.pace, js=browser.FOLLOW_PACE, **quiet)
         costly = [
             inputs.clip,
             inputs.task,

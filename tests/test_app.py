@@ -425,19 +425,17 @@ def test_the_trimmer_tells_what_is_wrong_and_stays(clip: Path, tmp_path: Path) -
 
 
 def test_a_pace_is_what_its_fields_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in PACES:
-        steps, solver = page.take_pace(name)
-        assert page.follow_pace(float(steps), solver) == name
-        settings = Settings(source="a", edit="b", steps=steps, solver=solver)
-        assert field_values(settings)[NAMES.index("solver") - 1] == solver
+    for pace in PACES.values():
+        settings = Settings(source="a", edit="b", **pace)
+        assert field_values(settings)[NAMES.index("solver") - 1] == pace["solver"]
     for gpu, name in ((True, "Usual"), (False, "Fast")):
         monkeypatch.setattr("freemask.page.advanced.has_gpu", lambda gpu=gpu: gpu)
         with gr.Blocks():
             inputs = page.Inputs.build([], backbone="mini")
-        begun = page.follow_pace(inputs.advanced.steps.value, inputs.advanced.solver.value)
-        assert begun == inputs.pace.value == first_pace() and first_pace().startswith(name)
-        assert page.own_pace(True) == page.take_pace(begun) and page.own_pace(False) == (gr.skip(), gr.skip())
-    assert page.follow_pace(7, "ddim") is None and page.follow_pace(25, "dpm") is None
+        begun = inputs.advanced.steps.value, inputs.advanced.solver.value
+        assert begun == tuple(PACES[inputs.pace.value].values()) and inputs.pace.value == first_pace()
+        assert first_pace().startswith(name)
+        assert page.own_pace(True) == begun and page.own_pace(False) == (gr.skip(), gr.skip())
 
 
 def test_the_shipped_examples_open_in_the_studio() -> None:

@@ -10,12 +10,10 @@ from .fields import (
     fill_settings,
     follow_link,
     follow_method,
-    follow_pace,
     follow_task,
     follow_trim,
     own_mask,
     own_pace,
-    take_pace,
     take_trim,
 )
 from .look import cards, header, theme
@@ -44,7 +42,6 @@ __all__ = [
     "follow",
     "follow_link",
     "follow_method",
-    "follow_pace",
     "follow_prompts",
     "follow_difference",
     "follow_task",
@@ -61,7 +58,6 @@ __all__ = [
     "program_inputs",
     "show_masks",
     "take_cell",
-    "take_pace",
     "take_trim",
     "take_word",
     "tell_world",

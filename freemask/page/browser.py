@@ -1,6 +1,20 @@
 """What the page does in the browser alone: functions in JavaScript that Gradio's events call."""
 
-__all__ = ["ARRIVE", "FREE", "HOLD", "LET_GO", "PROGRESS", "REVEAL"]
+import json
+
+from .advanced import PACES
+
+__all__ = ["ARRIVE", "FOLLOW_PACE", "FREE", "HOLD", "LET_GO", "PROGRESS", "REVEAL", "TAKE_PACE"]
+
+_PACES = json.dumps({name: [pace["steps"], pace["solver"]] for name, pace in PACES.items()})
+# The steps and the solver of a pace, and the pace that has these, if any: here, where no answer can come late.
+TAKE_PACE = f"(name) => ({_PACES})[name]"
+FOLLOW_PACE = f"""(steps, solver, shown) => {{
+    const paces = {_PACES};
+    const fits = (name) => paces[name][0] === Number(steps) && paces[name][1] === solver;
+    const pace = Object.keys(paces).find(fits) ?? null;
+    return pace === shown ? {{ __type__: "update" }} : pace;
+}}"""
 
 # A tab keeps a token, so that after a reload it finds its job and its results.
 ARRIVE = """() => {

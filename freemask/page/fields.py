@@ -40,7 +40,6 @@ __all__ = [
     "follow_link",
     "is_link",
     "follow_method",
-    "follow_pace",
     "follow_task",
     "follow_trim",
     "link",
@@ -48,7 +47,6 @@ __all__ = [
     "own_mask",
     "own_pace",
     "same_clip",
-    "take_pace",
     "take_trim",
 ]
 
@@ -151,21 +149,11 @@ def follow_method(method: str) -> Any:
     return gr.update(info=load_method(method).summary)
 
 
-def take_pace(name: str) -> tuple[int, str]:
-    """The steps and the solver of a pace."""
-    own = PACES[name]
-    return own["steps"], own["solver"]
-
-
-def follow_pace(steps: float, solver: str) -> str | None:
-    """The pace that has these steps and this solver, if any."""
-    return next((name for name in PACES if take_pace(name) == (steps, solver)), None)
-
-
 def own_pace(lent: bool) -> tuple[Any, Any]:
     """The steps and the solver for an own clip, where those that stand there are lent by an example: its edit was made
     with them, and what suits this server suits another clip."""
-    return take_pace(first_pace()) if lent else (gr.skip(), gr.skip())
+    pace = PACES[first_pace()]
+    return (pace["steps"], pace["solver"]) if lent else (gr.skip(), gr.skip())
 
 
 def fill_example(example: Example) -> list[Any]:

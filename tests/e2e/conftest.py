@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from tiny import write_disc
-from visitor import CHROMIUM, FLAGS, PATIENCE, Tap, example, served, visit
+from visitor import CHROMIUM, FLAGS, PATIENCE, Tab, Tap, example, served, visit
 
 from freemask import page as parts
 
@@ -57,20 +57,34 @@ def real(clip: Path, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """What the tabs of `page` share: the files of Gradio's own, which are then loaded once. Their visitor wants no
-    motion, so results stand still until they are played; those of other windows play by themselves."""
+    """What the tabs of `page` and `tab` share: the files of Gradio's own, which are then loaded once. Their visitor
+    wants no motion, so results stand still until they are played."""
     opened = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def page(context: BrowserContext, address: str, tap: Tap) -> Iterator[Page]:
+def tab(context: BrowserContext) -> Iterator[Tab]:
+    """Opens an address in a tab of its own, of 1280 × 900 or another size: another visitor of the page."""
+    tabs = []
+
+    def open_tab(url: str, width: int = 1280, height: int = 900) -> Page:
+        tabs.append(opened := context.new_page())
+        opened.set_default_timeout(1000 * PATIENCE)
+        opened.set_viewport_size({"width": width, "height": height})
+        visit(opened, url)
+        return opened
+
+    yield open_tab
+    for opened in tabs:
+        opened.close()
+
+
+@pytest.fixture
+def page(tab: Tab, address: str, tap: Tap) -> Iterator[Page]:
     tap.flowing.set()
-    opened = context.new_page()
-    opened.set_default_timeout(1000 * PATIENCE)
-    visit(opened, address)
+    opened = tab(address)
     expect(opened.get_by_role("button", name="Edit", exact=True)).to_be_visible()
     yield opened
     tap.flowing.set()
-    opened.close()

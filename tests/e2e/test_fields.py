@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 from tiny import write_noise
-from visitor import EDIT, SOURCE, Tap, fill, press_edit, report, served, state, visit
+from visitor import EDIT, SOURCE, Tab, Tap, fill, press_edit, report, served, state, visit
 
 from freemask.page.advanced import first_pace
 from freemask.pictures.mask_zip import save_mask_zip
@@ -190,13 +190,12 @@ def test_an_own_clip_takes_the_servers_pace_not_the_examples(page: Page, clip: P
 
 @pytest.mark.parametrize("gpu", [True, False])
 def test_real_clips_are_offered_where_they_can_be_edited(
-    browser: Browser, tap: Tap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+    tab: Tab, tap: Tap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
 ) -> None:
     monkeypatch.setattr("freemask.families.reach.has_gpu", lambda: gpu)
     monkeypatch.setattr("freemask.families.reach.downloaded", lambda name: tmp_path)
     with served(tap, tmp_path, [], judge=True) as address:
-        page = browser.new_page()
-        visit(page, address)
+        page = tab(address)
         expect(page.locator("#toy")).to_contain_text("knows only its toy world")
         page.set_input_files("#clip input[type=file]", write_noise(tmp_path / "noise.mp4"))
         expect(page.locator("#outside")).to_contain_text("not like the toy world")
@@ -213,4 +212,3 @@ def test_real_clips_are_offered_where_they_can_be_edited(
             expect(page.get_by_role("option")).to_contain_text(["mini", "mini-sd"])
             expect(page.locator("#toy")).to_contain_text("there is no GPU")
             expect(page.locator("#absent")).to_contain_text("zeroscope: not on this server, since there is no GPU")
-        page.close()

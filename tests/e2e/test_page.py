@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
-from visitor import EDIT, PATIENCE, SOURCE, Tap, edited, explorer, fill, press_edit, report, state, visit
+from playwright.sync_api import Page, expect
+from visitor import EDIT, PATIENCE, SOURCE, Tab, Tap, edited, explorer, fill, press_edit, report, state
 
 
 def test_upload_and_edit(page: Page, clip: Path) -> None:
@@ -38,11 +38,8 @@ def test_upload_and_edit(page: Page, clip: Path) -> None:
     assert report(page)["words"]["word"] == "car"
 
 
-def test_a_phone_has_edit_in_reach_and_is_shown_what_comes(
-    browser: Browser, address: str, clip: Path, tap: Tap
-) -> None:
-    page = browser.new_page(viewport={"width": 390, "height": 844})
-    visit(page, address)
+def test_a_phone_has_edit_in_reach_and_is_shown_what_comes(tab: Tab, address: str, clip: Path, tap: Tap) -> None:
+    page = tab(address, 390, 844)
     fill(page, clip)
     button = page.get_by_role("button", name="Edit", exact=True)
     for place in ("#clip", "#task"):
@@ -62,7 +59,6 @@ def test_a_phone_has_edit_in_reach_and_is_shown_what_comes(
     tap.flowing.set()
     state(page, "done")
     assert page.evaluate(named) == "none"
-    page.close()
 
 
 def test_a_reloaded_tab_finds_its_job(page: Page, clip: Path, tap: Tap) -> None:
@@ -81,9 +77,8 @@ def test_a_reloaded_tab_finds_its_job(page: Page, clip: Path, tap: Tap) -> None:
     explorer(page, words="car")
 
 
-def test_visitors_see_their_own_files_only(page: Page, browser: Browser, address: str, clip: Path) -> None:
-    other = browser.new_context().new_page()
-    visit(other, address)
+def test_visitors_see_their_own_files_only(page: Page, tab: Tab, address: str, clip: Path) -> None:
+    other = tab(address)
     for one in (page, other):
         fill(one, clip)
         press_edit(one)
@@ -97,18 +92,15 @@ def test_visitors_see_their_own_files_only(page: Page, browser: Browser, address
     state(other, "done")
     explorer(other)
     assert set(other.evaluate("Array.from(document.querySelectorAll('#studio video'), (v) => v.src)")) == files[1]
-    other.close()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_serious_violation_of_accessibility(browser: Browser, address: str, clip: Path, theme: str) -> None:
-    page = browser.new_page()
-    visit(page, f"{address}?__theme={theme}")
+def test_no_serious_violation_of_accessibility(tab: Tab, address: str, clip: Path, theme: str) -> None:
+    page = tab(f"{address}?__theme={theme}")
     edited(page, clip)
     found = Axe().run(page).response["violations"]
     serious = {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")}
     assert not serious
-    page.close()
 
 
 def test_cancel_stops_the_run_and_keeps_the_fields(page: Page, clip: Path, tap: Tap) -> None:
@@ -129,13 +121,12 @@ def test_cancel_stops_the_run_and_keeps_the_fields(page: Page, clip: Path, tap: 
     state(page, "done")
 
 
-def test_the_queue_tells_a_visitors_place(page: Page, browser: Browser, address: str, clip: Path, tap: Tap) -> None:
+def test_the_queue_tells_a_visitors_place(page: Page, tab: Tab, address: str, clip: Path, tap: Tap) -> None:
     fill(page, clip)
     tap.flowing.clear()
     press_edit(page)
     state(page, "running")
-    other = browser.new_page()
-    visit(other, address)
+    other = tab(address)
     fill(other, clip)
     press_edit(other)
     state(other, "waiting")
@@ -143,15 +134,12 @@ def test_the_queue_tells_a_visitors_place(page: Page, browser: Browser, address:
     tap.flowing.set()
     state(page, "done")
     state(other, "done")
-    other.close()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_phone_scrolls_one_way_only(browser: Browser, address: str, clip: Path, theme: str) -> None:
-    page = browser.new_page(viewport={"width": 390, "height": 844})
-    visit(page, f"{address}?__theme={theme}")
+def test_a_phone_scrolls_one_way_only(tab: Tab, address: str, clip: Path, theme: str) -> None:
+    page = tab(f"{address}?__theme={theme}", 390, 844)
     edited(page, clip)
     for tab in ("Downloads", "Contact sheet", "Report"):
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.close()

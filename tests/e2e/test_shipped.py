@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 
 import pytest
-from playwright.sync_api import Browser, expect
-from visitor import explorer, visit
+from playwright.sync_api import expect
+from visitor import Tab, explorer
 
 
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (1280, 720)])
-def test_all_that_an_edit_needs_is_seen_without_scrolling(
-    browser: Browser, width: int, height: int, shipped: str
-) -> None:
-    page = browser.new_page(viewport={"width": width, "height": height})
-    visit(page, shipped)
+def test_all_that_an_edit_needs_is_seen_without_scrolling(tab: Tab, width: int, height: int, shipped: str) -> None:
+    page = tab(shipped, width, height)
     expect(page.locator("#facts")).to_contain_text("256×256")  # the first example
     page.wait_for_function("document.querySelector('#aligned mark')")
     bar = page.locator("#actions").bounding_box()
@@ -22,12 +19,10 @@ def test_all_that_an_edit_needs_is_seen_without_scrolling(
     for part in ("#clip", "#source", "#edit", "#aligned", "#task"):
         box = page.locator(part).bounding_box()
         assert box and box["y"] >= 0 and box["y"] + box["height"] <= bar["y"], part
-    page.close()
 
 
-def test_every_tab_of_every_example_opens(browser: Browser, shipped: str) -> None:
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
-    visit(page, shipped)
+def test_every_tab_of_every_example_opens(tab: Tab, shipped: str) -> None:
+    page = tab(shipped, 1440, 900)
     for button in page.locator("#examples .gallery-item").all():
         button.click()
         page.get_by_role("tab", name="Downloads").click()
@@ -38,4 +33,3 @@ def test_every_tab_of_every_example_opens(browser: Browser, shipped: str) -> Non
         expect(page.locator("#json")).to_contain_text("reconstruction_psnr")
         explorer(page)
         expect(page.locator(".toast-body.error")).to_have_count(0)
-    page.close()

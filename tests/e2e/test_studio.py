@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect
-from visitor import PATIENCE, edited, explorer, fill, press_edit, report, state, visit
+from playwright.sync_api import Page, expect
+from visitor import PATIENCE, Tab, edited, explorer, fill, press_edit, report, state
 
 from freemask.families.sites import short_site
 from freemask.page import bodies
@@ -53,9 +53,8 @@ def test_a_cell_is_picked_with_the_keyboard_and_used(page: Page, clip: Path) -> 
     expect(page.locator("#json")).to_contain_text(re.compile(r'"origin":\s*"adaptive"'))
 
 
-def test_a_second_edit_begins_at_denoising(browser: Browser, real: str) -> None:
-    page = browser.new_page()
-    visit(page, real)
+def test_a_second_edit_begins_at_denoising(tab: Tab, real: str) -> None:
+    page = tab(real)
     page.get_by_role("button", name="Red car, blue car").click()
     expect(page.locator("#facts")).to_contain_text("64×64")
     press_edit(page)
@@ -69,7 +68,6 @@ def test_a_second_edit_begins_at_denoising(browser: Browser, real: str) -> None:
     told = report(page)
     assert told["unet"]["invert"]["forwards"] == 0
     assert (told["mask"]["origin"], told["mask"]["timestep"]) == ("picked", "every")
-    page.close()
 
 
 def test_a_painted_mask_is_used(page: Page, clip: Path) -> None:

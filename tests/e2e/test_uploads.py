@@ -29,29 +29,25 @@ def uploads(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def upload(page: Page, path: Path) -> None:
-    page.locator("#clip").get_by_label("Clear").click()
-    page.set_input_files("#clip input[type=file]", path)
-
-
 def plays(page: Page) -> None:
     page.wait_for_function("document.querySelector('#clip video[data-preview]')?.videoWidth === 64")
     assert page.locator(".toast-body").count() == 0
 
 
-@pytest.mark.parametrize("name", ["a.avi", "a.mov", "a.mp4"])
-def test_what_the_browser_cannot_play_has_a_preview(page: Page, uploads: Path, name: str) -> None:
+def test_what_the_browser_cannot_play_has_a_preview(page: Page, uploads: Path) -> None:
     page.get_by_role("button", name="Red car, blue car").click()
     expect(page.locator("#clip video")).to_be_visible()
-    upload(page, uploads / name)
-    plays(page)
-    expect(page.locator("#preview")).to_contain_text("The edit takes the clip")
-    expect(page.locator("#trim .fm-used img")).to_have_count(4)
     page.locator("#clip").get_by_label("Clear").click()
-    expect(page.locator("#preview .fm-note")).to_be_hidden()
+    for name in ("a.avi", "a.mov", "a.mp4", "a.webp"):
+        page.set_input_files("#clip input[type=file]", uploads / name)
+        plays(page)
+        expect(page.locator("#preview")).to_contain_text("The edit takes the clip")
+        expect(page.locator("#trim .fm-used img")).to_have_count(4)
+        page.locator("#clip").get_by_label("Clear").click()
+        expect(page.locator("#preview .fm-note")).to_be_hidden()
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.webp", "still.png"])
+@pytest.mark.parametrize("name", ["a.gif", "still.png"])
 def test_pictures_are_taken(page: Page, uploads: Path, name: str) -> None:
     page.get_by_role("button", name="Red car, blue car").click()
     expect(page.locator("#clip video")).to_be_visible()

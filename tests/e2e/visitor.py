@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ FLAGS = [
     "--use-fake-ui-for-media-stream",
 ]
 PATIENCE = 30.0
+Tab = Callable[..., Page]  # opens an address in a tab of its own, `conftest.tab`
 SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
 expect.set_options(timeout=1000 * PATIENCE)
 
