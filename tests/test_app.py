@@ -32,6 +32,7 @@ from freemask import page
 from freemask.clips.video import Clip, write_clip
 from freemask.errors import MaskError, SettingError
 from freemask.families.specs import backbones
+from freemask.jobs.check import check
 from freemask.jobs.worker import Job, Snapshot, Worker
 from freemask.page import status, zero
 from freemask.page.advanced import PACES, first_pace
@@ -404,7 +405,7 @@ def test_a_cancel_is_heard_while_the_input_is_checked(
     with Worker() as worker:
         desk = page.Desk(worker, gate, folder=tmp_path)
         list(desk.arrive("t" * 32, "", one))
-        monkeypatch.setattr("freemask.page.desk.check", lambda *_: desk.cancel(one))
+        monkeypatch.setattr("freemask.page.desk.check", lambda *given: (desk.cancel(one), check(*given))[1])
         told = list(desk.edit(one, **(fields(None) | {"clip": str(clip)})))
         assert [line for line, *_ in told] == [status.cancelled()]
 
@@ -483,7 +484,7 @@ def test_settings_and_links_fill_the_fields_again(address: str, clip: Path, tmp_
         page.fill_settings(str(tmp_path / "bad.json"), [])
 
 
-def measured(*, scale: float = 1.0, side: int = 64, load: float = 0.0, rest: float = 1.0) -> dict[str, Any]:
+def measured(*, scale: float = 1.0, side: int = 128, load: float = 0.0, rest: float = 1.0) -> dict[str, Any]:
     """The report of an edit in 10 steps that took 5 s for the UNet and 1 s beside it."""
     rows_of = {"invert": 10, "reconstruct": 10, "edit": 30}
     seconds = {"load": load, "invert": 1.0 * scale, "reconstruct": 1.0 * scale, "edit": 3.0 * scale}
@@ -505,25 +506,25 @@ def test_the_cost_is_told_once_it_was_measured() -> None:
     assert costs.seconds(replace(long, solver="dpm")) == pytest.approx(expected + 0.1)  # one row more to invert
     spans = 3  # of 8 frames, which overlap
     assert costs.seconds(replace(long, frames=16)) == pytest.approx(2.0 + spans * (expected - 1.0))
-    wide = costs.seconds(replace(long, size=(128, 128)))
-    assert wide == pytest.approx(4.0 + 4 * dearer(128) * (expected - 1.0))  # files and frames too take four times
+    wide = costs.seconds(replace(long, size=(256, 256)))
+    assert wide == pytest.approx(4.0 + 4 * dearer(256) * (expected - 1.0))  # files and frames too take four times
     large = replace(long, backbone="zeroscope", size=(512, 512))
     assert costs.seconds(large) is None and 5 * 1024 < costs.memory(large) < 6 * 1024
     assert costs.memory(replace(large, low_vram=True)) < costs.memory(large)
     # someone's edit of another size leaves the estimate of the usual one
-    costs.learn(replace(short, size=(192, 192)), measured(scale=9 * dearer(192), side=192, rest=9.0))
+    costs.learn(replace(short, size=(384, 384)), measured(scale=9 * dearer(384), side=384, rest=9.0))
     assert costs.seconds(long) == pytest.approx(expected)
 
 
 def dearer(side: int) -> float:
-    """A pixel of mini's frames of this side, whose latent cells are of 4 pixels, against one of 64²."""
-    return (1 + (side / 4) ** 2 / ATTENTION) / (1 + 16**2 / ATTENTION)
+    """A pixel of mini's frames of this side, whose latent cells are of 8 pixels, against one of 128²."""
+    return (1 + (side / 8) ** 2 / ATTENTION) / (1 + 16**2 / ATTENTION)
 
 
 def test_a_clip_that_is_wider_than_the_backbone_costs_more(tmp_path: Path) -> None:
     wide, settings = tmp_path / "wide.mp4", Settings(source="a", edit="b")
     write_clip(wide, Clip(np.zeros((8, 90, 160, 3), np.uint8), 8.0))
-    assert sized(settings, wide).size == (96, 64) and sized(settings, None) is settings
+    assert sized(settings, wide).size == (192, 128) and sized(settings, None) is settings
     assert sized(replace(settings, size=(80, 48)), wide).size == (80, 48)
     (tmp_path / "bad.mp4").write_text("no video")
     assert sized(settings, tmp_path / "bad.mp4") is settings

@@ -281,7 +281,7 @@ def test_a_selftest_passes_on_what_ships(tmp_path):
     done = CliRunner().invoke(app, ["selftest", "--steps", "4", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["passed"] and figures["codebook"] == "mini.json" and figures["size"] == [64, 64]
+    assert figures["passed"] and figures["codebook"] == "mini.json" and figures["size"] == [128, 128]
     assert cv2.imread(str(tmp_path / "masks.png")) is not None
     for said in ("It looks right", "Apache-2.0", "mini.json, measured", "Seconds", "GiB of memory", "IoU of the mask"):
         assert said in done.stderr

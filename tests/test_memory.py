@@ -39,7 +39,7 @@ def test_the_dry_run_counts_a_convolution_by_hand():
 @pytest.mark.parametrize("name", ["zeroscope", "mini"])
 def test_a_specs_working_set_is_what_a_dry_run_counts(name):
     if name == "mini":
-        backbone, shape = load_backbone("mini", "cpu"), (1, 8, 8, 16, 16)
+        backbone, shape = load_backbone("mini", "cpu"), (1, 16, 8, 16, 16)
     else:
         backbone, shape = full_backbone("meta", torch.float16), (1, 4, 8, 64, 64)
     told = need(backbone, TASK, steps=2, shape=shape)

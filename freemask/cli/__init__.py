@@ -161,7 +161,7 @@ def edit(
         if values.get("guidance") is None:
             values["guidance"] = usual_guidance(values.get("backbone") or "mini")
         settings = make_settings(**values)
-        chosen = check(clip, settings)
+        chosen = check(clip, settings).word
         if met := missing_weights(settings.backbone):
             raise refusal(settings.backbone, met)
         if met := missing_gpu(settings.backbone):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import ClipError
@@ -64,8 +65,15 @@ def probe(path: str | Path) -> VideoInfo:
         raise ClipError(f'There is no file "{path}": check the path.')
     if not path.is_file():
         raise ClipError(f'"{path}" is not a file: give one video file.')
-    if not path.stat().st_size:
+    about = path.stat()
+    if not about.st_size:
         raise ClipError(f'"{path.name}" is empty: download or export it again.')
+    return _probe(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _probe(path: Path, size: int, changed: int) -> VideoInfo:
+    """Of a file as it is now: an edit asks several times."""
     picture = open_picture(path)
     if picture is not None:
         return _of_picture(path, picture)

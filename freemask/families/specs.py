@@ -18,18 +18,20 @@ from ..errors import BackboneError, SettingError
 from ..validation import STRICT, unknown, validated
 
 __all__ = [
-    "Attended",
-    "Inflation",
-    "Solver",
     "NATIVE_FRAMES",
     "PRESETS",
     "ROOT",
     "TOY_CLIP",
+    "Attended",
     "BackboneSpec",
+    "Inflation",
+    "Solver",
     "backbone_folder",
     "backbone_name",
     "backbone_spec",
     "backbones",
+    "fit",
+    "frame_size",
     "known_backbone",
     "known_words",
     "native_size",
@@ -64,10 +66,10 @@ class BackboneSpec:
     `name` is the short one that every part of FreeMask takes; `title` is its line in a list. The weights are in
     `folder`, or on the hub as `hub_id` (`aliases`: other ids of the same weights). `size` is (width, height) in pixels
     and `frames` the clip length that it was trained on, or sees at once; one latent cell stands for `vae_factor` pixels
-    along a side. `guidance` is what suits it, `parameters` counts each part's, None where they have not been counted;
-    `working_set` is what a part computes in at its peak, in bytes a latent cell, frame and batch row in halves (see
-    `memory`); `codebook` is the file under presets/codebooks/ that holds its measured masks, once they are. `inflation`
-    acts on image models alone.
+    along a side, and the network's coarsest cell for `downsampling` of these. `guidance` is what suits it, `parameters`
+    counts each part's, None where they have not been counted; `working_set` is what a part computes in at its peak, in
+    bytes a latent cell, frame and batch row in halves (see `memory`); `codebook` is the file under presets/codebooks/
+    that holds its measured masks, once they are. `inflation` acts on image models alone.
     """
 
     name: str
@@ -76,6 +78,7 @@ class BackboneSpec:
     size: tuple[Annotated[int, Field(ge=16, le=2048)], Annotated[int, Field(ge=16, le=2048)]]
     frames: Annotated[int, Field(ge=1, le=64)]
     vae_factor: Annotated[int, Field(ge=1, le=64)]
+    downsampling: Annotated[int, Field(ge=1, le=64)] = 8
     guidance: Annotated[float, Field(ge=1, le=30)] = 7.5
     hub_id: str | None = None
     aliases: tuple[str, ...] = ()
@@ -89,6 +92,22 @@ class BackboneSpec:
     def weight_bytes(self) -> int | None:
         """What the weights take in memory as fp16 or bf16, two bytes a parameter."""
         return 2 * sum(self.parameters.values()) if self.parameters else None
+
+    def frame_size(self, width: int, height: int) -> tuple[int, int]:
+        """The (width, height) at which a clip of that shape is edited where nothing else is asked."""
+        return frame_size(self.size, self.vae_factor * self.downsampling, width, height)
+
+
+def fit(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """(width, height) rounded down to the multiple that a network needs, at least one multiple."""
+    width, height = (max(multiple, side // multiple * multiple) for side in size)
+    return width, height
+
+
+def frame_size(native: tuple[int, int], multiple: int, width: int, height: int) -> tuple[int, int]:
+    """The (width, height) of frames at a model's native short side, in the shape of a clip."""
+    scale = min(native) / min(width, height)
+    return fit((round(width * scale), round(height * scale)), multiple)
 
 
 @lru_cache(maxsize=1)
@@ -141,6 +160,7 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
             configs.append(json.loads(path.read_text(encoding="utf-8")))
         unet, vae = configs
         size, factor = native_size(unet, vae), vae_factor(vae)
+        downsampling = 2 ** ((len(unet.get("block_out_channels", ())) or 4) - 1)  # diffusers' own default is four levels
         frames = IMAGE_FRAMES if unet.get("_class_name") == "UNet2DConditionModel" else NATIVE_FRAMES
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{path} does not describe a part of a pipeline ({error!r}).") from None
@@ -151,6 +171,7 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
         "size": size,
         "frames": frames,
         "vae_factor": factor,
+        "downsampling": downsampling,
         "folder": folder,
     }
     try:

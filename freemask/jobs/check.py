@@ -1,19 +1,35 @@
-"""What cannot be edited is refused here, before any model runs."""
+"""What cannot be edited is refused here, before any model runs; what was read to know it is handed on."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..clips.video import MIN_SIDE, probe, read_clip
-from ..errors import ClipError, PromptError
-from ..families.specs import known_words
+import numpy as np
+
+from ..clips.video import MIN_SIDE, Clip, probe, read_clip
+from ..errors import BackboneError, ClipError, PromptError, SettingError
+from ..families.specs import backbone_spec, fit, known_words
 from ..pictures.mask_zip import read_mask_zip
 from ..presets import Settings
 from ..words.positions import named
 from ..words.prompts import find_word, infer_word, same_words, unseen, words
 
-__all__ = ["check", "fitting"]
+__all__ = ["Checked", "check", "fitting", "refuse_shape"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """An edit that can be made.
+
+    `word` is the one that is edited, `settings` are as they fit the clip. `clip` is what is edited, at its size; None
+    where only a model that is not here yet could tell that. `masks` (f, h, w) bool are a person's own, as drawn.
+    """
+
+    word: str
+    settings: Settings
+    clip: Clip | None
+    masks: np.ndarray | None
 
 
 def fitting(clip: Path, settings: Settings) -> Settings:
@@ -21,8 +37,15 @@ def fitting(clip: Path, settings: Settings) -> Settings:
     return replace(settings, frames=1, start=0.0, fps=None) if probe(clip).still else settings
 
 
-def check(clip: Path | None, settings: Settings) -> str:
-    """Refuses what cannot be edited before any model runs; returns the word that will be edited.
+def refuse_shape(masks: np.ndarray, size: tuple[int, int]) -> None:
+    """Raises SettingError where masks (f, h, w) are of another shape than frames of (width, height)."""
+    (h, w), (width, height) = masks.shape[1:], size
+    if abs(w * height / (h * width) - 1) > 0.1:
+        raise SettingError(f"The masks are {w}x{h}, the frames {width}x{height}: draw them on this clip's own frames.")
+
+
+def check(clip: Path | None, settings: Settings) -> Checked:
+    """Refuses what cannot be edited before any model runs.
 
     Raises ClipError, PromptError or SettingError (the masks), each naming the fault and the cure.
     """
@@ -42,8 +65,24 @@ def check(clip: Path | None, settings: Settings) -> str:
     word = settings.word or infer_word(settings.source, settings.edit, settings.task)
     word = named(words(settings.source), find_word(settings.source, word))
     settings = fitting(clip, settings)
-    if settings.masks:
-        read_mask_zip(settings.masks, frames=settings.frames)
-    # decoding the frames that will be used, small, is the only test that no container's header can fool
-    read_clip(clip, frames=settings.frames, start=settings.start, fps=settings.fps, size=(MIN_SIDE, MIN_SIDE))
-    return word
+    masks = read_mask_zip(settings.masks, frames=settings.frames) if settings.masks else None
+    size = _size(clip, settings)
+    # decoding the frames that will be used is the only test that no container's header can fool
+    read = read_clip(
+        clip, frames=settings.frames, start=settings.start, fps=settings.fps, size=size or (MIN_SIDE, MIN_SIDE)
+    )
+    if masks is not None and size:
+        refuse_shape(masks, size)
+    return Checked(word=word, settings=settings, clip=read if size else None, masks=masks)
+
+
+def _size(clip: Path, settings: Settings) -> tuple[int, int] | None:
+    """The (width, height) of the edit, None where nothing is known of the backbone before it is here."""
+    try:
+        spec = backbone_spec(settings.backbone)
+    except BackboneError:
+        return None
+    if settings.size:
+        return fit(settings.size, spec.vae_factor * spec.downsampling)
+    info = probe(clip)
+    return spec.frame_size(info.width, info.height)

@@ -14,7 +14,7 @@ import numpy as np
 from ..methods.editor import Editor
 from ..presets import Settings
 from ..steps import Step, Steps
-from .check import check, fitting
+from .check import check
 from .stages import Job, load_editor
 
 __all__ = ["load_editor", "run_steps"]
@@ -41,8 +41,7 @@ def run_steps(
     Raises InputError before any model runs, BackboneError where the model cannot be loaded, MaskError where
     the chosen attention map holds no mask, MemoryShortage where nothing fits.
     """
-    word = check(path, settings)
-    job = Job(path, fitting(path, settings), word)
+    job = Job(path, check(path, settings))
     yield from job.load(editor)
     yield from job.invert(kept)
     yield from job.edit(glances)

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from ..clips.video import Clip, probe, read_clip
-from ..errors import MemoryShortage, SettingError
+from ..errors import MemoryShortage
 from ..families.ddim import CLEAN
 from ..families.devices import free_memory, is_out_of_memory
 from ..families.specs import known_words
@@ -28,10 +28,10 @@ from ..masks.mmc import find_site
 from ..masks.plan import is_time_aware
 from ..masks.trace import Trace, load_trace, save_trace
 from ..methods.editor import Denoised, Editor, Usage
-from ..pictures.mask_zip import read_mask_zip
 from ..presets import FeatureSource, Preset, Settings, load_method
 from ..steps import Step, Steps
 from ..words.prompts import align, warnings, words
+from .check import Checked, refuse_shape
 from .files import save_files
 from .memory import Need, Peak, choose_features, free_bytes, need
 from .metrics import clip_metrics, load_clip, psnr
@@ -123,22 +123,12 @@ def _inversion_name(path: Path, settings: Settings, size: tuple[int, int]) -> st
     return f"inversion-{digest.hexdigest()[:32]}.npz"
 
 
-def _read_masks(path: Path, frames: int, size: tuple[int, int]) -> np.ndarray:
-    """Masks (f, h, w) bool of a zip at the frames' (width, height); raises SettingError where the shapes differ."""
-    masks = read_mask_zip(path, frames=frames)
-    (h, w), (width, height) = masks.shape[1:], size
-    if abs(w * height / (h * width) - 1) > 0.1:
-        raise SettingError(f"The masks are {w}x{h}, the frames {width}x{height}: draw them on this clip's own frames.")
-    return resize(masks, (height, width))
-
-
 @dataclass
 class Job:
     """One edit of the clip at `path`, and what its stages have made so far."""
 
     path: Path
-    settings: Settings
-    word: str
+    asked: Checked
     clock: _Clock = field(default_factory=_Clock)
     usage: dict[str, Usage] = field(default_factory=lambda: {s: Usage() for s in ("invert", "reconstruct", "edit")})
     notes: list[str] = field(default_factory=list)
@@ -155,6 +145,15 @@ class Job:
     edited: Denoised = field(init=False)
     reconstruction: Clip = field(init=False)
     result: Clip = field(init=False)
+
+    @property
+    def settings(self) -> Settings:
+        return self.asked.settings
+
+    @property
+    def word(self) -> str:
+        """The one that is edited."""
+        return self.asked.word
 
     @cached_property
     def preset(self) -> Preset:
@@ -174,9 +173,16 @@ class Job:
             self.editor = editor = editor or load_editor(settings.backbone, settings.low_vram)
         yield Step("load", 1, 1)
         self.memory = Peak(editor.backbone.device)
-        info = probe(self.path)
-        self.size = editor.fit(settings.size) if settings.size else editor.frame_size(info.width, info.height)
-        self.mask = _read_masks(settings.masks, settings.frames, self.size) if settings.masks else None
+        if self.asked.clip:
+            height, width = self.asked.clip.frames.shape[1:3]
+            self.size = width, height
+        else:
+            info = probe(self.path)
+            self.size = editor.fit(settings.size) if settings.size else editor.frame_size(info.width, info.height)
+        self.mask = None
+        if self.asked.masks is not None:
+            refuse_shape(self.asked.masks, self.size)
+            self.mask = resize(self.asked.masks, (self.size[1], self.size[0]))
         sites = editor.backbone.sites
         if settings.site:
             find_site(settings.site, sites)
@@ -194,7 +200,7 @@ class Job:
             self.clip, latents = self.trace.clip, self.trace.latents[CLEAN]
         else:
             part: dict[str, Any] = {"frames": settings.frames, "start": settings.start, "fps": settings.fps}
-            self.clip = read_clip(self.path, **part, size=self.size)
+            self.clip = self.asked.clip or read_clip(self.path, **part, size=self.size)
             with self.clock.measure("encode"), _told_of_shortage():
                 latents = self.editor.backbone.encode(self.clip.frames)
         self.needed = need(self.editor.backbone, self.preset, steps=settings.steps, shape=tuple(latents.shape))

@@ -28,7 +28,7 @@ from ..families.backbone import Backbone
 from ..families.ddim import CLEAN, denoise, invert, levels, timesteps
 from ..families.loading import load_backbone
 from ..families.sites import Site
-from ..families.specs import Solver
+from ..families.specs import Solver, fit, frame_size
 from ..masks.features import Features
 from ..masks.mmc import choose
 from ..masks.plan import MaskPlan, plan_masks
@@ -91,13 +91,11 @@ class Editor:
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) rounded down to the multiple that the networks need, at least one multiple."""
-        m = self.backbone.multiple
-        return max(m, size[0] // m * m), max(m, size[1] // m * m)
+        return fit(size, self.backbone.multiple)
 
     def frame_size(self, width: int, height: int) -> tuple[int, int]:
         """The (width, height) at which a clip of that shape is edited: at the backbone's own short side."""
-        scale = min(self.backbone.native_size) / min(width, height)
-        return self.fit((round(width * scale), round(height * scale)))
+        return frame_size(self.backbone.native_size, self.backbone.multiple, width, height)
 
     def spans(self, frames: int) -> tuple[Span, ...]:
         """The spans of frames in which the UNet sees a clip of that length."""

@@ -43,7 +43,8 @@ def painted_circles(
     clip: Path, settings: Settings, out: Path, kept: Path, *, pause: Callable[[], object] = lambda: time.sleep(0.15)
 ) -> Generator[Step, None, dict[str, Any]]:
     """The same files and steps as the real body with a coloured circle for an edit; `pause` runs before each step."""
-    word = check(clip, settings)
+    asked = check(clip, settings)
+    word, settings = asked.word, asked.settings
     source = read_clip(clip, frames=settings.frames, start=settings.start, size=settings.size)
     stages = {"load": 1, "invert": settings.steps, "reconstruct": settings.steps, "edit": settings.steps, "decode": 1}
     for stage, total in stages.items():

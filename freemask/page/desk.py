@@ -181,9 +181,8 @@ class Desk:
             if met := obstacle(settings.backbone):
                 raise refusal(settings.backbone, met)
             path = Path(clip) if clip else None
-            check(path, settings)
+            fitted = check(path, settings).settings
             assert path is not None  # or check has refused it
-            fitted = fitting(path, settings)
             visit = self._visits.of(session)
             if self._visits.is_page(session) and visit.active:
                 raise SettingError("Your last edit is not done yet: wait for it, or press Cancel first.")

@@ -14,22 +14,21 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..clips.spans import work
 from ..clips.video import probe
 from ..errors import FreeMaskError
-from ..families.specs import NATIVE_FRAMES, backbone_spec, known_backbone
+from ..families.specs import NATIVE_FRAMES, backbone_spec, frame_size, known_backbone
 from ..jobs.worker import Countdown, Snapshot
 from ..presets import Settings, batch_rows
 
 __all__ = ["Estimates", "rows", "sized", "volume"]
 
 STAGES = ("invert", "reconstruct", "edit")  # in which the UNet runs
-# Latent cells of a frame for which attention takes as long as all else. mini's seconds a row, frame and pixel at 128²,
-# 192² and 256² are .99, 1.13 and 1.31 times those at 64²; by this they are 1.07, 1.19 and 1.34 times.
+# Latent cells of a frame for which attention takes as long as all else. mini's seconds a row, frame and cell on grids
+# of 32², 48² and 64² are .99, 1.13 and 1.31 times those on 16²; by this they are 1.07, 1.19 and 1.34 times.
 ATTENTION = 11_000
 LEVELS = 8  # latent cells that the coarsest cell of a UNet with four levels holds along a side
 TRUST = 0.03  # of an edit, which what is expected counts for
@@ -149,24 +148,16 @@ def _stages(settings: Settings, cost: _Cost) -> dict[str, float]:
 
 
 def sized(settings: Settings, clip: Path | None) -> Settings:
-    """The settings with about the size at which a clip is edited where they give none (`Editor.frame_size`)."""
-    size, _, factor = _native(settings.backbone)
+    """The settings with the size at which a clip is edited where they give none."""
     if settings.size or clip is None:
         return settings
+    native, _, factor = _native(settings.backbone)
     try:
-        shape = _shape(clip, clip.stat().st_mtime)
-    except (FreeMaskError, OSError):  # which Edit tells of
+        info = probe(clip)
+    except FreeMaskError:  # which Edit tells of
         return settings
-    m = LEVELS * factor
-    w, h = (min(2048, max(m, int(min(size) * side / min(shape)) // m * m)) for side in shape)
+    w, h = (min(2048, side) for side in frame_size(native, LEVELS * factor, info.width, info.height))
     return replace(settings, size=(w, h))
-
-
-@lru_cache(maxsize=64)
-def _shape(clip: Path, changed: float) -> tuple[int, int]:
-    """(width, height) of a clip."""
-    info = probe(clip)
-    return info.width, info.height
 
 
 def volume(settings: Settings) -> int:
