@@ -160,7 +160,7 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
             configs.append(json.loads(path.read_text(encoding="utf-8")))
         unet, vae = configs
         size, factor = native_size(unet, vae), vae_factor(vae)
-        downsampling = 2 ** ((len(unet.get("block_out_channels", ())) or 4) - 1)  # diffusers' own default is four levels
+        downsampling = 2 ** ((len(unet.get("block_out_channels", ())) or 4) - 1)  # diffusers' default: four
         frames = IMAGE_FRAMES if unet.get("_class_name") == "UNet2DConditionModel" else NATIVE_FRAMES
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{path} does not describe a part of a pipeline ({error!r}).") from None
