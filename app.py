@@ -25,7 +25,8 @@ from freemask.families.reach import obstacle, refusal, zero_gpu
 from freemask.families.specs import backbone_name, usual_guidance
 from freemask.jobs.worker import Worker
 from freemask.page import browser, zero
-from freemask.presets import examples, task_names
+from freemask.presets import task_names
+from freemask.settings import examples
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent

@@ -41,7 +41,8 @@ from freemask.page.fields import NAMES, field_values, link
 from freemask.page.wire import shown
 from freemask.pictures.mask_zip import read_mask_zip, save_mask_zip
 from freemask.pictures.word_maps import pack_bits
-from freemask.presets import Example, Settings, examples, load_preset, task_names
+from freemask.presets import load_preset, task_names
+from freemask.settings import Example, Settings, examples
 from freemask.steps import Step
 
 PATIENCE = 20.0

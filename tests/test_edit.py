@@ -18,7 +18,8 @@ from freemask.masks.trace import load_trace, save_trace
 from freemask.methods.base import fused_sites
 from freemask.methods.editor import Editor, Usage
 from freemask.methods.sessions import SESSIONS
-from freemask.presets import examples, load_preset
+from freemask.presets import load_preset
+from freemask.settings import examples
 from freemask.steps import finish
 from freemask.words.prompts import find_word
 

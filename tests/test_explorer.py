@@ -12,7 +12,7 @@ from test_gallery import SITES, stored
 from freemask.errors import MaskError, SettingError
 from freemask.pictures.sheets import mask_sheet
 from freemask.pictures.word_maps import pack_bits, read_index, save_word_files, unpack_bits, word_file, word_sheet
-from freemask.presets import examples
+from freemask.settings import examples
 from freemask.words.positions import numbered
 
 

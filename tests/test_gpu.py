@@ -12,7 +12,8 @@ from freemask.clips.video import read_clip
 from freemask.jobs.metrics import psnr
 from freemask.jobs.run import run_steps
 from freemask.methods.editor import Editor
-from freemask.presets import examples, load_preset
+from freemask.presets import load_preset
+from freemask.settings import examples
 from freemask.steps import finish
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "freemask"
 FLOORS = (
-    "errors validation clips words families steps presets masks methods pictures jobs toyworld bench cli page"
+    "errors validation clips words families steps presets settings masks methods pictures jobs toyworld bench cli page"
 ).split()
 
 
@@ -26,7 +26,7 @@ def test_modules_import_only_upwards():
 
 
 def test_the_first_rooms_do_without_torch():
-    first = "clips.video clips.preview words.prompts families.reach presets pictures.word_maps jobs.worker jobs.check"
+    first = "clips.video clips.preview words.prompts families.reach settings pictures.word_maps jobs.worker jobs.check"
     code = f"import sys, {', '.join(f'freemask.{room}' for room in first.split())}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 

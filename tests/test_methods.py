@@ -13,7 +13,8 @@ from freemask.methods.editor import Editor
 from freemask.methods.fusing import Fusing
 from freemask.methods.p2p import PromptToPrompt
 from freemask.methods.sessions import SESSIONS
-from freemask.presets import METHODS, load_method, load_preset, make_settings, methods, task_names
+from freemask.presets import METHODS, load_method, load_preset, methods, task_names
+from freemask.settings import make_settings
 from freemask.steps import finish
 
 pytestmark = pytest.mark.numeric

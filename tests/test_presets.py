@@ -7,7 +7,8 @@ import yaml
 from freemask import presets
 from freemask.errors import SettingError
 from freemask.families.specs import known_words
-from freemask.presets import examples, load_preset, make_settings, read_settings, task_names
+from freemask.presets import load_preset, task_names
+from freemask.settings import examples, make_settings, read_settings
 
 
 def test_every_task_loads():

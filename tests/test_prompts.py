@@ -2,7 +2,7 @@ import pytest
 
 from freemask.errors import ClipError, PromptError
 from freemask.jobs.check import check
-from freemask.presets import make_settings
+from freemask.settings import make_settings
 from freemask.words.positions import named, numbered
 from freemask.words.prompts import align, find_word, infer_task, infer_word, unseen, warnings, words
 

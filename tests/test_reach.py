@@ -15,7 +15,7 @@ from freemask.cli import app as command
 from freemask.errors import SettingError
 from freemask.families import reach
 from freemask.page.fields import NAMES
-from freemask.presets import examples
+from freemask.settings import examples
 
 NOWHERE = "no-such-owner/no-such-model"
 

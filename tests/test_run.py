@@ -28,7 +28,7 @@ from freemask.jobs.metrics import psnr
 from freemask.jobs.run import run_steps
 from freemask.jobs.verdict import LIKE, judged
 from freemask.pictures.sheets import save_png
-from freemask.presets import examples, make_settings, read_settings
+from freemask.settings import examples, make_settings, read_settings
 from freemask.steps import Step, finish
 
 ROOT = Path(__file__).resolve().parent.parent

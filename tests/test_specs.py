@@ -6,7 +6,7 @@ import yaml
 from freemask.errors import BackboneError, SettingError
 from freemask.families import specs
 from freemask.families.specs import backbone_folder, backbone_name, backbone_spec, backbones, known_words
-from freemask.presets import make_settings
+from freemask.settings import make_settings
 
 
 def test_every_backbone_has_a_spec_and_mini_is_the_first():

@@ -30,7 +30,7 @@ from ..families.unet3d import UNet3D
 from ..jobs.memory import run_dry
 from ..jobs.run import run_steps
 from ..methods.editor import Editor
-from ..presets import make_settings
+from ..settings import make_settings
 from ..steps import Steps
 from ..toyworld.models import new_scheduler
 

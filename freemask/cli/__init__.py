@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import SettingError
-from ..presets import FAST, make_settings, read_settings, read_size
+from ..settings import make_settings, read_size
 from ..validation import refuse_unknown
 from . import toyworld
 from .common import (
@@ -26,9 +26,9 @@ from .common import (
     processes,
     refusals,
     told_when_stopped,
-    warn_of_outside,
     watch,
 )
+from .edit import edit
 
 __all__ = ["app"]
 
@@ -41,145 +41,7 @@ def main() -> None:
     """FreeMask: zero-shot, text-driven video editing with the masks that made the edit."""
 
 
-def _fps(text: str) -> float | None:
-    if text == "auto":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise SettingError(f"fps is {text!r}: write a number, such as 8, or auto.") from None
-
-
-@app.command()
-def edit(
-    context: typer.Context,
-    clip: Annotated[Path, typer.Argument(help="The video or picture to edit.")],
-    out: Annotated[Path, typer.Option(help="The folder for the results.")],
-    source: Annotated[str, typer.Option(help="What the clip shows.")] = "",
-    edit: Annotated[str, typer.Option(help="What it should show.")] = "",
-    settings_file: Annotated[
-        Path | None,
-        typer.Option("--settings", help="The settings.json of another edit; options given replace its own."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="style, attribute, shape or place; inferred when left out."),
-    ] = None,
-    method: Annotated[
-        str, typer.Option(help="freemask, fatezero, p2p (Prompt-to-Prompt), plain, or released (FreeMask's own code).")
-    ] = "freemask",
-    word: Annotated[
-        str,
-        typer.Option(help="The edited word of the source prompt, dog#2 for the second dog; inferred when left out."),
-    ] = "",
-    backbone: Annotated[str, typer.Option(help=BACKBONE)] = "mini",
-    steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 25,
-    solver: Annotated[str, typer.Option(help="ddim, or dpm: of second order, for few steps.")] = "ddim",
-    fast: Annotated[
-        bool, typer.Option("--fast", help="--steps 15 --solver dpm: about as good as 50 steps of ddim.")
-    ] = False,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; the backbone's own.")] = None,
-    frames: Annotated[int, typer.Option(help="How many frames.")] = 8,
-    start: Annotated[float, typer.Option(help="Where to begin, in seconds.")] = 0.0,
-    fps: Annotated[str, typer.Option(help="Frames a second, or auto.")] = "auto",
-    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; the backbone's own where left out.")] = "",
-    eta: Annotated[float, typer.Option(help="Noise added by DDIM, 0 to 1.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Acts only where eta is above 0.")] = 0,
-    features: Annotated[str, typer.Option(help=FEATURES)] = "replay",
-    low_vram: Annotated[bool, typer.Option("--low-vram", help="The least memory, for the most time.")] = False,
-    tau: Annotated[float | None, typer.Option(help="Mask threshold, between 0 and 1.")] = None,
-    alpha_self: Annotated[float | None, typer.Option(help="Share of steps with self fusion.")] = None,
-    alpha_cross: Annotated[float | None, typer.Option(help="Share of steps with cross fusion.")] = None,
-    alpha_temporal: Annotated[float | None, typer.Option(help="Share of steps with temporal fusion.")] = None,
-    alpha_latent: Annotated[float | None, typer.Option(help="Share of steps with latent blending.")] = None,
-    dilate: Annotated[int | None, typer.Option(help="Cells by which the mask grows.")] = None,
-    union: Annotated[bool | None, typer.Option(help="Join the mask with the edit word's own.")] = None,
-    alpha_changed: Annotated[float | None, typer.Option(help="As --alpha-cross, for the changed words.")] = None,
-    reweight: Annotated[
-        float | None, typer.Option(help="How much the changed words' attention weighs, 0 to 10.")
-    ] = None,
-    rescale: Annotated[float | None, typer.Option(help="Guidance rescale, 0 to 1.")] = None,
-    selection: Annotated[
-        str | None, typer.Option(help="codebook, adaptive or consensus: where the mask is from.")
-    ] = None,
-    site: Annotated[str | None, typer.Option(help="The layer whose map is the mask, such as 'up 3.0'.")] = None,
-    timestep: Annotated[
-        int | None, typer.Option(help="With --site: the map of this timestep at every step, else each step's own.")
-    ] = None,
-    masks: Annotated[Path | None, typer.Option(help="A zip of PNG masks, one a frame or one for all.")] = None,
-    dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
-) -> None:
-    """Edit a clip by text; writes the videos, the masks and report.json into --out."""
-    from ..families.reach import missing_gpu, missing_weights, refusal
-    from ..families.specs import usual_guidance
-    from ..jobs.check import check
-    from ..words.prompts import usual_task
-
-    with refusals():
-        values: dict[str, Any] = dict(
-            source=source,
-            edit=edit,
-            task=task,
-            method=method,
-            word=word or None,
-            backbone=backbone,
-            steps=steps,
-            solver=solver,
-            guidance=guidance,
-            frames=frames,
-            start=start,
-            fps=_fps(fps),
-            size=read_size(size),
-            eta=eta,
-            seed=seed,
-            features=features,
-            low_vram=low_vram,
-            tau=tau,
-            alpha_self=alpha_self,
-            alpha_cross=alpha_cross,
-            alpha_temporal=alpha_temporal,
-            alpha_latent=alpha_latent,
-            dilate=dilate,
-            union=union,
-            alpha_changed=alpha_changed,
-            reweight=reweight,
-            rescale=rescale,
-            selection=selection,
-            site=site,
-            timestep=timestep,
-            masks=masks,
-        )
-        origin = {name: context.get_parameter_source(name) for name in values}
-        given = {name: values[name] for name, from_ in origin.items() if from_ and from_.name == "COMMANDLINE"}
-        if settings_file:
-            values = read_settings(settings_file) | given
-        if fast:
-            values |= FAST | given
-        if not values.get("task"):
-            values["task"] = usual_task(values.get("source") or "", values.get("edit") or "")
-            console.print(f"Task: {values['task']} (inferred; --task overrides it)", markup=False)
-        if values.get("guidance") is None:
-            values["guidance"] = usual_guidance(values.get("backbone") or "mini")
-        settings = make_settings(**values)
-        chosen = check(clip, settings).word
-        if met := missing_weights(settings.backbone):
-            raise refusal(settings.backbone, met)
-        if met := missing_gpu(settings.backbone):
-            slow = f"Note: {settings.backbone} is made for a GPU, and {met.why} here: this may take hours."
-            console.print(slow, markup=False, soft_wrap=True)
-        inferred = "" if settings.word else " (inferred; --word overrides it)"
-        console.print(f"Edited word: {chosen}{inferred}", markup=False)
-        from ..jobs.run import run_steps  # torch is imported only once the input is known to be good
-        from ..toyworld.likeness import likeness
-
-        warn_of_outside(clip, settings)
-        editor = load(settings.backbone, dtype, settings.low_vram) if dtype else None
-        report = watch(run_steps(clip, settings, out, editor=editor, likeness=likeness))
-    for warning in report["words"]["warnings"]:
-        console.print(f"Note: {warning}", markup=False, soft_wrap=True)
-    verdict = " ".join([f"Verdict: {report['verdict']['level']}.", *report["verdict"]["sentences"]])
-    console.print(verdict, markup=False, soft_wrap=True)
-    print(json.dumps(report))
+app.command("edit")(edit)
 
 
 @app.command()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..methods.editor import Editor
-    from ..presets import Settings
+    from ..settings import Settings
 
 __all__ = [
     "BACKBONE",

@@ -11,7 +11,7 @@ from ..clips.video import MIN_SIDE, Clip, probe, read_clip
 from ..errors import BackboneError, ClipError, PromptError, SettingError
 from ..families.specs import backbone_spec, fit, known_words
 from ..pictures.mask_zip import read_mask_zip
-from ..presets import Settings
+from ..settings import Settings
 from ..words.positions import named
 from ..words.prompts import find_word, infer_word, same_words, unseen, words
 

@@ -20,7 +20,7 @@ from ..methods.editor import Denoised
 from ..pictures.mask_zip import save_mask_zip
 from ..pictures.sheets import mask_sheet, save_pdf, save_png
 from ..pictures.word_maps import save_word_files
-from ..presets import MASKS
+from ..settings import MASKS
 from ..words.prompts import find_word, words
 
 __all__ = ["save_files", "save_masks"]

@@ -33,7 +33,8 @@ from ..clips.spans import spans
 from ..families.backbone import Backbone
 from ..families.specs import known_backbone
 from ..methods.base import fused_sites, windows
-from ..presets import FeatureSource, Preset, batch_rows
+from ..presets import Preset
+from ..settings import FeatureSource, batch_rows
 
 __all__ = ["Need", "Peak", "choose_features", "free_bytes", "need", "run_dry"]
 

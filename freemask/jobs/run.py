@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..methods.editor import Editor
-from ..presets import Settings
+from ..settings import Settings
 from ..steps import Step, Steps
 from .check import check
 from .stages import Job, load_editor

@@ -28,7 +28,8 @@ from ..masks.mmc import find_site
 from ..masks.plan import is_time_aware
 from ..masks.trace import Trace, load_trace, save_trace
 from ..methods.editor import Denoised, Editor, Usage
-from ..presets import FeatureSource, Preset, Settings, load_method
+from ..presets import Preset, load_method
+from ..settings import FeatureSource, Settings
 from ..steps import Step, Steps
 from ..words.prompts import align, warnings, words
 from .check import Checked, refuse_shape

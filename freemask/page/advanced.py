@@ -10,7 +10,8 @@ import gradio as gr
 
 from ..families.reach import has_gpu, obstacle
 from ..families.specs import backbones, known_backbone, usual_guidance
-from ..presets import FAST, load_preset, methods, task_names
+from ..presets import load_preset, methods, task_names
+from ..settings import FAST
 from . import status
 
 __all__ = ["MASK_OWN", "PACES", "TASK_OWN", "Advanced", "first_pace"]

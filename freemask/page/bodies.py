@@ -16,7 +16,7 @@ from ..jobs.check import check
 from ..pictures.mask_zip import save_mask_zip
 from ..pictures.sheets import mask_sheet, save_png
 from ..pictures.word_maps import save_word_files
-from ..presets import MASKS, Settings
+from ..settings import MASKS, Settings
 from ..steps import Step
 from ..words.prompts import align, warnings, words
 

@@ -24,7 +24,7 @@ from ..families.specs import usual_guidance
 from ..jobs.check import check, fitting
 from ..jobs.worker import Job, QueueFull, Worker
 from ..pictures.mask_zip import save_mask_zip
-from ..presets import Example, Settings, make_settings, read_size
+from ..settings import Example, Settings, make_settings, read_size
 from ..steps import Step
 from ..words.prompts import usual_task
 from . import status
@@ -33,14 +33,16 @@ from .bodies import Body
 from .estimate import Estimates, sized
 from .fields import (
     FIELDS,
+    NAMES,
     edit_fields,
     fill_example,
     fill_run,
     follow_link,
     is_link,
-    optional,
+    read_fields,
     same_clip,
 )
+from .programs import told_of_settings
 from .visits import Run, Visit, Visits
 from .wire import collecting, file_data, painted_masks, picture_uri, poster, shown
 from .zero import in_context
@@ -77,106 +79,22 @@ class Desk:
         self._greeting = greeting if greeting and _report(greeting).exists() else None
         self.estimates = estimates or Estimates()
 
+    @told_of_settings
     def edit(
-        self,
-        request: gr.Request,
-        clip: str | None,
-        source: str | None,
-        edit: str | None,
-        task: str | None = None,
-        word: str | None = None,
-        backbone: str = "mini",
-        steps: float = 25,
-        solver: str = "ddim",
-        guidance: float | None = None,
-        frames: float = 8,
-        start: float | None = None,
-        fps: str | None = None,
-        size: str | None = None,
-        tau: str | None = None,
-        alpha_self: str | None = None,
-        alpha_cross: str | None = None,
-        alpha_temporal: str | None = None,
-        alpha_latent: str | None = None,
-        dilate: str | None = None,
-        union: bool = False,
-        selection: str | None = None,
-        site: str | None = None,
-        timestep: str | None = None,
-        masks: str | None = None,
-        features: str = "replay",
-        low_vram: bool = False,
-        eta: float = 0,
-        seed: float | None = None,
-        method: str = "freemask",
+        self, request: gr.Request, clip: str | None, *values: Any, **named: Any
     ) -> Generator[tuple[Any, ...], None, None]:
-        """Edit a clip by text. Yields the progress at each step, then the videos, the report and all files.
-
-        Args:
-            clip: The video to edit, up to 5 minutes of which `frames` frames are used. A picture is one frame.
-            source: The source prompt: what the clip shows.
-            edit: The edit prompt: what it should show instead.
-            task: style, attribute, shape or place. Empty: inferred.
-            word: The source prompt's word that is edited, "dog#2" for the second dog. Empty infers it.
-            backbone: The model. mini and mini-sd know only their toy world; zeroscope, modelscope and sd15 need a GPU.
-            steps: Steps in each direction, 2 to 200.
-            solver: ddim, or dpm, which does in 15 steps about what ddim does in 50.
-            guidance: Weight of the edit prompt (classifier-free guidance), 1 to 30. Empty: what suits the backbone.
-            frames: How many frames are edited, 1 to 64.
-            start: Where in the clip they begin, in seconds.
-            fps: Frames a second. Empty takes 8 or, where that is lower, the clip's own.
-            size: WIDTHxHEIGHT in pixels, such as 128x128. Empty for the backbone's own.
-            tau: Mask threshold, 0 to 1. Empty, as below, means the task's own.
-            alpha_self: Share of the steps whose self-attention is fused, 0 to 1.
-            alpha_cross: Share of the steps whose cross-attention is fused, 0 to 1.
-            alpha_temporal: Share of the steps whose temporal attention is fused, 0 to 1.
-            alpha_latent: Share of the steps whose latents are blended, 0 to 1.
-            dilate: Cells of the latent grid by which the mask grows.
-            union: Whether the mask is joined with the edit word's own.
-            selection: Where the mask comes from: codebook, adaptive or consensus. Empty means the task's own.
-            site: A layer whose map is the mask instead, such as "up 3.0".
-            timestep: The timestep of that layer's map. Empty: each step its own.
-            masks: Masks of your own instead: a zip of PNGs, one a frame or one for all.
-            features: Source features: replay (least memory), store (on the device), host (in RAM), auto (what fits).
-            low_vram: Take the least memory, for the most time.
-            eta: Noise that is added at each step, 0 (none) to 1.
-            seed: Of that noise.
-            method: freemask, fatezero, p2p (Prompt-to-Prompt), plain, or released (FreeMask's released code).
-        """
+        """Edit a clip by text. Yields the progress at each step, then the videos, the report and all files."""
         session = request.session_hash or ""
         before = self._cancelled(session)
         with collecting() as errors:
-            source, edit = source or "", edit or ""
+            given = {"source": "", "edit": ""} | read_fields(dict(zip(NAMES[1:], values, strict=False)) | named)
             settings = make_settings(
                 labels=LABELS if self._visits.is_page(session) else None,
-                source=source,
-                edit=edit,
-                task=task or usual_task(source, edit),
-                method=method,
-                word=(word or "").strip() or None,
-                backbone=backbone,
-                steps=steps,
-                solver=solver,
-                guidance=usual_guidance(backbone) if guidance is None else guidance,
-                frames=frames,
-                start=start or 0.0,
-                fps=optional(fps),
-                size=read_size(size or ""),
-                tau=optional(tau),
-                alpha_self=optional(alpha_self),
-                alpha_cross=optional(alpha_cross),
-                alpha_temporal=optional(alpha_temporal),
-                alpha_latent=optional(alpha_latent),
-                dilate=optional(dilate),
-                union=union or None,
-                selection=optional(selection),
-                site=(site or "").strip() or None,
-                timestep=optional(timestep),
-                masks=masks or None,
-                features=features,
-                low_vram=low_vram,
-                eta=eta,
-                seed=seed or 0,
+                **{
+                    "task": usual_task(given["source"], given["edit"]),
+                    "guidance": usual_guidance(given.get("backbone", Settings.backbone)),
+                }
+                | given,
             )
             if met := obstacle(settings.backbone):
                 raise refusal(settings.backbone, met)

@@ -22,7 +22,7 @@ from ..clips.video import probe
 from ..errors import FreeMaskError
 from ..families.specs import NATIVE_FRAMES, backbone_spec, frame_size, known_backbone
 from ..jobs.worker import Countdown, Snapshot
-from ..presets import Settings, batch_rows
+from ..settings import Settings, batch_rows
 
 __all__ = ["Estimates", "rows", "sized", "volume"]
 

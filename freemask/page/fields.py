@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from functools import lru_cache
 from pathlib import Path
@@ -19,16 +19,18 @@ from ..errors import FreeMaskError, InputError, SettingError
 from ..families.reach import obstacle, refusal
 from ..families.specs import backbone_name, known_backbone, usual_guidance
 from ..pictures.mask_zip import read_mask_zip
-from ..presets import MASKS, Example, Settings, load_method, load_preset, make_settings, read_settings, read_size
+from ..presets import load_method, load_preset
+from ..settings import MASKS, Example, Settings, make_settings, read_settings, read_size
 from ..words.positions import frames_told
 from ..words.prompts import usual_task
 from . import status
-from .advanced import PACES, TASK_OWN, first_pace
+from .advanced import PACES, TASK_OWN, Advanced, first_pace
 from .visits import Run
 from .wire import file_data, picture_uri, shown
 
 __all__ = [
     "FIELDS",
+    "NAMES",
     "changed_fields",
     "describe_clip",
     "drop_mask",
@@ -46,6 +48,7 @@ __all__ = [
     "optional",
     "own_mask",
     "own_pace",
+    "read_fields",
     "same_clip",
     "take_trim",
 ]
@@ -242,11 +245,7 @@ def link(settings: dict[str, Any]) -> str:
 
 
 _LINKED = [one.name for one in dataclass_fields(Settings) if one.name != "masks"]
-NAMES = [
-    *("clip", "source", "edit", "task", "word", "backbone", "steps", "solver", "guidance"),
-    *("frames", "start", "fps", "size", *TASK_OWN, "union", "selection", "site", "timestep", "masks"),
-    *("features", "low_vram", "eta", "seed", "method"),
-]
+NAMES = ["clip", "source", "edit", "task", "word", *(one.name for one in dataclass_fields(Advanced))]
 FIELDS = len(NAMES)
 # what a trace is made with
 SHARED = ("source", "word", "backbone", "steps", "solver", "frames", "start", "fps", "size")
@@ -303,6 +302,22 @@ def same_clip(run: Run, **mask: Any) -> list[Any]:
     return changed_fields(clip=file_data(run.clip), **{name: own[name] for name in SHARED}, **mask)
 
 
+def read_fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings from fields as `field_values` shows them, without what is left empty. Numbers that were typed are read,
+    and refused, by the settings."""
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if isinstance(value, str):
+            value = value.strip()
+            if name == "size":
+                value = read_size(value)
+            elif name in (*TASK_OWN, "fps"):
+                value = optional(value)
+        if value is not None and value != "" and value is not False:
+            values[name] = value
+    return values
+
+
 def optional(text: str | None) -> str | None:
-    """What was typed into a field that may be empty: its number is read, and refused, by the settings."""
+    """What was typed into a field of a number that may be empty."""
     return (text or "").strip().replace(",", ".") or None

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import gradio as gr
 
-from ..presets import Example, task_names
+from ..presets import task_names
+from ..settings import Example
 
 __all__ = ["cards", "header", "theme"]
 

@@ -11,7 +11,8 @@ import gradio as gr
 
 from ..families.reach import obstacle
 from ..families.specs import backbones, known_words
-from ..presets import Example, load_preset, task_names
+from ..presets import load_preset, task_names
+from ..settings import Example
 from . import status
 from .advanced import PACES, Advanced, first_pace
 from .wording import INFERRED

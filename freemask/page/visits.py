@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..jobs.worker import Job
-from ..presets import Settings
+from ..settings import Settings
 
 __all__ = ["Run", "Visit", "Visits"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FreeMaskError
-from ..presets import Settings
+from ..settings import Settings
 from ..steps import Step
 from .bodies import Body
 from .estimate import Estimates, rows, sized, volume

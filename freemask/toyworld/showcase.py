@@ -11,7 +11,7 @@ import numpy as np
 
 from ..clips.video import read_clip
 from ..jobs.run import run_steps
-from ..presets import Example, examples
+from ..settings import Example, examples
 from ..steps import Steps
 from .likeness import likeness
 

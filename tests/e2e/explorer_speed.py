@@ -24,7 +24,7 @@ from freemask import page as parts  # noqa: E402
 from freemask.clips.video import Clip, write_clip  # noqa: E402
 from freemask.jobs.worker import Worker  # noqa: E402
 from freemask.pictures.word_maps import save_word_files  # noqa: E402
-from freemask.presets import Settings  # noqa: E402
+from freemask.settings import Settings  # noqa: E402
 from freemask.steps import Step  # noqa: E402
 from freemask.words.prompts import words  # noqa: E402
 

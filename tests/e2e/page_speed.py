@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from visitor import CHROMIUM, FLAGS, SOURCE, served  # noqa: E402
 
 from freemask import page as parts  # noqa: E402
-from freemask.presets import examples  # noqa: E402
+from freemask.settings import examples  # noqa: E402
 
 TIMES, STEPS = 5, 200
 Answer = Callable[[Page, int], None]

@@ -24,7 +24,7 @@ from visitor import EDIT, PATIENCE, SOURCE, Tap, example, explorer, press_edit, 
 
 from freemask import page as parts
 from freemask.clips.video import Clip, write_clip
-from freemask.presets import Settings
+from freemask.settings import Settings
 from freemask.steps import Step
 
 PREFIX = "/demo/freemask"

@@ -15,7 +15,7 @@ from playwright.sync_api import Locator, Page, expect
 import app
 from freemask import page as parts
 from freemask.jobs.worker import Worker
-from freemask.presets import Example, Settings
+from freemask.settings import Example, Settings
 from freemask.steps import Step
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -1,0 +1,103 @@
+"""`python -m freemask edit`: one edit of one clip; its options are the `Settings`, each by its name."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from ..errors import SettingError
+from ..settings import FAST, Settings, make_settings, read_settings, read_size
+from .common import DTYPE, console, load, refusals, warn_of_outside, watch
+
+__all__ = ["edit"]
+
+
+def _fps(text: str) -> float | None:
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingError(f"fps is {text!r}: write a number, such as 8, or auto.") from None
+
+
+READ = {"fps": _fps, "size": read_size}  # of what is written in a form of its own
+
+
+def _written(name: str, hint: Any) -> type:
+    """The type in which a command takes a setting."""
+    while get_origin(hint) is not None and get_args(hint) and hint not in (int, float, bool, Path):
+        if get_origin(hint) is tuple or name in READ:
+            return str
+        hint = next(one for one in get_args(hint) if one is not type(None))
+    return hint if hint in (int, float, bool, Path) else str
+
+
+def edit(
+    clip: Annotated[Path, typer.Argument(help="The video or picture to edit.")],
+    out: Annotated[Path, typer.Option(help="The folder for the results.")],
+    settings_file: Annotated[
+        Path | None,
+        typer.Option("--settings", help="The settings.json of another edit; options given replace its own."),
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="--steps 15 --solver dpm: about as good as 50 steps of ddim.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
+    **options: Any,
+) -> None:
+    """Edit a clip by text; writes the videos, the masks and report.json into --out."""
+    from ..families.reach import missing_gpu, missing_weights, refusal
+    from ..families.specs import usual_guidance
+    from ..jobs.check import check
+    from ..words.prompts import usual_task
+
+    with refusals():
+        given = {name: READ.get(name, lambda one: one)(one) for name, one in options.items() if one is not None}
+        values: dict[str, Any] = {"source": "", "edit": ""}
+        values |= read_settings(settings_file) if settings_file else {}
+        values |= (FAST if fast else {}) | given
+        if not values.get("task"):
+            values["task"] = usual_task(values["source"], values["edit"])
+            console.print(f"Task: {values['task']} (inferred; --task overrides it)", markup=False)
+        if values.get("guidance") is None:
+            values["guidance"] = usual_guidance(values.get("backbone") or Settings.backbone)
+        settings = make_settings(**values)
+        chosen = check(clip, settings).word
+        if met := missing_weights(settings.backbone):
+            raise refusal(settings.backbone, met)
+        if met := missing_gpu(settings.backbone):
+            slow = f"Note: {settings.backbone} is made for a GPU, and {met.why} here: this may take hours."
+            console.print(slow, markup=False, soft_wrap=True)
+        inferred = "" if settings.word else " (inferred; --word overrides it)"
+        console.print(f"Edited word: {chosen}{inferred}", markup=False)
+        from ..jobs.run import run_steps  # torch is imported only once the input is known to be good
+        from ..toyworld.likeness import likeness
+
+        warn_of_outside(clip, settings)
+        editor = load(settings.backbone, dtype, settings.low_vram) if dtype else None
+        report = watch(run_steps(clip, settings, out, editor=editor, likeness=likeness))
+    for warning in report["words"]["warnings"]:
+        console.print(f"Note: {warning}", markup=False, soft_wrap=True)
+    verdict = " ".join([f"Verdict: {report['verdict']['level']}.", *report["verdict"]["sentences"]])
+    console.print(verdict, markup=False, soft_wrap=True)
+    print(json.dumps(report))
+
+
+def _options() -> list[inspect.Parameter]:
+    """An option for each setting, None where it is left out."""
+    hints, made = get_type_hints(Settings), []
+    for name, told in Settings.told().items():
+        usual = getattr(Settings, name, None)
+        shown = str(usual) if usual and name not in ("task", "guidance") else False
+        option: Any = Annotated[_written(name, hints[name]) | None, typer.Option(help=told, show_default=shown)]
+        made.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option))
+    return made
+
+
+_own = [one for one in inspect.signature(edit, eval_str=True).parameters.values() if one.name != "options"]
+edit.__signature__ = inspect.Signature([*_own, *_options()])  # type: ignore[attr-defined]

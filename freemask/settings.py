@@ -1,0 +1,246 @@
+"""What one edit is asked to do, and the examples that ship: data, validated before anything runs.
+
+`Settings` is the one list of what can be set: the command, the API and the tool for agents are made from it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import yaml
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from .errors import SettingError
+from .families.specs import PRESETS, ROOT, Solver, backbone_folder, backbone_name
+from .presets import KINDS, SELECTION_TAU, Preset, Selection, Share, load_method, load_preset
+from .validation import STRICT, validated
+
+__all__ = [
+    "FAST",
+    "MASKS",
+    "Example",
+    "FeatureSource",
+    "Settings",
+    "batch_rows",
+    "examples",
+    "make_settings",
+    "read_settings",
+    "read_size",
+]
+
+OLD_TASKS = {"official": "shape", "official-style": "style"}  # of the method "released", as they were named before
+MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
+
+FeatureSource = Literal["store", "host", "replay"]  # the source's: from the device, from host RAM, by a run of its own
+FAST: dict[str, Any] = {"steps": 15, "solver": "dpm"}  # about as good as 50 steps of DDIM (ddim.py)
+
+
+class Told(str):
+    """What a setting is, as the command, the API and agents are told of it."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Settings:
+    """One job: the two prompts, the task and the numbers. None means the task's or the clip's own value.
+
+    `size` is (width, height) in pixels, `start` in seconds, `fps` in frames a second, `solver` walks in both
+    directions (`ddim.py`), `eta` is the share of noise that DDIM adds (0: deterministic; the seed acts only above 0).
+    `features` says where the source's come from, auto by the memory that is free (`memory`), which rounds otherwise
+    from one machine to another; `low_vram` takes the least memory, for the most time.
+
+    A `selection` under a method that has other masks puts FreeMask's in their place, such as in FateZero + MMC. Instead
+    of a `selection`, a mask of the person's own: `site` is a cross-attention layer, whose map at `timestep`
+    is the mask of every step, or where that is None each step's own; `masks` is a zip of PNGs, one a frame.
+    """
+
+    source: Annotated[str, Told("What the clip shows.")]
+    edit: Annotated[str, Told("What it should show instead.")]
+    task: Annotated[str, Told("style, attribute, shape or place. Left out: inferred from the prompts.")] = "style"
+    method: Annotated[
+        str, Told("freemask, fatezero, p2p (Prompt-to-Prompt), plain, or released (FreeMask's released code).")
+    ] = "freemask"
+    word: Annotated[
+        str | None,
+        Told("The source prompt's word that is edited, dog#2 for the second dog. Left out: inferred."),
+    ] = None
+    backbone: Annotated[
+        str,
+        Told(
+            "The model. mini and mini-sd know only their toy world; zeroscope, modelscope and sd15 need a GPU. Or a "
+            "hub id, or a folder."
+        ),
+    ] = "mini"
+    steps: Annotated[int, Field(ge=2, le=200), Told("Steps in each direction, 2 to 200.")] = 25
+    solver: Annotated[Solver, Told("ddim, or dpm, which does in 15 steps about what ddim does in 50.")] = "ddim"
+    guidance: Annotated[
+        float,
+        Field(ge=1, le=30),
+        Told("Weight of the edit prompt (classifier-free guidance), 1 to 30. Left out: what suits the backbone."),
+    ] = 7.5
+    frames: Annotated[int, Field(ge=1, le=64), Told("How many frames are edited, 1 to 64.")] = 8
+    start: Annotated[float, Field(ge=0), Told("Where in the clip they begin, in seconds.")] = 0.0
+    fps: Annotated[
+        Annotated[float, Field(ge=0.5, le=60)] | None,
+        Told("Frames a second. Left out: 8 or, where that is lower, the clip's own."),
+    ] = None
+    size: Annotated[
+        tuple[Annotated[int, Field(ge=16, le=2048)], Annotated[int, Field(ge=16, le=2048)]] | None,
+        Told("WIDTHxHEIGHT in pixels, such as 128x128. Left out: the backbone's own."),
+    ] = None
+    eta: Annotated[Share, Told("Noise that DDIM adds at each step, 0 (none) to 1.")] = 0.0
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1), Told("Of that noise.")] = 0
+    features: Annotated[
+        Literal[FeatureSource, "auto"],
+        Told("Source features: replay (least memory), store (on the device), host (in RAM), auto (what fits)."),
+    ] = "replay"
+    low_vram: Annotated[bool, Told("Take the least memory, for the most time.")] = False
+    tau: Annotated[
+        Annotated[float, Field(gt=0, lt=1)] | None, Told("Mask threshold, 0 to 1. Left out, as below: the task's own.")
+    ] = None
+    alpha_self: Annotated[Share | None, Told("Share of the steps whose self-attention is fused, 0 to 1.")] = None
+    alpha_cross: Annotated[Share | None, Told("Share of the steps whose cross-attention is fused, 0 to 1.")] = None
+    alpha_temporal: Annotated[Share | None, Told("Share of the steps whose temporal attention is fused, 0 to 1.")] = (
+        None
+    )
+    alpha_latent: Annotated[Share | None, Told("Share of the steps whose latents are blended, 0 to 1.")] = None
+    alpha_changed: Annotated[Share | None, Told("As alpha_cross, for the words that change.")] = None
+    reweight: Annotated[
+        Annotated[float, Field(ge=0, le=10)] | None,
+        Told("What the attention to changed words is multiplied by, 0 to 10."),
+    ] = None
+    dilate: Annotated[
+        Annotated[int, Field(ge=0, le=16)] | None, Told("Cells of the latent grid by which the mask grows.")
+    ] = None
+    union: Annotated[bool | None, Told("Whether the mask is joined with the edit word's own.")] = None
+    rescale: Annotated[Share | None, Told("Guidance rescale, 0 (none) to 1.")] = None
+    selection: Annotated[Selection | None, Told("Where the mask comes from: codebook, adaptive or consensus.")] = None
+    site: Annotated[str | None, Told("A layer whose map is the mask instead, such as up 3.0.")] = None
+    timestep: Annotated[
+        Annotated[int, Field(ge=0, lt=1000)] | None,
+        Told("The timestep of that layer's map. Left out: each step its own."),
+    ] = None
+    masks: Annotated[Path | None, Told("Masks of your own instead: a zip of PNGs, one a frame or one for all.")] = None
+
+    def preset(self) -> Preset:
+        """The task's preset with this job's own values put in; τ follows a selection that comes without one."""
+        names = {f.name for f in fields(Preset)}
+        chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name in names}
+        if self.site:
+            chosen |= {"selection": "codebook", "time_aware": self.timestep is None}
+        if chosen["selection"] and self.tau is None:
+            chosen["tau"] = SELECTION_TAU[chosen["selection"]]
+        own = load_preset(self.task, self.method)
+        if own.mask != "mmc" and (chosen["selection"] or self.masks):
+            chosen |= {"mask": "mmc", "free_self": True}
+        return replace(own, **{k: v for k, v in chosen.items() if v is not None})
+
+    @classmethod
+    def told(cls) -> dict[str, str]:
+        """Each setting in a sentence, by name, in order."""
+        hints = get_type_hints(cls, include_extras=True)
+        return {
+            f.name: next(str(one) for one in hints[f.name].__metadata__ if isinstance(one, Told)) for f in fields(cls)
+        }
+
+    def record(self, word: str) -> dict[str, Any]:
+        """These settings as JSON has them, with the word that was edited; masks stand beside it in `MASKS`."""
+        return asdict(self) | {"word": word, "masks": MASKS if self.masks else None}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Example:
+    """A shipped clip with settings that fill every field; `clip` is a file under `static/clips/`, `made` the folder of
+    the edit that ships with it."""
+
+    name: str
+    clip: Path
+    settings: Settings
+    made: Path
+
+    @property
+    def picture(self) -> Path:
+        """A frame before and after the edit, side by side."""
+        return self.made.with_suffix(".jpg")
+
+
+def make_settings(*, labels: Mapping[str, str] | None = None, **values: Any) -> Settings:
+    """Validated settings; raises SettingError naming the field, what was given and the range.
+
+    `labels` are what people know the fields of masks by, where that is not their names.
+    """
+    if (old := OLD_TASKS.get(str(values.get("task")))) is not None:
+        values |= {"task": old, "method": "released"}
+    settings: Settings = validated(Settings, values, "")
+    load_preset(settings.task, settings.method)  # refuses unknown names
+    named = {name: (labels or {}).get(name, name) for name in ("selection", "site", "timestep", "masks")}
+    own = [told for name, told in named.items() if name != "timestep" and getattr(settings, name)]
+    if own and not load_method(settings.method).masked:
+        raise SettingError(f"The method {settings.method!r} takes no mask: leave {own[0]} out, or change the method.")
+    fuses = load_method(settings.method).fuses
+    for kind in (*KINDS, "latent"):
+        if getattr(settings, f"alpha_{kind}") and (not fuses or kind in KINDS and kind not in fuses):
+            raise SettingError(
+                f"The method {settings.method!r} fuses nothing {kind}: leave alpha_{kind} out, or change the method."
+            )
+    if len(own) > 1:
+        raise SettingError(f"{' and '.join(own)} each name a mask: give one of them.")
+    if settings.timestep is not None and settings.site is None:
+        raise SettingError(
+            f"{named['timestep']} is given without {named['site']}: name the layer too, or leave it out."
+        )
+    if settings.eta > 0 and settings.solver != "ddim":
+        raise SettingError(
+            f"The solver {settings.solver!r} adds no noise: leave eta at 0, or change the solver to ddim."
+        )
+    backbone_folder(settings.backbone)
+    return replace(settings, backbone=backbone_name(settings.backbone))
+
+
+def read_size(text: str) -> tuple[int, int] | None:
+    """A (width, height) as people write it, such as "576x320"; None for an empty text, else SettingError."""
+    if not text.strip():
+        return None
+    found = re.fullmatch(r"\s*(\d{1,5})\s*[x×]\s*(\d{1,5})\s*", text, re.IGNORECASE)
+    if found is None:
+        raise SettingError(f"size is {text!r}: write WIDTHxHEIGHT in pixels, such as 128x128, or leave it empty.")
+    return int(found[1]), int(found[2])
+
+
+def batch_rows(features: FeatureSource, one_row: bool) -> int:
+    """How many batch rows an edit's forwards have: two of guidance, and the source's own where it is replayed."""
+    return 1 if one_row else 3 if features == "replay" else 2
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The values of a settings.json, or of the settings in a report.json; raises SettingError for anything else.
+
+    They are validated where they are used, by `make_settings`. Masks are looked for beside the file.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values = {**values.get("settings", values)}
+        return values | {"masks": path.parent / values["masks"]} if values.get("masks") else values
+    except (OSError, ValueError, AttributeError, TypeError):
+        raise SettingError(
+            f'"{path.name}" holds no settings: give a settings.json or report.json of an edit.'
+        ) from None
+
+
+def examples() -> list[Example]:
+    """The shipped examples, in the order of their file names."""
+    found = []
+    for path in sorted((PRESETS / "examples").glob("*.yaml")):
+        values = yaml.safe_load(path.read_text())
+        clip = ROOT / "static" / "clips" / values.pop("clip")
+        name = values.pop("name")
+        made = ROOT / "static" / "examples" / path.stem
+        found.append(Example(name=name, clip=clip, settings=make_settings(**values), made=made))
+    return found
