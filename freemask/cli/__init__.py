@@ -24,30 +24,24 @@ from .common import (
     load,
     load_or_full,
     processes,
+    read_fps,
     refusals,
     told_when_stopped,
     warn_of_outside,
     watch,
 )
+from .tune import tune
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(toyworld.app, name="toyworld")
+app.command()(tune)
 
 
 @app.callback()
 def main() -> None:
     """FreeMask: zero-shot, text-driven video editing with the masks that made the edit."""
-
-
-def _fps(text: str) -> float | None:
-    if text == "auto":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise SettingError(f"fps is {text!r}: write a number, such as 8, or auto.") from None
 
 
 @app.command()
@@ -128,7 +122,7 @@ def edit(
             guidance=guidance,
             frames=frames,
             start=start,
-            fps=_fps(fps),
+            fps=read_fps(fps),
             size=read_size(size),
             eta=eta,
             seed=seed,

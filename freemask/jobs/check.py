@@ -13,12 +13,32 @@ from ..presets import Settings
 from ..words.positions import named
 from ..words.prompts import find_word, infer_word, same_words, unseen, words
 
-__all__ = ["check", "fitting"]
+__all__ = ["check", "check_source", "fitting"]
 
 
 def fitting(clip: Path, settings: Settings) -> Settings:
     """Settings as they fit a clip: of a still, the one frame is edited. Raises ClipError as `video.probe` does."""
     return replace(settings, frames=1, start=0.0, fps=None) if probe(clip).still else settings
+
+
+def _refuse_empty(label: str, prompt: str) -> None:
+    if not words(prompt):
+        raise PromptError(f"The prompt for {label} is empty; write a short sentence, such as 'a red car driving'.")
+
+
+def _refuse_unseen(prompts: str, backbone: str) -> None:
+    known = known_words(backbone)
+    if known is not None and (strange := unseen(prompts, known)):
+        raise PromptError(
+            f"The backbone {backbone!r} has never seen: {', '.join(strange)}. "
+            f"It knows only these words: {', '.join(known)}."
+        )
+
+
+def check_source(prompt: str, backbone: str) -> None:
+    """Raises PromptError where a source prompt is empty or holds words that the backbone has never seen."""
+    _refuse_empty("what the clip shows", prompt)
+    _refuse_unseen(prompt, backbone)
 
 
 def check(clip: Path | None, settings: Settings) -> str:
@@ -28,17 +48,11 @@ def check(clip: Path | None, settings: Settings) -> str:
     """
     if clip is None:
         raise ClipError("There is no clip yet: choose or upload a video first.")
-    for label, prompt in (("what the clip shows", settings.source), ("what it should show", settings.edit)):
-        if not words(prompt):
-            raise PromptError(f"The prompt for {label} is empty; write a short sentence, such as 'a red car driving'.")
+    _refuse_empty("what the clip shows", settings.source)
+    _refuse_empty("what it should show", settings.edit)
     if same_words(settings.source, settings.edit):
         raise PromptError("The two prompts are the same; change a word in the second one to say what to edit.")
-    known = known_words(settings.backbone)
-    if known is not None and (strange := unseen(f"{settings.source} {settings.edit}", known)):
-        raise PromptError(
-            f"The backbone {settings.backbone!r} has never seen: {', '.join(strange)}. "
-            f"It knows only these words: {', '.join(known)}."
-        )
+    _refuse_unseen(f"{settings.source} {settings.edit}", settings.backbone)
     word = settings.word or infer_word(settings.source, settings.edit, settings.task)
     word = named(words(settings.source), find_word(settings.source, word))
     settings = fitting(clip, settings)
