@@ -38,20 +38,23 @@ def temporal_blocks(unet: nn.Module) -> tuple[nn.Module, ...]:
     return tuple(module for module in unet.modules() if hasattr(module, "attn_temp"))
 
 
-def add_temporal(unet: UNet2DConditionModel) -> None:
+def add_temporal(unet: UNet2DConditionModel, device: str | None = None) -> None:
     """Gives every transformer block temporal attention that changes nothing yet, random but for its output.
 
-    Its heads are those of the block's self-attention, its place and precision the block's own.
+    Its heads are those of the block's self-attention, its precision and, where no other is given, its device the
+    block's own.
     """
     blocks = [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
     for block in blocks:
         own: Any = block.attn1
-        width, heads = own.to_q.in_features, own.heads
-        attn: Any = Attention(query_dim=width, heads=heads, dim_head=own.to_q.out_features // heads)
+        like: Tensor = own.to_q.weight
+        with torch.device(device or like.device):
+            norm = nn.LayerNorm(own.to_q.in_features)
+            attn: Any = Attention(own.to_q.in_features, heads=own.heads, dim_head=own.to_q.out_features // own.heads)
         for parameter in attn.to_out[0].parameters():
             nn.init.zeros_(parameter)
-        for name, part in zip(_PARTS, (nn.LayerNorm(width), attn), strict=True):
-            block.add_module(name, part.to(own.to_q.weight))
+        for name, part in zip(_PARTS, (norm, attn), strict=True):
+            block.add_module(name, nn.Module.to(part, like.dtype))
 
 
 @contextmanager
@@ -83,10 +86,9 @@ def save_temporal(unet: UNet2DConditionModel, folder: Path, tuned: Tuned) -> Non
 
 def load_temporal(unet: UNet2DConditionModel, folder: Path) -> None:
     """Gives a UNet the temporal attention in a pipeline's folder; raises an error of torch where it is another's."""
-    with torch.device("meta"):
-        add_temporal(unet)
     like = next(unet.parameters())
     state = {name: value.to(like) for name, value in load_file(folder / TEMPORAL / _WEIGHTS).items()}
+    add_temporal(unet, "meta")
     wanted = [name for name, value in unet.state_dict().items() if value.is_meta]
     if sorted(wanted) != sorted(state):
         raise ValueError(f"its layers are not those of {folder.name}/unet.")

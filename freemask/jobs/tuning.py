@@ -4,8 +4,8 @@ Trained are the query projections of self- and cross-attention and the new tempo
 everything else stays. Self-attention meets other frames as it does in an edit. The loss is the mean square error of
 what the network predicts (noise, or v) for the clip's latents under the source prompt, at a random timestep a step.
 
-The folder that this makes is a pipeline, the value of `--backbone` for every other command. It also holds `tuning.json`,
-what was asked, and `tuning.pt`, from which the same command goes on; once the tuning is done that file may go.
+The folder that this makes is a pipeline, the value of `--backbone` for every other command. It also holds what was
+asked, `tuning.json`, and `tuning.pt`, from which the same command goes on; once the tuning is done that file may go.
 Each step's noise depends on its number alone, so that a tuning that was interrupted ends as one that was not.
 """
 
@@ -165,7 +165,9 @@ def _save(backbone: Inflated, out: Path) -> None:
     save_temporal(backbone.unet, out, tuned)
     backbone.unet.half().save_pretrained(out / "unet")
     names = [path.relative_to(base).as_posix() for path in base.rglob("*") if path.is_file()]
-    others = [name for name in needed_files(names) if name.split("/")[0] in ("vae", "text_encoder", "tokenizer", "scheduler")]
+    others = [
+        name for name in needed_files(names) if name.split("/")[0] in ("vae", "text_encoder", "tokenizer", "scheduler")
+    ]
     for name in (*others, *(name for name in ("model_index.json", "vocabulary.json") if name in names)):
         (out / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(base / name, out / name)
