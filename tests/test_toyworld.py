@@ -226,6 +226,8 @@ def test_an_image_model_trains_exports_and_trains_on(run, tmp_path):
     assert all(torch.equal(begun[f"unet.{name}"], value) for name, value in saved.items())
     with pytest.raises(SettingError, match="only stage is frames"):
         train_unet(tmp_path / "run", recipe, stage="clips", steps=1, batch=2, lr=1e-3)
+    with pytest.raises(SettingError, match="family inflated, and unet3d is asked"):
+        export(tmp_path / "run", TINY, tmp_path / "none")
     with pytest.raises(SettingError, match="has a UNet3DConditionModel"):
         train_unet(run, TINY, stage="frames", steps=1, batch=2, lr=1e-3, init=tmp_path / "out")
 

@@ -27,6 +27,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ..errors import SettingError
 from ..families.attention import UNet
 from ..families.weights import forget_origin
 from ..validation import refuse_unknown
@@ -42,6 +43,7 @@ __all__ = [
     "new_scheduler",
     "new_text_encoder",
     "new_unet",
+    "read_checkpoint",
     "token_ids",
 ]
 
@@ -247,17 +249,29 @@ def load_vae(run: Path, recipe: Recipe) -> AutoencoderTiny:
     return AutoencoderTiny.from_pretrained(run / "vae").eval()
 
 
+def read_checkpoint(path: Path, recipe: Recipe, device: str = "cpu") -> dict[str, Any]:
+    """What a stage of training left; raises SettingError where that is of another family, whose layers have the same
+    names."""
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    if (family := state.get("family", FAMILIES[0])) != recipe.family:
+        raise SettingError(f"{path} is of the family {family}, and {recipe.family} is asked: name that family.")
+    return state
+
+
 def export(run: Path, recipe: Recipe, out: Path) -> None:
     """Saves the newest averaged weights as a pipeline folder: fp16 safetensors in the layout of the family's
-    pipelines."""
+    pipelines. Raises SettingError where there are none, or where they are of another family."""
     stages = [run / f"unet-{stage}.pt" for stage in ("clips", "frames")]
-    newest = next(path for path in stages if path.exists())
+    newest = next((path for path in stages if path.exists()), None)
+    if newest is None:
+        raise SettingError(f"{run} holds neither unet-clips.pt nor unet-frames.pt: train a stage first.")
+    average = read_checkpoint(newest, recipe)["average"]
     tokenizer = load_tokenizer(run)
     shutil.copytree(run / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     tokenizer.save_pretrained(out / "tokenizer")
     unet, text = new_unet(recipe), new_text_encoder(recipe, tokenizer)
     model = nn.ModuleDict({"unet": unet, "text": text})
-    model.load_state_dict(torch.load(newest, map_location="cpu", weights_only=True)["average"], strict=False)
+    model.load_state_dict(average, strict=False)
     unet.half().save_pretrained(out / "unet")
     text.half().save_pretrained(out / "text_encoder")
     load_vae(run, recipe).half().save_pretrained(out / "vae")

@@ -33,7 +33,16 @@ from transformers import CLIPTextModel
 
 from ..errors import SettingError
 from ..families.attention import UNet
-from .models import Recipe, load_tokenizer, load_vae, new_scheduler, new_text_encoder, new_unet, token_ids
+from .models import (
+    Recipe,
+    load_tokenizer,
+    load_vae,
+    new_scheduler,
+    new_text_encoder,
+    new_unet,
+    read_checkpoint,
+    token_ids,
+)
 from .scenes import OBJECTS, PLACES, render_seed
 
 __all__ = ["train_unet"]
@@ -184,12 +193,12 @@ def train_unet(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
     step = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = read_checkpoint(checkpoint, recipe, device)
         model.load_state_dict(state["model"], strict=stage == "clips")
         optimizer.load_state_dict(state["optimizer"])
         average, step = state["average"], state["step"]
     elif stage == "clips" and first.exists():
-        average |= torch.load(first, map_location=device, weights_only=True)["average"]
+        average |= read_checkpoint(first, recipe, device)["average"]
         model.load_state_dict(average)
     elif init:
         unet.load_state_dict(type(unet).from_pretrained(init / "unet").float().state_dict())
@@ -203,7 +212,7 @@ def train_unet(
 
     def save() -> None:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}
-        torch.save(state, checkpoint.with_suffix(".new"))
+        torch.save(state | {"family": recipe.family}, checkpoint.with_suffix(".new"))
         checkpoint.with_suffix(".new").replace(checkpoint)
 
     def sheet() -> None:
