@@ -33,7 +33,7 @@ from ..families.inflated import Inflated
 from ..families.loading import load_backbone
 from ..families.specs import Tuned, kindred, known_backbone
 from ..families.temporal import add_temporal, save_temporal, temporal_blocks
-from ..families.weights import fetch, forget_origin, needed_files
+from ..families.weights import PARTS, fetch, forget_origin, needed_files
 from ..methods.editor import Editor
 from ..steps import Step, Steps
 from ..validation import STRICT
@@ -165,9 +165,7 @@ def _save(backbone: Inflated, out: Path) -> None:
     save_temporal(backbone.unet, out, tuned)
     backbone.unet.half().save_pretrained(out / "unet")
     names = [path.relative_to(base).as_posix() for path in base.rglob("*") if path.is_file()]
-    others = [
-        name for name in needed_files(names) if name.split("/")[0] in ("vae", "text_encoder", "tokenizer", "scheduler")
-    ]
+    others = [name for name in needed_files(names) if name.split("/")[0] in set(PARTS) - {"unet"}]
     for name in (*others, *(name for name in ("model_index.json", "vocabulary.json") if name in names)):
         (out / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(base / name, out / name)
@@ -206,9 +204,8 @@ def tune_steps(path: Path, tuning: Tuning, out: Path) -> Steps[dict[str, Any]]:
         raise SettingError(
             f"{out} holds a tuning with another {', '.join(other)}: choose another folder, or delete that one."
         )
-    done = int(found.get("steps", 0)) if (out / "unet").is_dir() else -1
     figures = {"folder": str(out), "backbone": tuning.backbone}
-    if done >= tuning.steps:
+    if (out / "unet").is_dir() and int(found.get("steps", -1)) >= tuning.steps:  # told once all is saved
         return figures | {key: found[key] for key in ("steps", "first_loss", "last_loss")}
     out.mkdir(parents=True, exist_ok=True)
     (out / _RECORD).write_text(json.dumps(record | {k: found[k] for k in found if k not in record}, indent=2) + "\n")
