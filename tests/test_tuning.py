@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -15,12 +15,13 @@ from freemask.cli import app
 from freemask.clips.video import read_clip, write_clip
 from freemask.errors import BackboneError, ClipError, PromptError, SettingError
 from freemask.families.attention import attend
+from freemask.families.inflated import Inflated
 from freemask.families.loading import load_backbone
 from freemask.families.specs import Inflation, backbone_spec, usual_guidance
 from freemask.families.temporal import add_temporal, temporal_blocks
 from freemask.jobs import memory
 from freemask.jobs.run import run_steps
-from freemask.jobs.tuning import Tuning, tune_steps
+from freemask.jobs.tuning import Trainer, Tuning, tune_steps
 from freemask.masks.mmc import codebook_path
 from freemask.methods.editor import Editor
 from freemask.presets import load_preset, make_settings
@@ -233,6 +234,24 @@ def test_gradients_are_the_same_with_checkpoints(image_pipeline):
             backbone.output(x, 501, text).square().mean().backward()
         found.append(torch.cat([w.grad.flatten() for w in weights if w.grad is not None]))
     torch.testing.assert_close(*found)
+
+
+def test_a_v_prediction_model_is_asked_for_its_own_target(image_pipeline, clip):
+    """The loss is zero for the output that the family reads as the noise which was added."""
+    stock = load_backbone(str(image_pipeline), "cpu")
+    stock.scheduler.register_to_config(prediction_type="v_prediction")
+    t, noise = 500, torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    a = float(stock.scheduler.alphas_cumprod[t])
+
+    class Perfect(Inflated):
+        def output(self, x, t, text):
+            return (noise - (1 - a) ** 0.5 * x) / a**0.5
+
+    perfect = Perfect(**{field.name: getattr(stock, field.name) for field in fields(stock)})
+    x = torch.randn(noise.shape)
+    torch.testing.assert_close(perfect.predict(x, t, noise), noise, rtol=1e-4, atol=1e-4)
+    trainer = Trainer(perfect, clip, Tuning(source=SOURCE, backbone=str(image_pipeline)))
+    assert trainer.loss(t, noise) < 1e-8
 
 
 def test_the_command_tunes_and_tells(video, asked, tmp_path):
