@@ -32,7 +32,7 @@ def tune(
     --backbone OUT.
 
     An interrupted tuning goes on where it stopped when the same command runs again, and a finished one with more
-    --steps. With mini-sd 300 steps take MINUTES minutes on 2 CPU cores.
+    --steps. With mini-sd 300 steps take about 3 minutes of one CPU core.
     """
     from ..families.reach import missing_gpu, missing_weights, refusal
 
