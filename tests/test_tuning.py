@@ -133,8 +133,10 @@ def test_temporal_fusion_acts_on_an_edit(tuned, clip):
         torch.nn.init.normal_(block.attn_temp.to_out[0].weight, std=0.3)
     task = load_preset("style")
     trace = editor.invert(clip, prompt=SOURCE, steps=3, store=task)
-    sites = {key[1] for key in trace.features._kept}
-    assert {site.name for site in trace.sites if site.kind == "temporal"} <= sites
+    kept = trace.features._kept
+    assert {site.name for site in trace.sites if site.kind == "temporal"} <= {name for _, name, _ in kept}
+    told = memory.need(editor.backbone, task, steps=3, shape=tuple(trace.latents[-1].shape))
+    assert told.features == sum(one.nbytes for pair in kept.values() for one in pair)
     edits = [
         editor.edit(trace, prompt="sketch of a red car", task=replace(task, alpha_temporal=share), word="car")
         for share in (0.0, 1.0)
