@@ -21,7 +21,7 @@ def tune(
     out: Annotated[Path, typer.Option(help="The folder for the tuned backbone, new or empty.")],
     backbone: Annotated[str, typer.Option(help="An image model: mini-sd, sd15, a hub id or a folder.")] = "mini-sd",
     steps: Annotated[int, typer.Option(help="Steps in all.")] = 300,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [3e-5; mini-sd 3e-4]")] = None,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 3e-5,
     frames: Annotated[int, typer.Option(help="How many frames.")] = 8,
     start: Annotated[float, typer.Option(help="Where to begin, in seconds.")] = 0.0,
     fps: Annotated[str, typer.Option(help="Frames a second, or auto.")] = "auto",

@@ -31,7 +31,7 @@ from ..errors import BackboneError, MemoryShortage, SettingError
 from ..families.devices import is_out_of_memory
 from ..families.inflated import Inflated
 from ..families.loading import load_backbone
-from ..families.specs import Tuned, kindred, known_backbone, known_words
+from ..families.specs import Tuned, kindred, known_backbone
 from ..families.temporal import add_temporal, save_temporal, temporal_blocks
 from ..families.weights import PARTS, fetch, forget_origin, needed_files
 from ..methods.editor import Editor
@@ -51,22 +51,17 @@ _TRAINED = ("attn1.to_q", "attn2.to_q", "norm_temp", "attn_temp")
 class Tuning:
     """What is asked: the clip's `frames` from `start` seconds on at `fps` (None: as edits choose it) and `size`
     (width, height) in pixels (None: the backbone's own), what it shows (`source`), the image model, `steps` in all,
-    and the learning rate (None: Tune-A-Video's 3e-5, for a model of the toy world 3e-4)."""
+    and the learning rate, Tune-A-Video's where left out."""
 
     source: str
     backbone: str = "mini-sd"
     steps: Annotated[int, Field(ge=0, le=100_000)] = 300
-    lr: Annotated[float, Field(gt=0, le=0.1)] | None = None
+    lr: Annotated[float, Field(gt=0, le=0.1)] = 3e-5
     frames: Annotated[int, Field(ge=1, le=64)] = 8
     start: Annotated[float, Field(ge=0)] = 0.0
     fps: Annotated[float, Field(ge=0.5, le=60)] | None = None
     size: tuple[Annotated[int, Field(ge=16, le=2048)], Annotated[int, Field(ge=16, le=2048)]] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
-
-    @property
-    def rate(self) -> float:
-        """The learning rate."""
-        return self.lr or (3e-5 if known_words(self.backbone) is None else 3e-4)
 
 
 def _record(tuning: Tuning, clip: Clip, backbone: Inflated) -> dict[str, Any]:
@@ -76,7 +71,6 @@ def _record(tuning: Tuning, clip: Clip, backbone: Inflated) -> dict[str, Any]:
         if name.endswith("to_q.weight"):
             digest.update(value.cpu().numpy().tobytes())
     asked = {name: value for name, value in asdict(tuning).items() if name != "steps"}
-    asked["lr"] = tuning.rate
     asked["backbone"] = backbone.name if known_backbone(backbone.name) else Path(backbone.name).name
     pixels = hashlib.sha256(clip.frames.tobytes()).hexdigest()
     return json.loads(json.dumps(asked | {"clip": pixels[:16], "weights": digest.hexdigest()[:16]}))
@@ -112,7 +106,7 @@ class Trainer:
             parameter.requires_grad_(True)
         if backbone.device.type == "cuda":
             backbone.unet.enable_gradient_checkpointing()
-        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=tuning.rate, weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=tuning.lr, weight_decay=0.01)
         self.losses: list[float] = []
 
     def read(self, path: Path) -> None:
