@@ -19,7 +19,7 @@ from freemask.families.inflated import Inflated
 from freemask.families.loading import load_backbone
 from freemask.families.specs import Inflation, backbone_spec, usual_guidance
 from freemask.families.temporal import add_temporal, temporal_blocks
-from freemask.jobs import memory
+from freemask.jobs import memory, tuning
 from freemask.jobs.run import run_steps
 from freemask.jobs.tuning import Trainer, Tuning, tune_steps
 from freemask.masks.mmc import codebook_path
@@ -45,11 +45,17 @@ def asked(image_pipeline):
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory, video, asked):
-    """The folder of a tuning that was interrupted after 5 of its steps."""
+    """The folder of a tuning that was interrupted in its third step, and later asked for more steps."""
     out = tmp_path_factory.mktemp("tuned")
-    finish(tune_steps(video, replace(asked, steps=5), out))
-    told = [step.index for step in tune_steps(video, asked, out)]
-    assert told == list(range(6, 13)), "it goes on where it stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "EVERY", 0)
+        begun = tune_steps(video, replace(asked, steps=5), out)
+        assert [next(begun).index for _ in range(3)] == [1, 2, 3]
+        begun.close()
+    with pytest.raises(BackboneError, match="lacks unet/"):
+        load_backbone(str(out), "cpu")
+    for steps, told in ((5, [3, 4, 5]), (12, [6, 7, 8, 9, 10, 11, 12])):
+        assert [step.index for step in tune_steps(video, replace(asked, steps=steps), out)] == told
     return out
 
 
