@@ -1,14 +1,19 @@
 """The rendered world, and that every training stage of the mini backbone runs, resumes and exports."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 
+from freemask.errors import SettingError
+from freemask.families.inflated import Inflated
 from freemask.families.loading import load_backbone
+from freemask.families.specs import backbone_folder
 from freemask.jobs.metrics import load_clip
 from freemask.jobs.verdict import LIKE
 from freemask.steps import finish
@@ -17,7 +22,7 @@ from freemask.toyworld.clip import train_clip
 from freemask.toyworld.decoder import train_decoder
 from freemask.toyworld.evaluate import evaluate_steps, wander
 from freemask.toyworld.likeness import likeness
-from freemask.toyworld.models import Recipe, export, load_tokenizer, load_vae
+from freemask.toyworld.models import Recipe, export, load_tokenizer, load_vae, new_autoencoder, new_unet
 from freemask.toyworld.scenes import DEVELOP, OBJECTS, caption, motion, render, sample_scene, vocabulary
 from freemask.toyworld.train import train_unet
 
@@ -31,6 +36,7 @@ TINY = Recipe(
     scenes=8,
     frames=2,
 )
+MINI_SD = backbone_folder("mini-sd")
 PLAIN = replace(sample_scene(4), object="car", colour="red", place="grass", style=None)
 
 
@@ -200,6 +206,45 @@ def test_export_is_a_backbone(run, tmp_path):
     assert latents.shape == (1, 8, 2, 8, 8)
     assert backbone.decode(latents).shape == clip.frames.shape
     assert backbone.predict(latents, 101, backbone.text([clip.caption])).shape == latents.shape
+
+
+def test_an_image_model_trains_exports_and_trains_on(run, tmp_path):
+    recipe = replace(TINY, family="inflated")
+    for name in ("run", "on"):  # latents and autoencoder are the same for both families
+        shutil.copytree(run, tmp_path / name, ignore=shutil.ignore_patterns("unet-*", "decoder*"))
+    train_unet(tmp_path / "run", recipe, stage="frames", steps=1, batch=2, lr=1e-3)
+    export(tmp_path / "run", recipe, tmp_path / "out")
+    backbone = load_backbone(str(tmp_path / "out"), device="cpu")
+    assert isinstance(backbone, Inflated) and backbone.native_size == (32, 32)
+    index = [json.loads((folder / "model_index.json").read_text()) for folder in (tmp_path / "out", MINI_SD)]
+    assert index[0] == index[1]
+    x = torch.zeros(1, 8, 2, 8, 8)
+    assert backbone.predict(x, 101, backbone.text(["a car"])).shape == x.shape
+    train_unet(tmp_path / "on", recipe, stage="frames", steps=0, batch=2, lr=1e-3, init=tmp_path / "out")
+    begun = torch.load(tmp_path / "on" / "unet-frames.pt", weights_only=True)["average"]
+    saved = UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet").float().state_dict()
+    assert all(torch.equal(begun[f"unet.{name}"], value) for name, value in saved.items())
+    with pytest.raises(SettingError, match="only stage is frames"):
+        train_unet(tmp_path / "run", recipe, stage="clips", steps=1, batch=2, lr=1e-3)
+    with pytest.raises(SettingError, match="family inflated, and unet3d is asked"):
+        export(tmp_path / "run", TINY, tmp_path / "none")
+    with pytest.raises(SettingError, match="has a UNet3DConditionModel"):
+        train_unet(run, TINY, stage="frames", steps=1, batch=2, lr=1e-3, init=tmp_path / "out")
+
+
+def test_frames_of_128_pixels_have_the_recipe_of_mini_sd():
+    recipe = Recipe.of(128, "inflated")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(MINI_SD / "unet"))
+    assert shapes(new_unet(recipe)) == shapes(unet)
+    vae = AutoencoderTiny.from_pretrained(MINI_SD / "vae")
+    for family in ("unet3d", "inflated"):
+        assert shapes(new_autoencoder(Recipe.of(128, family))) == shapes(vae)
+    assert Recipe.of(64) == Recipe()
+
+
+def shapes(model):
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 def test_a_classifier_trains_saves_and_judges(tmp_path, capsys):

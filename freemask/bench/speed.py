@@ -26,6 +26,7 @@ from ..clips.video import Clip, write_clip
 from ..families.backbone import Backbone
 from ..families.devices import default_device, default_dtype
 from ..families.specs import backbone_folder, known_backbone
+from ..families.temporal import temporal_blocks
 from ..families.unet3d import UNet3D
 from ..jobs.memory import run_dry
 from ..jobs.run import run_steps
@@ -81,7 +82,8 @@ def row_flops(backbone: Backbone, shape: tuple[int, ...]) -> int:
     """Floating-point operations of one batch row (1, c, f, h, w) of the UNet, counted on the meta device."""
     counter = FlopCounterMode(display=False)
     unet, asked = backbone.unet, backbone.asked(shape, (1, *backbone.text_shape))
-    run_dry(type(unet).__name__, dict(unet.config), unet.dtype, *asked, counter)
+    temporal = shape[2] if temporal_blocks(unet) else 0
+    run_dry(type(unet).__name__, dict(unet.config), unet.dtype, *asked, counter, temporal=temporal)
     return int(counter.get_total_flops())
 
 

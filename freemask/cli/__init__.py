@@ -29,11 +29,13 @@ from .common import (
     watch,
 )
 from .edit import edit
+from .tune import tune
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(toyworld.app, name="toyworld")
+app.command()(tune)
 
 
 @app.callback()

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..errors import FreeMaskError, InputError
+from ..errors import FreeMaskError, InputError, SettingError
 from ..steps import Step
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "load_or_full",
     "processes",
+    "read_fps",
     "refusals",
     "told_when_stopped",
     "warn_of_outside",
@@ -110,6 +111,16 @@ def processes(given: int | None, editor: Editor) -> int:
     if given is not None:
         return given
     return (os.cpu_count() or 1) if editor.backbone.device.type == "cpu" else 0
+
+
+def read_fps(text: str) -> float | None:
+    """Frames a second as people write them; None for "auto"."""
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingError(f"fps is {text!r}: write a number, such as 8, or auto.") from None
 
 
 def load(backbone: str, dtype: str, low_vram: bool = False) -> Editor:

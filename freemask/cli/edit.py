@@ -9,23 +9,13 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from ..errors import SettingError
 from ..settings import FAST, Settings, make_settings, read_settings, read_size
-from .common import DTYPE, console, load, refusals, warn_of_outside, watch
+from .common import DTYPE, console, load, read_fps, refusals, warn_of_outside, watch
 
 __all__ = ["edit"]
 
 
-def _fps(text: str) -> float | None:
-    if text == "auto":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise SettingError(f"fps is {text!r}: write a number, such as 8, or auto.") from None
-
-
-READ = {"fps": _fps, "size": read_size}  # of what is written in a form of its own
+READ = {"fps": read_fps, "size": read_size}  # of what is written in a form of its own
 
 
 def _written(name: str, hint: Any) -> type:

@@ -14,6 +14,8 @@ from .common import console, processes, refusals, watch
 
 __all__ = ["app"]
 
+FAMILY = "unet3d, as mini, or inflated: an image model, as mini-sd, which has frames alone."
+SIZE = "Side of a frame in pixels; from 128 on latents are of patches of 8 pixels, as mini-sd's."
 STAGES = ("decoder", "frames", "clips", "classifier", "clip")
 app = typer.Typer(no_args_is_help=True, help="The rendered world that the mini backbone was trained on.")
 
@@ -28,13 +30,14 @@ def train(
     minutes: Annotated[float, typer.Option(help="How long (decoder).")] = 25,
     batch: Annotated[int, typer.Option(help="Frames or clips a step (frames, clips).")] = 32,
     lr: Annotated[float, typer.Option(help="Peak learning rate (frames, clips).")] = 2e-3,
-    size: Annotated[int, typer.Option(help="Side of a frame in pixels.")] = 64,
+    size: Annotated[int, typer.Option(help=SIZE)] = 64,
     device: Annotated[str, typer.Option(help="cpu or cuda; judges train on the CPU.")] = "cpu",
     init: Annotated[
         Path | None, typer.Option(help="A backbone folder whose weights begin a new run (frames, clips).")
     ] = None,
+    family: Annotated[str, typer.Option(help=FAMILY)] = "unet3d",
 ) -> None:
-    """Train the mini backbone, resuming from the run's checkpoints, or one of the models that judge its clips."""
+    """Train a toy backbone, resuming from the run's checkpoints, or one of the models that judge its clips."""
     with refusals():
         refuse_unknown("stage", stage, STAGES)
         from ..toyworld.classify import train_classifier
@@ -43,7 +46,7 @@ def train(
         from ..toyworld.models import Recipe
         from ..toyworld.train import train_unet
 
-        recipe = Recipe(size=size)
+        recipe = Recipe.of(size, family)
         if stage == "decoder":
             train_decoder(run, recipe, minutes=minutes, device=device)
         elif stage in ("frames", "clips"):
@@ -58,13 +61,15 @@ def train(
 def export(
     run: Annotated[Path, typer.Option(help="The folder of a training run.")],
     out: Annotated[Path, typer.Option(help="Where the backbone is saved.")],
-    size: Annotated[int, typer.Option(help="Side of a frame in pixels.")] = 64,
+    size: Annotated[int, typer.Option(help=SIZE)] = 64,
+    family: Annotated[str, typer.Option(help=FAMILY)] = "unet3d",
 ) -> None:
     """Save a run's newest averaged weights as a backbone folder."""
     from ..toyworld.models import Recipe
     from ..toyworld.models import export as save
 
-    save(run, Recipe(size=size), out)
+    with refusals():
+        save(run, Recipe.of(size, family), out)
 
 
 @app.command()

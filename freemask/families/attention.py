@@ -1,4 +1,5 @@
-"""The only file that knows diffusers' `Attention`: the sites of a UNet, and processors that look and fuse.
+"""What knows diffusers' `Attention` (beside `temporal`, which adds some): a UNet's sites, and processors that look and
+fuse.
 
 A site's kind comes from its name. Processors stand in the UNet only inside `with installed(...)`; the very
 same stock processors come back on leaving, also after an exception.
@@ -37,7 +38,7 @@ def find_sites(unet: UNet) -> tuple[Site, ...]:
         if parts[0] == "transformer_in":
             found.append(Site(name, "input", 0))
             continue
-        temporal = "temp_attentions" in parts
+        temporal = "temp_attentions" in parts or parts[-1] == "attn_temp"
         kind: Kind = "temporal" if temporal else "cross" if parts[-1] == "attn2" else "self"
         deep = blocks - 1
         level = deep if parts[0] == "mid_block" else int(parts[1])

@@ -3,24 +3,26 @@
 Frames fold into the batch. Self-attention becomes spatial-temporal (Eq. 8): the queries of frame i meet the keys and
 values of a list of frames, by default its own and the middle one, [zⁱ; zʷ] with w = Round[n/2]. So its map is
 hw × (frames in the list · hw). Sites with few channels may be left as they are. No weight changes, and no layer is
-temporal.
+temporal, unless a clip was tuned (`temporal`): then every transformer block ends with attention over frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
 from diffusers import UNet2DConditionModel
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attention import Hook, attend, installed
 from .backbone import Backbone
 from .sites import Site
 from .specs import Attended
+from .temporal import over_frames, temporal_blocks
 
 __all__ = ["Inflated", "attended_frames"]
 
@@ -46,7 +48,7 @@ def _gather(frames: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Inflated(Backbone):
-    """The network sees each frame alone but for its self-attention."""
+    """The network sees each frame alone but for its self-attention, and its temporal attention where it has any."""
 
     network = UNet2DConditionModel
 
@@ -58,6 +60,11 @@ class Inflated(Backbone):
         channels = {s: self.unet.get_submodule(s.name).to_q.in_features for s in self.sites if s.kind == "self"}
         return frozenset(site for site, count in channels.items() if count >= self.inflation.least_channels)
 
+    @cached_property
+    def _timed(self) -> tuple[nn.Module, ...]:
+        """The blocks with temporal attention."""
+        return temporal_blocks(self.unet)
+
     def keys(self, site: Site, grid: tuple[int, int]) -> int:
         each = super().keys(site, grid)
         return each * len(self.inflation.attends) if site in self._shared else each
@@ -66,16 +73,27 @@ class Inflated(Backbone):
         b, c, f, h, w = latents
         return (b * f, c, h, w), (b * f, *text[1:])
 
+    @contextmanager
+    def over(self, frames: int, hooks: Mapping[Site, Hook] | None = None) -> Iterator[None]:
+        """The UNet as it runs over a clip of so many frames, with hooks at some sites."""
+        gather = partial(_gather, attended_frames(self.inflation.attends, frames))
+        shared = dict.fromkeys(self._shared, gather)
+        placed = {**dict.fromkeys(shared, _plainly), **(hooks or {})}
+        with installed(self.unet, placed, shared), over_frames(self._timed, frames):
+            yield
+
+    def output(self, x: Tensor, t: int, text: Tensor) -> Tensor:
+        """What the network itself says (b, c, f, h, w) float32 of latents under label `t`, inside `over`."""
+        dtype, frames = self.unet.dtype, x.shape[2]
+        z, told = rearrange(x.to(dtype), "b c f h w -> (b f) c h w"), text.to(dtype).repeat_interleave(frames, 0)
+        out = self.unet(z, t, encoder_hidden_states=told).sample.float()
+        return rearrange(out, "(b f) c h w -> b c f h w", f=frames)
+
     def predict(
         self, x: Tensor, t: int, text: Tensor, level: float | None = None, hooks: Mapping[Site, Hook] | None = None
     ) -> Tensor:
-        dtype, frames = self.unet.dtype, x.shape[2]
-        gather = partial(_gather, attended_frames(self.inflation.attends, frames))
-        shared = dict.fromkeys(self._shared, gather)
-        z, told = rearrange(x.to(dtype), "b c f h w -> (b f) c h w"), text.to(dtype).repeat_interleave(frames, 0)
-        with installed(self.unet, {**dict.fromkeys(shared, _plainly), **(hooks or {})}, shared):
-            out = self.unet(z, t, encoder_hidden_states=told).sample.float()
-        return self._noise(x, rearrange(out, "(b f) c h w -> b c f h w", f=frames), t, level)
+        with self.over(x.shape[2], hooks):
+            return self._noise(x, self.output(x, t, text), t, level)
 
 
 def _plainly(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ from ..errors import BackboneError
 from .backbone import Backbone
 from .devices import LOADING, default_device, default_dtype
 from .inflated import Inflated
-from .specs import backbone_name, backbone_spec
+from .specs import TEMPORAL, backbone_name, backbone_spec
+from .temporal import load_temporal
 from .unet3d import UNet3D
 from .weights import PARTS, choose_weights, fetch
 
@@ -118,6 +119,11 @@ def load_backbone(
             vae = load(getattr(diffusers, kind), "vae", torch_dtype=dtype, **_weights(folder, "vae"))
         finally:
             diffusers.logging.set_verbosity(quiet)
+        if (folder / TEMPORAL).is_dir():
+            if family is not Inflated:
+                raise BackboneError(f"{folder}/{TEMPORAL} is for an image model, and its UNet is none: take it away.")
+            part = TEMPORAL
+            load_temporal(unet, folder)
         text = {"dtype": dtype, "weights_only": True} | _weights(folder, "text_encoder")
         text_encoder = load(CLIPTextModel, "text_encoder", **text)
         tokenizer = load(CLIPTokenizer, "tokenizer")

@@ -21,11 +21,13 @@ __all__ = [
     "NATIVE_FRAMES",
     "PRESETS",
     "ROOT",
+    "TEMPORAL",
     "TOY_CLIP",
     "Attended",
     "BackboneSpec",
     "Inflation",
     "Solver",
+    "Tuned",
     "backbone_folder",
     "backbone_name",
     "backbone_spec",
@@ -34,6 +36,7 @@ __all__ = [
     "frame_size",
     "known_backbone",
     "known_words",
+    "kindred",
     "native_size",
     "usual_guidance",
     "vae_factor",
@@ -46,6 +49,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ROOT / "presets"
 TOY_CLIP = ROOT / "freemask" / "toyworld" / "clip"  # the CLIP of mini's world
 
+TEMPORAL = "temporal"  # the part of a tuned pipeline that holds its temporal attention (`temporal.py`)
 NATIVE_FRAMES = 24  # what zeroscope-like models were trained on, where no spec says; configs do not
 IMAGE_FRAMES = 64  # an image model takes any number: as many as an edit may have
 
@@ -57,6 +61,15 @@ class Inflation:
 
     attends: Annotated[tuple[Attended, ...], Field(min_length=1)] = ("self", "middle")
     least_channels: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Tuned:
+    """What a tuned pipeline remembers of the image model that it was made from: its inflation, and where it is a known
+    one its name, whose guidance and codebook serve on."""
+
+    inflation: Inflation
+    base: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -128,9 +141,31 @@ def known_backbone(name: str) -> BackboneSpec | None:
     return next((spec for spec in backbones() if name in (spec.name, spec.hub_id, *spec.aliases)), None)
 
 
-def usual_guidance(name: str) -> float:
-    """The classifier-free guidance that suits a backbone where it is known, else 7.5."""
+def _tuned(folder: Path) -> Tuned | None:
+    """What a pipeline's folder remembers of its tuning, None where it was not tuned; raises SettingError for a file
+    that says something else."""
+    path = folder / TEMPORAL / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        values = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise SettingError(f"{path} does not describe temporal attention ({error!r}): tune the clip again.") from None
+    tuned: Tuned = validated(Tuned, values, f"{path}: ")
+    return tuned
+
+
+def kindred(name: str) -> BackboneSpec | None:
+    """The spec of a backbone, or of the one that a tuned folder was made from; None where neither is known."""
     spec = known_backbone(name)
+    if spec is None and (tuned := _tuned(Path(name).expanduser())) and tuned.base:
+        spec = known_backbone(tuned.base)
+    return spec
+
+
+def usual_guidance(name: str) -> float:
+    """The classifier-free guidance that suits a backbone, or what it was tuned from, where it is known, else 7.5."""
+    spec = kindred(name)
     return spec.guidance if spec else 7.5
 
 
@@ -175,6 +210,10 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
         "folder": folder,
     }
     try:
+        if tuned := _tuned(folder):
+            values["inflation"] = tuned.inflation
+            if base := known_backbone(tuned.base or ""):
+                values["guidance"] = base.guidance
         derived: BackboneSpec = validated(BackboneSpec, values, f"{folder}: ")
     except SettingError as error:
         raise BackboneError(str(error)) from None

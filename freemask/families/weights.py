@@ -9,6 +9,7 @@ shards); one of them is chosen by its name, the same way for a folder and for wh
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import re
 from collections.abc import Iterable
@@ -17,9 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackboneError
-from .specs import backbone_folder, backbones, known_backbone
+from .specs import TEMPORAL, backbone_folder, backbones, known_backbone
 
-__all__ = ["PARTS", "Download", "Weights", "choose_weights", "downloaded", "fetch", "needed_files", "plan_download"]
+__all__ = [
+    "PARTS",
+    "Download",
+    "Weights",
+    "choose_weights",
+    "downloaded",
+    "fetch",
+    "forget_origin",
+    "needed_files",
+    "plan_download",
+]
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +71,9 @@ def choose_weights(part: str, names: Iterable[str], *, halves_first: bool = Fals
 
 def needed_files(names: Iterable[str]) -> list[str]:
     """Of all paths in a repository, those that loading reads: configs, the tokenizer, and of each part's weights the
-    smallest kind that is safe. Raises BackboneError naming the parts that are missing."""
+    smallest kind that is safe; of a tuned pipeline its temporal attention too. Raises BackboneError naming the parts
+    that are missing."""
+    names = list(names)
     folders: dict[str, list[str]] = {part: [] for part in PARTS}
     for name in names:
         part, _, file = name.partition("/")
@@ -77,7 +90,15 @@ def needed_files(names: Iterable[str]) -> list[str]:
         found += [f"{part}/{file}" for file in (*sorted(settings), *(weights.files if weights else ()))]
     if missing:
         raise BackboneError(f"no complete {', '.join(missing)} as diffusers saves a pipeline")
-    return found
+    return found + sorted(name for name in names if name.startswith(f"{TEMPORAL}/"))
+
+
+def forget_origin(folder: Path) -> None:
+    """Takes out of a saved pipeline's configs where its parts came from: this machine's own matter."""
+    for config in (*folder.glob("model_index.json"), *folder.glob("*/*config.json")):
+        told = json.loads(config.read_text())
+        if told.pop("_name_or_path", None) is not None:
+            config.write_text(json.dumps(told, indent=2) + "\n")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..settings import Settings
 from ..words.positions import named
 from ..words.prompts import find_word, infer_word, same_words, unseen, words
 
-__all__ = ["Checked", "check", "fitting", "refuse_shape"]
+__all__ = ["Checked", "check", "check_source", "fitting", "refuse_shape"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,26 @@ def refuse_shape(masks: np.ndarray, size: tuple[int, int]) -> None:
         raise SettingError(f"The masks are {w}x{h}, the frames {width}x{height}: draw them on this clip's own frames.")
 
 
+def _refuse_empty(label: str, prompt: str) -> None:
+    if not words(prompt):
+        raise PromptError(f"The prompt for {label} is empty; write a short sentence, such as 'a red car driving'.")
+
+
+def _refuse_unseen(prompts: str, backbone: str) -> None:
+    known = known_words(backbone)
+    if known is not None and (strange := unseen(prompts, known)):
+        raise PromptError(
+            f"The backbone {backbone!r} has never seen: {', '.join(strange)}. "
+            f"It knows only these words: {', '.join(known)}."
+        )
+
+
+def check_source(prompt: str, backbone: str) -> None:
+    """Raises PromptError where a source prompt is empty or holds words that the backbone has never seen."""
+    _refuse_empty("what the clip shows", prompt)
+    _refuse_unseen(prompt, backbone)
+
+
 def check(clip: Path | None, settings: Settings) -> Checked:
     """Refuses what cannot be edited before any model runs.
 
@@ -51,17 +71,11 @@ def check(clip: Path | None, settings: Settings) -> Checked:
     """
     if clip is None:
         raise ClipError("There is no clip yet: choose or upload a video first.")
-    for label, prompt in (("what the clip shows", settings.source), ("what it should show", settings.edit)):
-        if not words(prompt):
-            raise PromptError(f"The prompt for {label} is empty; write a short sentence, such as 'a red car driving'.")
+    _refuse_empty("what the clip shows", settings.source)
+    _refuse_empty("what it should show", settings.edit)
     if same_words(settings.source, settings.edit):
         raise PromptError("The two prompts are the same; change a word in the second one to say what to edit.")
-    known = known_words(settings.backbone)
-    if known is not None and (strange := unseen(f"{settings.source} {settings.edit}", known)):
-        raise PromptError(
-            f"The backbone {settings.backbone!r} has never seen: {', '.join(strange)}. "
-            f"It knows only these words: {', '.join(known)}."
-        )
+    _refuse_unseen(f"{settings.source} {settings.edit}", settings.backbone)
     word = settings.word or infer_word(settings.source, settings.edit, settings.task)
     word = named(words(settings.source), find_word(settings.source, word))
     settings = fitting(clip, settings)

@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 from ..clips.spans import spans
 from ..families.backbone import Backbone
 from ..families.specs import known_backbone
+from ..families.temporal import add_temporal, over_frames, temporal_blocks
 from ..methods.base import fused_sites, windows
 from ..presets import Preset
 from ..settings import FeatureSource, batch_rows
@@ -106,10 +107,12 @@ class _NoMaps(TorchFunctionMode):
 
 
 @lru_cache(maxsize=64)
-def _dry_run(kind: str, config: str, dtype: torch.dtype, shape: tuple[int, ...], text: tuple[int, ...]) -> int:
+def _dry_run(
+    kind: str, config: str, dtype: torch.dtype, shape: tuple[int, ...], text: tuple[int, ...], temporal: int = 0
+) -> int:
     """The peak in bytes of what `run_dry` runs."""
     counter = _Counter()
-    run_dry(kind, json.loads(config), dtype, shape, text, _NoMaps(), counter)
+    run_dry(kind, json.loads(config), dtype, shape, text, _NoMaps(), counter, temporal=temporal)
     return counter.peak
 
 
@@ -120,15 +123,20 @@ def run_dry(
     shape: tuple[int, ...],
     text: tuple[int, ...],
     *modes: AbstractContextManager[Any],
+    temporal: int = 0,
 ) -> None:
     """On the meta device, inside some modes that count: one forward of a UNet for latents and `text` in the
-    shapes that it takes, or where that is empty one decoding of latents (1, c, h, w) by an autoencoder."""
+    shapes that it takes, or where that is empty one decoding of latents (1, c, h, w) by an autoencoder. With `temporal`
+    an image UNet's blocks attend over so many frames, as a tuned one's do."""
     with torch.device("meta"):
-        model = nn.Module.to(getattr(diffusers, kind).from_config(config), dtype).eval()
+        model = getattr(diffusers, kind).from_config(config)
+        if temporal:
+            add_temporal(model)
+        model = nn.Module.to(model, dtype).eval()
         inputs = [torch.empty(shape, dtype=dtype)]
         if text:
             inputs += [torch.tensor(1), torch.empty(text, dtype=dtype)]
-    with torch.inference_mode(), ExitStack() as counted:
+    with torch.inference_mode(), over_frames(temporal_blocks(model), temporal), ExitStack() as counted:
         for mode in modes:
             counted.enter_context(mode)
         (model if text else model.decode)(*inputs)
@@ -173,7 +181,8 @@ def need(backbone: Backbone, task: Preset, *, steps: int, shape: tuple[int, ...]
         decoded = spec.working_set["vae"] * cells * vae.dtype.itemsize // 2
     else:
         latents, text = backbone.asked((1, shape[1], length, *shape[3:]), (1, *backbone.text_shape))
-        row = _dry_run(type(unet).__name__, _config(unet), unet.dtype, latents, text)
+        temporal = length if temporal_blocks(unet) else 0
+        row = _dry_run(type(unet).__name__, _config(unet), unet.dtype, latents, text, temporal)
         decoded = _dry_run(type(vae).__name__, _config(vae), vae.dtype, (1, shape[1], *shape[3:]), ())
     models = (unet,) if backbone.low_vram else (unet, vae, backbone.text_encoder)
     kept = list(_kept(backbone, task, steps, shape))

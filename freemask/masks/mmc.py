@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from ..errors import SettingError
 from ..families.sites import Site
-from ..families.specs import PRESETS, known_backbone
+from ..families.specs import PRESETS, kindred
 from ..validation import unknown
 
 __all__ = [
@@ -146,8 +146,9 @@ def summarise(d: dict[str, np.ndarray], **about: object) -> Codebook:
 
 
 def codebook_path(backbone: str) -> Path:
-    """Where the measured codebook of a backbone, by its short name, hub id or folder, is kept."""
-    spec = known_backbone(backbone)
+    """Where the measured codebook of a backbone, by its short name, hub id or folder, is kept; a tuned folder has that
+    of the backbone that it was made from."""
+    spec = kindred(backbone)
     file = spec.codebook if spec else None
     return PRESETS / "codebooks" / (file or f"{backbone.replace('/', '--')}.json")
 

@@ -1,4 +1,5 @@
-"""The mini backbone's parts before any training, and its folder after: the classes that zeroscope uses.
+"""The parts of a toy backbone before any training, and its folder after: for mini the classes that zeroscope uses, for
+mini-sd Stable Diffusion's, which differ in the UNet alone.
 
 - The autoencoder's **encoder is a principal component analysis** of image patches, written into the
   convolutions of a stock `AutoencoderTiny`. It needs no training, so the latents are fixed from the first
@@ -16,18 +17,24 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, UNet3DConditionModel
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel, UNet3DConditionModel
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ..errors import SettingError
+from ..families.attention import UNet
+from ..families.weights import forget_origin
+from ..validation import refuse_unknown
 from .scenes import render, sample_scene, vocabulary
 
 __all__ = [
+    "FAMILIES",
     "Recipe",
     "export",
     "load_tokenizer",
@@ -36,14 +43,20 @@ __all__ = [
     "new_scheduler",
     "new_text_encoder",
     "new_unet",
+    "read_checkpoint",
     "token_ids",
 ]
 
 
+FAMILIES = ("unet3d", "inflated")
+LARGE = 128  # pixels, from which side on frames are made of patches of 8 pixels
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is trained: sizes of the pictures, the latents and the networks."""
+    """What is trained: the family of the network, and sizes of the pictures, the latents and the networks."""
 
+    family: str = "unet3d"
     size: int = 64
     factor: int = 4
     latent_channels: int = 8
@@ -54,6 +67,15 @@ class Recipe:
     decoder_blocks: tuple[int, ...] = (6, 3, 0)
     scenes: int = 24_000
     frames: int = 8
+
+    @classmethod
+    def of(cls, size: int, family: str = FAMILIES[0]) -> Recipe:
+        """What suits frames of a size: mini's recipe, or from 128 pixels on mini-sd's latents and decoder."""
+        refuse_unknown("family", family, FAMILIES)
+        if size < LARGE:
+            return cls(size=size, family=family)
+        blocks = (5, 4, 2, 0)
+        return cls(size=size, family=family, factor=8, latent_channels=16, decoder_width=64, decoder_blocks=blocks)
 
 
 def new_scheduler() -> DDIMScheduler:
@@ -174,20 +196,24 @@ def _new_vae(recipe: Recipe) -> AutoencoderTiny:
     return vae
 
 
-def new_unet(recipe: Recipe) -> UNet3DConditionModel:
+def new_unet(recipe: Recipe) -> UNet:
+    """The family's UNet, random; as an image model's attention_head_dim counts heads, it is given their number."""
     depth = len(recipe.channels) - 1
+    image = recipe.family == "inflated"
+    ending = "2D" if image else "3D"
+    heads: Any = tuple(channels // recipe.head_dim for channels in recipe.channels) if image else recipe.head_dim
     torch.manual_seed(0)
-    unet = UNet3DConditionModel(
+    unet: UNet = (UNet2DConditionModel if image else UNet3DConditionModel)(
         sample_size=recipe.size // recipe.factor,
         in_channels=recipe.latent_channels,
         out_channels=recipe.latent_channels,
         block_out_channels=recipe.channels,
-        down_block_types=("CrossAttnDownBlock3D",) * depth + ("DownBlock3D",),
-        up_block_types=("UpBlock3D",) + ("CrossAttnUpBlock3D",) * depth,
+        down_block_types=(f"CrossAttnDownBlock{ending}",) * depth + (f"DownBlock{ending}",),
+        up_block_types=(f"UpBlock{ending}",) + (f"CrossAttnUpBlock{ending}",) * depth,
         layers_per_block=1,
         norm_num_groups=16,
         cross_attention_dim=recipe.text_width,
-        attention_head_dim=recipe.head_dim,
+        attention_head_dim=heads,
     )
     for name, module in unet.named_modules():
         if name.endswith("proj_out") and ("temp_attentions" in name or "transformer_in" in name):
@@ -223,30 +249,44 @@ def load_vae(run: Path, recipe: Recipe) -> AutoencoderTiny:
     return AutoencoderTiny.from_pretrained(run / "vae").eval()
 
 
+def read_checkpoint(path: Path, recipe: Recipe, device: str = "cpu") -> dict[str, Any]:
+    """What a stage of training left; raises SettingError where that is of another family, whose layers have the same
+    names."""
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    if (family := state.get("family", FAMILIES[0])) != recipe.family:
+        raise SettingError(f"{path} is of the family {family}, and {recipe.family} is asked: name that family.")
+    return state
+
+
 def export(run: Path, recipe: Recipe, out: Path) -> None:
-    """Saves the newest averaged weights as a pipeline folder: fp16 safetensors in zeroscope's layout."""
+    """Saves the newest averaged weights as a pipeline folder: fp16 safetensors in the layout of the family's
+    pipelines. Raises SettingError where there are none, or where they are of another family."""
     stages = [run / f"unet-{stage}.pt" for stage in ("clips", "frames")]
-    newest = next(path for path in stages if path.exists())
+    newest = next((path for path in stages if path.exists()), None)
+    if newest is None:
+        raise SettingError(f"{run} holds neither unet-clips.pt nor unet-frames.pt: train a stage first.")
+    average = read_checkpoint(newest, recipe)["average"]
     tokenizer = load_tokenizer(run)
     shutil.copytree(run / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     tokenizer.save_pretrained(out / "tokenizer")
     unet, text = new_unet(recipe), new_text_encoder(recipe, tokenizer)
     model = nn.ModuleDict({"unet": unet, "text": text})
-    model.load_state_dict(torch.load(newest, map_location="cpu", weights_only=True)["average"], strict=False)
+    model.load_state_dict(average, strict=False)
     unet.half().save_pretrained(out / "unet")
     text.half().save_pretrained(out / "text_encoder")
     load_vae(run, recipe).half().save_pretrained(out / "vae")
     new_scheduler().save_pretrained(out / "scheduler")
-    index = {
-        "_class_name": "TextToVideoSDPipeline",
+    image = recipe.family == "inflated"
+    index: dict[str, Any] = {
+        "_class_name": "StableDiffusionPipeline" if image else "TextToVideoSDPipeline",
         "scheduler": ["diffusers", "DDIMScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet3DConditionModel"],
+        "unet": ["diffusers", type(unet).__name__],
         "vae": ["diffusers", "AutoencoderTiny"],
     }
-    for config in out.glob("*/config.json"):  # where the parts came from is this machine's own matter
-        told = {key: value for key, value in json.loads(config.read_text()).items() if key != "_name_or_path"}
-        config.write_text(json.dumps(told, indent=2) + "\n")
+    if image:  # parts that the pipeline has and may do without
+        index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
+    forget_origin(out)
     (out / "vocabulary.json").write_text(json.dumps(vocabulary()) + "\n")
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

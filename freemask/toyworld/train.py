@@ -1,4 +1,4 @@
-"""Trains the mini backbone on rendered scenes and saves it in the layout of a diffusers pipeline.
+"""Trains a toy backbone on rendered scenes: mini, or with the family "inflated" mini-sd, which has frames alone.
 
 Decisions, each of which keeps training within reach of a CPU, beside those of `models`:
 
@@ -26,12 +26,23 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny, UNet3DConditionModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel, UNet3DConditionModel
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from .models import Recipe, load_tokenizer, load_vae, new_scheduler, new_text_encoder, new_unet, token_ids
+from ..errors import SettingError
+from ..families.attention import UNet
+from .models import (
+    Recipe,
+    load_tokenizer,
+    load_vae,
+    new_scheduler,
+    new_text_encoder,
+    new_unet,
+    read_checkpoint,
+    token_ids,
+)
 from .scenes import OBJECTS, PLACES, render_seed
 
 __all__ = ["train_unet"]
@@ -71,8 +82,18 @@ class _Identity(nn.Module):
         return (x,) if self.returns_tuple else x
 
 
+def _ask(unet: UNet, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    """The noise that a UNet predicts for latents (b, c, f, h, w), under labels and text (b, k, d)."""
+    if not isinstance(unet, UNet2DConditionModel):
+        return unet(x, t, text).sample
+    frames = x.shape[2]
+    labels = t.expand(len(x)).repeat_interleave(frames)
+    out = unet(rearrange(x, "b c f h w -> (b f) c h w"), labels, text.repeat_interleave(frames, 0)).sample
+    return rearrange(out, "(b f) c h w -> b c f h w", f=frames)
+
+
 @contextmanager
-def _without_time(unet: UNet3DConditionModel) -> Iterator[None]:
+def _without_time(unet: UNet) -> Iterator[None]:
     """The UNet with its temporal layers taken out; they are put back on leaving."""
     saved = []
     for module in list(unet.modules()):
@@ -97,9 +118,7 @@ def _rate(step: int, total: int, peak: float) -> float:
 
 
 @torch.no_grad()
-def _sample_sheet(
-    unet: UNet3DConditionModel, text: Tensor, null: Tensor, vae: AutoencoderTiny, frames: int
-) -> np.ndarray:
+def _sample_sheet(unet: UNet, text: Tensor, null: Tensor, vae: AutoencoderTiny, frames: int) -> np.ndarray:
     """Pictures drawn from noise with guidance 4 in 20 steps: (rows, w, 3) uint8, one row of frames a prompt."""
     scheduler = new_scheduler()
     scheduler.set_timesteps(20)
@@ -108,7 +127,7 @@ def _sample_sheet(
     x = torch.randn(len(text), c, frames, s, s, generator=noise).to(text.device)
     both = torch.cat([null.expand_as(text), text])
     for t in scheduler.timesteps:
-        e0, e1 = unet(torch.cat([x, x]), t, both).sample.chunk(2)
+        e0, e1 = _ask(unet, torch.cat([x, x]), t, both).chunk(2)
         x = scheduler.step(e0 + 4 * (e1 - e0), t, x).prev_sample
     pictures = vae.decode(rearrange(x, "b c f h w -> (b f) c h w") / vae.config.scaling_factor).sample
     pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).byte().cpu().numpy()
@@ -126,6 +145,16 @@ SHEET = [
 ]
 
 
+def _refuse_other_family(init: Path, recipe: Recipe) -> None:
+    wanted = UNet2DConditionModel if recipe.family == "inflated" else UNet3DConditionModel
+    try:
+        kind = json.loads((init / "unet" / "config.json").read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SettingError(f"{init} holds no backbone: give a folder with unet/, vae/ and tokenizer/.") from None
+    if kind != wanted.__name__:
+        raise SettingError(f"{init}/unet is a {kind}, and the family {recipe.family} has a {wanted.__name__}.")
+
+
 def train_unet(
     run: Path,
     recipe: Recipe,
@@ -141,8 +170,13 @@ def train_unet(
 
     Writes `run/unet-{stage}.pt`, `run/log-{stage}.txt` and sample sheets. The clips stage begins with
     the averaged weights of the frames stage; a run with no checkpoint may begin with those of an exported
-    backbone, `init`, whose autoencoder and tokenizer it takes too.
+    backbone, `init`, whose autoencoder and tokenizer it takes too. Raises SettingError for the clips stage of an image
+    model, and for an `init` of another family.
     """
+    if stage == "clips" and recipe.family == "inflated":
+        raise SettingError("An image model knows no clips: its only stage is frames.")
+    if init:
+        _refuse_other_family(init, recipe)
     run.mkdir(parents=True, exist_ok=True)
     if init and not (run / "vae").exists():
         AutoencoderTiny.from_pretrained(init / "vae").float().save_pretrained(run / "vae")
@@ -159,15 +193,15 @@ def train_unet(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
     step = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = read_checkpoint(checkpoint, recipe, device)
         model.load_state_dict(state["model"], strict=stage == "clips")
         optimizer.load_state_dict(state["optimizer"])
         average, step = state["average"], state["step"]
     elif stage == "clips" and first.exists():
-        average |= torch.load(first, map_location=device, weights_only=True)["average"]
+        average |= read_checkpoint(first, recipe, device)["average"]
         model.load_state_dict(average)
     elif init:
-        unet.load_state_dict(UNet3DConditionModel.from_pretrained(init / "unet").float().state_dict())
+        unet.load_state_dict(type(unet).from_pretrained(init / "unet").float().state_dict())
         text.load_state_dict(CLIPTextModel.from_pretrained(init / "text_encoder").float().state_dict())
         average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     scheduler = new_scheduler()
@@ -178,7 +212,7 @@ def train_unet(
 
     def save() -> None:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}
-        torch.save(state, checkpoint.with_suffix(".new"))
+        torch.save(state | {"family": recipe.family}, checkpoint.with_suffix(".new"))
         checkpoint.with_suffix(".new").replace(checkpoint)
 
     def sheet() -> None:
@@ -207,7 +241,7 @@ def train_unet(
         tokens = torch.where(torch.rand(batch, 1) < 0.1, null_ids, ids[rows]).to(device)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             words = text(tokens).last_hidden_state
-            eps = unet(a.sqrt() * z + (1 - a).sqrt() * noise, t, words).sample
+            eps = _ask(unet, a.sqrt() * z + (1 - a).sqrt() * noise, t, words)
         snr = (a / (1 - a)).flatten()
         weight = snr.clamp(max=5.0) / snr
         loss = (weight * F.mse_loss(eps.float(), noise, reduction="none").mean((1, 2, 3, 4))).mean()
