@@ -28,6 +28,8 @@ from freemask.toyworld.train import train_unet
 
 TINY = Recipe(
     size=32,
+    factor=4,
+    latent_channels=8,
     channels=(16, 32, 32, 32),
     text_width=32,
     head_dim=8,
@@ -240,7 +242,7 @@ def test_frames_of_128_pixels_have_the_recipe_of_mini_sd():
     vae = AutoencoderTiny.from_pretrained(MINI_SD / "vae")
     for family in ("unet3d", "inflated"):
         assert shapes(new_autoencoder(Recipe.of(128, family))) == shapes(vae)
-    assert Recipe.of(64) == Recipe()
+    assert Recipe.of(128) == Recipe() and Recipe.of(64).factor == 4
 
 
 def shapes(model):

@@ -24,7 +24,8 @@ from freemask.jobs.run import run_steps
 from freemask.jobs.tuning import Trainer, Tuning, tune_steps
 from freemask.masks.mmc import codebook_path
 from freemask.methods.editor import Editor
-from freemask.presets import load_preset, make_settings
+from freemask.presets import load_preset
+from freemask.settings import make_settings
 from freemask.steps import finish
 
 SOURCE = "a red car"

@@ -15,7 +15,7 @@ from .common import console, processes, refusals, watch
 __all__ = ["app"]
 
 FAMILY = "unet3d, as mini, or inflated: an image model, as mini-sd, which has frames alone."
-SIZE = "Side of a frame in pixels; from 128 on latents are of patches of 8 pixels, as mini-sd's."
+SIZE = "Side of a frame in pixels; below 128 latents are of patches of 4 pixels, not 8. [128; judges 64]"
 STAGES = ("decoder", "frames", "clips", "classifier", "clip")
 app = typer.Typer(no_args_is_help=True, help="The rendered world that the mini backbone was trained on.")
 
@@ -30,7 +30,7 @@ def train(
     minutes: Annotated[float, typer.Option(help="How long (decoder).")] = 25,
     batch: Annotated[int, typer.Option(help="Frames or clips a step (frames, clips).")] = 32,
     lr: Annotated[float, typer.Option(help="Peak learning rate (frames, clips).")] = 2e-3,
-    size: Annotated[int, typer.Option(help=SIZE)] = 64,
+    size: Annotated[int | None, typer.Option(help=SIZE)] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda; judges train on the CPU.")] = "cpu",
     init: Annotated[
         Path | None, typer.Option(help="A backbone folder whose weights begin a new run (frames, clips).")
@@ -46,22 +46,22 @@ def train(
         from ..toyworld.models import Recipe
         from ..toyworld.train import train_unet
 
-        recipe = Recipe.of(size, family)
+        recipe = Recipe.of(size or Recipe.size, family)
         if stage == "decoder":
             train_decoder(run, recipe, minutes=minutes, device=device)
         elif stage in ("frames", "clips"):
             train_unet(run, recipe, stage=stage, steps=steps or 4000, batch=batch, lr=lr, device=device, init=init)
         elif stage == "classifier":
-            train_classifier(run / "classifier.safetensors", size=size, steps=steps or 4000)
+            train_classifier(run / "classifier.safetensors", size=size or 64, steps=steps or 4000)
         else:
-            train_clip(run / "clip", size=size, steps=steps or 2000)
+            train_clip(run / "clip", size=size or 64, steps=steps or 2000)
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Option(help="The folder of a training run.")],
     out: Annotated[Path, typer.Option(help="Where the backbone is saved.")],
-    size: Annotated[int, typer.Option(help=SIZE)] = 64,
+    size: Annotated[int, typer.Option(help=SIZE)] = 128,
     family: Annotated[str, typer.Option(help=FAMILY)] = "unet3d",
 ) -> None:
     """Save a run's newest averaged weights as a backbone folder."""

@@ -57,25 +57,25 @@ class Recipe:
     """What is trained: the family of the network, and sizes of the pictures, the latents and the networks."""
 
     family: str = "unet3d"
-    size: int = 64
-    factor: int = 4
-    latent_channels: int = 8
+    size: int = 128
+    factor: int = 8
+    latent_channels: int = 16
     channels: tuple[int, ...] = (48, 96, 128, 128)
     text_width: int = 96
     head_dim: int = 16
-    decoder_width: int = 32
-    decoder_blocks: tuple[int, ...] = (6, 3, 0)
+    decoder_width: int = 64
+    decoder_blocks: tuple[int, ...] = (5, 4, 2, 0)
     scenes: int = 24_000
     frames: int = 8
 
     @classmethod
     def of(cls, size: int, family: str = FAMILIES[0]) -> Recipe:
-        """What suits frames of a size: mini's recipe, or from 128 pixels on mini-sd's latents and decoder."""
+        """What suits frames of a size: mini's and mini-sd's recipe, or smaller patches below 128 pixels."""
         refuse_unknown("family", family, FAMILIES)
-        if size < LARGE:
+        if size >= LARGE:
             return cls(size=size, family=family)
-        blocks = (5, 4, 2, 0)
-        return cls(size=size, family=family, factor=8, latent_channels=16, decoder_width=64, decoder_blocks=blocks)
+        blocks = (6, 3, 0)
+        return cls(size=size, family=family, factor=4, latent_channels=8, decoder_width=32, decoder_blocks=blocks)
 
 
 def new_scheduler() -> DDIMScheduler:

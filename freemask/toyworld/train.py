@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import cv2
@@ -62,7 +63,8 @@ def _latent_bank(run: Path, recipe: Recipe, vae: AutoencoderTiny) -> tuple[np.nd
     bank = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
     captions = []
     job = partial(render_seed, size=recipe.size, frames=recipe.frames)
-    with multiprocessing.get_context("spawn").Pool() as pool:
+    # processes take seconds to begin, which pays for many scenes alone
+    with multiprocessing.get_context("spawn").Pool() if recipe.scenes > 1000 else ThreadPool() as pool:
         for i, scene in enumerate(pool.imap(job, range(recipe.scenes), chunksize=32)):
             x = torch.from_numpy(scene.frames).permute(0, 3, 1, 2).float() / 127.5 - 1
             bank[i] = (vae.encode(x).latents * vae.config.scaling_factor).half().numpy()
