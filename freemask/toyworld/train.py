@@ -279,7 +279,8 @@ def train_unet(
     if stage == "frames":
         with _without_time(unet):
             # the averages and checkpoints of this stage hold the layers that it trains; the rest stay as made
-            average = {k: v for k, v in average.items() if k in model.state_dict()}
+            trained = model.state_dict().keys()
+            average = {k: v for k, v in average.items() if k in trained}
             loop()
     else:
         loop()
