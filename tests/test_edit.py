@@ -161,8 +161,8 @@ def test_an_edit_by_the_solver_begins_with_the_inversions_own_maps(editor, solve
 
 
 def test_a_trace_can_be_kept_in_a_file(editor, trace, tmp_path):
-    save_trace(tmp_path / "trace.npz", trace)
-    again = load_trace(tmp_path / "trace.npz", torch.device("cpu"))
+    save_trace(tmp_path / "trace.safetensors", trace)
+    again = load_trace(tmp_path / "trace.safetensors", torch.device("cpu"))
     assert (again.prompt, again.timesteps, again.sites, again.tokens) == (
         trace.prompt,
         trace.timesteps,
@@ -171,7 +171,7 @@ def test_a_trace_can_be_kept_in_a_file(editor, trace, tmp_path):
     )
     assert again.clip.fps == trace.clip.fps and np.array_equal(again.clip.frames, trace.clip.frames)
     assert torch.equal(run(editor, again, task("shape")), run(editor, trace, task("shape")))
-    assert [path.name for path in tmp_path.iterdir()] == ["trace.npz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.safetensors"]
 
 
 def test_what_was_stored_for_a_narrower_edit_serves_as_far_as_it_goes(editor, clip, trace):

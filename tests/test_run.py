@@ -240,7 +240,7 @@ def test_where_nothing_fits_the_inversion_is_kept(tmp_path, monkeypatch):
     short_of_memory(monkeypatch, lambda n: len(calls) < 4 and not calls.append(n))
     with pytest.raises(MemoryShortage, match="smaller size"):
         finish(run_steps(SHAPE.clip, QUICK, tmp_path / "out", kept=kept))
-    assert len(list(kept.glob("inversion-*.npz"))) == 1
+    assert len(list(kept.glob("inversion-*.safetensors"))) == 1
     monkeypatch.undo()
     report = finish(run_steps(SHAPE.clip, QUICK, tmp_path / "out", kept=kept))
     assert report["unet"]["invert"]["forwards"] == 0 and report["memory"]["features"] == "replay"

@@ -30,12 +30,14 @@ PAIRED = ("true_psnr", "true_ssim", "inside_psnr", "outside_psnr", "background_p
 OURS = "freemask"
 
 
-def _interval(values: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean and the bootstrap's 95 % interval of it."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return round(float(values.mean()), 4), round(float(low), 4), round(float(high), 4)
+    from scipy.stats import bootstrap
+
+    mean = low = high = float(values.mean())
+    if len(values) > 1:
+        low, high = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
+    return round(mean, 4), round(float(low), 4), round(float(high), 4)
 
 
 def tabulate(cases: Sequence[Mapping[str, Any]], metrics: Sequence[str] = METRICS) -> dict[str, Any]:

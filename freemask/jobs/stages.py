@@ -121,7 +121,7 @@ def _inversion_name(path: Path, settings: Settings, size: tuple[int, int]) -> st
     with path.open("rb") as clip:
         while block := clip.read(1 << 20):
             digest.update(block)
-    return f"inversion-{digest.hexdigest()[:32]}.npz"
+    return f"inversion-{digest.hexdigest()[:32]}.safetensors"
 
 
 @dataclass
@@ -221,7 +221,9 @@ class Job:
         self.trace = replace(self.trace, restored=restored)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            for old in sorted(file.parent.glob("inversion-*.npz"), key=lambda one: one.stat().st_mtime)[: 1 - KEPT]:
+            for old in sorted(file.parent.glob("inversion-*.safetensors"), key=lambda one: one.stat().st_mtime)[
+                : 1 - KEPT
+            ]:
                 old.unlink()
             save_trace(file, self.trace)
 

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..clips.spans import Span
@@ -136,44 +138,46 @@ class Trace:
 
 
 def save_trace(path: Path, trace: Trace) -> None:
-    """Writes all of a trace but its features to one file, which appears whole or not at all."""
+    """Writes all of a trace but its features to one safetensors file, which appears whole or not at all."""
     levels = [CLEAN, *trace.timesteps]
-    cross = [site for site in trace.sites if site.kind == "cross"]
     about = {"prompt": trace.prompt, "fps": trace.clip.fps, "sites": trace.sites, "tokens": trace.tokens}
-    about |= {"solver": trace.solver}
-    arrays = {
-        "about": np.array(json.dumps(about)),
-        "timesteps": np.array(trace.timesteps),
-        "frames": trace.clip.frames,
-        "latents": torch.stack([trace.latents[level] for level in levels]).cpu().numpy(),
+    about |= {"solver": trace.solver, "timesteps": trace.timesteps}
+    tensors = {
+        "frames": torch.from_numpy(trace.clip.frames),
+        "latents": torch.stack([trace.latents[level] for level in levels]),
     }
     if trace.restored is not None:
-        arrays["restored"] = trace.restored.cpu().numpy()
-    for site in cross:
-        maps = [trace.maps[t, site.name] for t in trace.timesteps]
-        arrays[f"maps {site.name}"] = np.stack([soft.values for soft in maps])
-        arrays[f"scales {site.name}"] = np.stack([soft.scales for soft in maps])
+        tensors["restored"] = trace.restored
+    for site in trace.sites:
+        if site.kind == "cross":
+            maps = [trace.maps[t, site.name] for t in trace.timesteps]
+            tensors[f"maps {site.name}"] = torch.from_numpy(np.stack([soft.values for soft in maps]))
+            tensors[f"scales {site.name}"] = torch.from_numpy(np.stack([soft.scales for soft in maps]))
     part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    save_file({name: x.contiguous().cpu() for name, x in tensors.items()}, part, metadata={"about": json.dumps(about)})
     part.replace(path)
 
 
 def load_trace(path: Path, device: torch.device) -> Trace:
     """Reads what `save_trace` wrote, with its latents on `device`."""
-    with np.load(path, allow_pickle=False) as stored:
-        about = json.loads(str(stored["about"]))
-        timesteps = tuple(map(int, stored["timesteps"]))
-        sites = tuple(Site(*site) for site in about["sites"])
-        latents = dict(zip([CLEAN, *timesteps], torch.from_numpy(stored["latents"]).to(device), strict=True))
-        maps: dict[tuple[int, str], SoftMap] = {}
-        for site in sites:
-            if site.kind == "cross":
-                values, scales = stored[f"maps {site.name}"], stored[f"scales {site.name}"]
-                maps |= {(t, site.name): SoftMap(values[i], scales[i]) for i, t in enumerate(timesteps)}
-        tokens = tuple(map(tuple, about["tokens"]))
-        clip = Clip(stored["frames"], about["fps"])
-        restored = torch.from_numpy(stored["restored"]).to(device) if "restored" in stored.files else None
+    with safe_open(path, "pt") as stored:
+        about = json.loads(stored.metadata()["about"])
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    timesteps, sites = tuple(about["timesteps"]), tuple(Site(*site) for site in about["sites"])
+    maps: dict[tuple[int, str], SoftMap] = {}
+    for site in sites:
+        if site.kind == "cross":
+            values, scales = (tensors[f"{what} {site.name}"].numpy() for what in ("maps", "scales"))
+            maps |= {(t, site.name): SoftMap(values[i], scales[i]) for i, t in enumerate(timesteps)}
+    restored = tensors.get("restored")
     return Trace(
-        clip, about["prompt"], timesteps, sites, tokens, latents, maps, restored=restored, solver=about["solver"]
+        Clip(tensors["frames"].numpy(), about["fps"]),
+        about["prompt"],
+        timesteps,
+        sites,
+        tuple(map(tuple, about["tokens"])),
+        dict(zip([CLEAN, *timesteps], tensors["latents"].to(device), strict=True)),
+        maps,
+        restored=None if restored is None else restored.to(device),
+        solver=about["solver"],
     )
