@@ -138,7 +138,7 @@ def test_a_program_gives_the_clip_and_the_prompts_alone(address: str, clip: Path
     for edit, task in ((EDIT, "attribute"), (SOURCE.replace("car", "bus"), "shape"), ("a cat in the night", "style")):
         *_, report, _ = client.predict(clip=handle_file(str(clip)), source=SOURCE, edit=edit, api_name="/edit")
         told = report["settings"]
-        assert (told["task"], told["guidance"], told["steps"], told["solver"]) == (task, 4.0, 25, "ddim")
+        assert (told["task"], told["guidance"], told["steps"], told["solver"]) == (task, 3.0, 25, "ddim")
 
 
 def test_the_guidance_left_out_is_the_backbones(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

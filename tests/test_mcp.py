@@ -43,7 +43,7 @@ def test_an_agent_edits_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             told = await session.call_tool("edit", given)
             text = " ".join(block.text for block in told.content if block.type == "text")
             assert not told.isError and "Done in" in text and "edited.mp4" in text and "masks.png" in text
-            assert "'task': 'attribute'" in text and "'guidance': 4.0" in text
+            assert "'task': 'attribute'" in text and "'guidance': 3.0" in text
             refused = await session.call_tool("edit", given | {"word": "boat"})
             assert refused.isError and "boat" in refused.content[0].text
 

@@ -31,6 +31,11 @@ def ffmpeg(*args: str) -> None:
     subprocess.run([FFMPEG, "-v", "error", "-nostdin", "-y", *args], check=True, timeout=60)
 
 
+def streams(path: Path) -> str:
+    """What ffmpeg says of a file's streams."""
+    return subprocess.run([FFMPEG, "-i", path], capture_output=True, text=True).stderr
+
+
 def numbered(count: int = 2 * RATE, *, size: tuple[int, int] = (64, 48)) -> np.ndarray:
     """Frames (f, h, w, 3) each of one grey that says its index: see `indices`."""
     w, h = size
@@ -109,7 +114,7 @@ def test_odd_sides_grow_by_one_repeated_row_or_column(tmp_path: Path, size: tupl
 
 def test_a_browser_can_play_what_is_written(tmp_path: Path, source: Path) -> None:
     info = probe(source)
-    assert (info.codec, info.pix_fmt, info.rotation, info.has_audio) == ("h264", "yuv420p", 0, False)
+    assert info.codec == "h264" and ", yuv420p" in streams(source) and ": Audio: " not in streams(source)
     data = source.read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
 
@@ -206,7 +211,6 @@ def test_rotation_metadata_is_applied(tmp_path: Path, turn: int) -> None:
     turned = np.rot90(frames, turn // 90, axes=(1, 2))
     info = probe(tmp_path / "turned.mp4")
     assert (info.height, info.width) == turned.shape[1:3]
-    assert info.rotation == turn
     assert psnr(read_clip(tmp_path / "turned.mp4").frames, turned) > 30
 
 
@@ -270,7 +274,7 @@ def test_a_still_is_a_clip_of_one_frame(tmp_path: Path, name: str) -> None:
     else:
         Image.fromarray(CORNERS).save(path, quality=95)
     info = probe(path)
-    assert info.still and (info.width, info.height, info.has_audio) == (64, 32, False)
+    assert info.still and (info.width, info.height) == (64, 32)
     assert np.abs(read_clip(path, frames=1).frames[0].astype(int) - CORNERS).mean() < 8
     left = read_clip(path, frames=1, size=(32, 32)).frames[0]
     assert np.abs(left[4:12, :14].astype(int) - (255, 0, 0)).mean() < 8  # cropped about the centre
@@ -313,8 +317,9 @@ def test_a_preview_is_what_browsers_play(tmp_path: Path, loud: Path) -> None:
     ffmpeg("-i", str(loud), "-vf", "scale=1280:962", "-c:v", "prores_ks", "-c:a", "pcm_s16le", str(path))
     write_preview(path, tmp_path / "preview.mp4")
     info = probe(tmp_path / "preview.mp4")
-    assert (info.codec, info.pix_fmt, info.width, info.height) == ("h264", "yuv420p", 640, 480)
-    assert info.has_audio and info.fps == 24 and info.duration == pytest.approx(2, abs=0.1)
+    told = streams(tmp_path / "preview.mp4")
+    assert (info.codec, info.width, info.height) == ("h264", 640, 480) and ", yuv420p" in told
+    assert ": Audio: " in told and info.fps == 24 and info.duration == pytest.approx(2, abs=0.1)
     same = [read_clip(one, frames=1, start=1.0, size=(64, 48)).frames for one in (path, tmp_path / "preview.mp4")]
     assert psnr(*same) > 25
     Image.fromarray(CORNERS).save(tmp_path / "still.png")
@@ -358,7 +363,7 @@ def test_sound_is_kept_where_its_length_fits(loud: Path, tmp_path: Path) -> None
     clip = read_clip(loud)
     write_clip(tmp_path / "kept.mp4", clip, audio_from=loud)
     info = probe(tmp_path / "kept.mp4")
-    assert info.has_audio
+    assert ": Audio: " in streams(tmp_path / "kept.mp4")
     assert info.duration == pytest.approx(clip.seconds, abs=0.05)
     assert len(read_clip(tmp_path / "kept.mp4").frames) == 8
 
@@ -366,9 +371,9 @@ def test_sound_is_kept_where_its_length_fits(loud: Path, tmp_path: Path) -> None
 def test_sound_too_short_or_absent_is_left_out(loud: Path, source: Path, tmp_path: Path) -> None:
     clip = read_clip(loud, start=1.0)
     write_clip(tmp_path / "short.mp4", clip, audio_from=loud, start=1.0)
-    assert not probe(tmp_path / "short.mp4").has_audio
+    assert ": Audio: " not in streams(tmp_path / "short.mp4")
     write_clip(tmp_path / "absent.mp4", clip, audio_from=source)
-    assert not probe(tmp_path / "absent.mp4").has_audio
+    assert ": Audio: " not in streams(tmp_path / "absent.mp4")
 
 
 def test_sound_begins_at_start(tmp_path: Path) -> None:

@@ -254,7 +254,9 @@ def benchmark(
     methods: Annotated[str, typer.Option(help="A list with commas; all where left out.")] = "",
     backbone: Annotated[str, typer.Option(help="mini or a folder.")] = "mini",
     steps: Annotated[int, typer.Option(help="Steps in each direction.", min=2, max=200)] = 12,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.", min=1, max=30)] = 4.0,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; the backbone's own.", min=1, max=30)
+    ] = None,
     frames: Annotated[int, typer.Option(help="How many frames.", min=2, max=64)] = 8,
     seed: Annotated[int, typer.Option(help="The first scene's seed.")] = 3_000_000,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core without a GPU when left out.")] = None,
@@ -268,6 +270,7 @@ def benchmark(
     with refusals():
         refuse_unknown("suite", suite, ["toyworld"])
         from ..bench import METHODS, Options, benchmark_steps, markdown, save_figure
+        from ..families.specs import usual_guidance
         from ..jobs.run import load_editor
         from ..toyworld.cases import CASE_TASKS
 
@@ -276,6 +279,7 @@ def benchmark(
             chosen[name] = tuple(one.strip() for one in given.split(",") if one.strip()) or known
             for one in chosen[name]:
                 refuse_unknown(name, one, known)
+        guidance = usual_guidance(backbone) if guidance is None else guidance
         options = Options(methods=chosen["method"], steps=steps, guidance=guidance, frames=frames)
         editor = load_editor(backbone)
         table = watch(

@@ -32,11 +32,10 @@ class VideoInfo:
     """What a video file holds.
 
     `width` and `height` are pixels as displayed: after rotation and with square pixels. `fps` is the mean rate,
-    `duration` is in seconds, `rotation` is the counter-clockwise turn in degrees (0 to 359) that display applies,
-    `hdr` says that the brightness is coded for HDR screens (HLG or PQ), and `matrix` names the YUV matrix that an
-    untagged stream is read by, as browsers do: bt709 from 720 lines on, else bt601; it is empty where the stream is
-    tagged. `still` says that there is one frame only, `picture` that Pillow reads it, and `timed` that the container
-    tells when a frame is shown, as AVI does not.
+    `duration` is in seconds, `hdr` says that the brightness is coded for HDR screens (HLG or PQ), and `matrix` names
+    the YUV matrix that an untagged stream is read by, as browsers do: bt709 from 720 lines on, else bt601; it is empty
+    where the stream is tagged. `still` says that there is one frame only, `picture` that Pillow reads it, and `timed`
+    that the container tells when a frame is shown, as AVI does not.
     """
 
     width: int
@@ -44,9 +43,6 @@ class VideoInfo:
     fps: float
     duration: float
     codec: str
-    pix_fmt: str
-    rotation: int
-    has_audio: bool
     hdr: bool
     matrix: str
     still: bool
@@ -85,7 +81,7 @@ def _probe(path: Path, size: int, changed: int) -> VideoInfo:
     video = next((s for s in streams if ": Video: " in s and "(attached pic)" not in s), None)
     if video is None:
         raise _not_a_video(path, log, streams)
-    info = _parse(path, header, video, has_audio=any(": Audio: " in s for s in streams))
+    info = _parse(path, header, video)
     decoded = re.findall(rb"^frame=(\d+)", first.stdout, re.MULTILINE)
     if not decoded or decoded[-1] == b"0":
         raise undecodable(path, info.codec)
@@ -93,7 +89,7 @@ def _probe(path: Path, size: int, changed: int) -> VideoInfo:
     return replace(info, still=decoded[-1] == b"1" and info.duration * info.fps < 2.5)
 
 
-def _parse(path: Path, header: str, video: str, *, has_audio: bool) -> VideoInfo:
+def _parse(path: Path, header: str, video: str) -> VideoInfo:
     """Read ffmpeg's description of its input, such as
 
     Duration: 00:00:02.00, start: 0.000000, bitrate: 99 kb/s
@@ -112,8 +108,7 @@ def _parse(path: Path, header: str, video: str, *, has_audio: bool) -> VideoInfo
     if aspect and int(aspect[1]) and int(aspect[2]):
         width = max(1, round(width * int(aspect[1]) / int(aspect[2])))
     turn = re.search(r"rotation of (-?[\d.]+) degrees", video)
-    rotation = round(float(turn[1])) % 360 if turn else 0
-    if rotation in (90, 270):
+    if turn and round(float(turn[1])) % 180:
         width, height = height, width
     _check_size(path, width, height, MAX_PIXELS)
     clock = re.search(r"^  Duration: (\d+):(\d+):([\d.]+)", header, re.MULTILINE)
@@ -136,9 +131,6 @@ def _parse(path: Path, header: str, video: str, *, has_audio: bool) -> VideoInfo
         fps=fps,
         duration=duration,
         codec=codec,
-        pix_fmt=pix_fmt,
-        rotation=rotation,
-        has_audio=has_audio,
         hdr="arib-std-b67" in line or "smpte2084" in line,
         matrix="" if matrices or not yuv else "bt709" if int(size[2]) >= _HD else "bt601",
         still=False,
@@ -157,9 +149,6 @@ def _of_picture(path: Path, picture: Picture) -> VideoInfo:
         fps=len(lengths) / sum(lengths),
         duration=sum(lengths),
         codec=picture.format,
-        pix_fmt="rgb24",
-        rotation=0,
-        has_audio=False,
         hdr=False,
         matrix="",
         still=len(lengths) == 1,

@@ -221,9 +221,8 @@ class Job:
         self.trace = replace(self.trace, restored=restored)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            for old in sorted(file.parent.glob("inversion-*.safetensors"), key=lambda one: one.stat().st_mtime)[
-                : 1 - KEPT
-            ]:
+            others = sorted(file.parent.glob("inversion-*.safetensors"), key=lambda one: one.stat().st_mtime)
+            for old in others[: 1 - KEPT]:
                 old.unlink()
             save_trace(file, self.trace)
 
