@@ -6,12 +6,12 @@ space). Since a step of DDIM is linear in the prediction, that is the same as bl
 same spans serve inversion and denoising, so the pivots stay consistent; every span holds n frames, so memory does not
 grow with the clip, and time grows linearly.
 
-Measured on mini (n = 8; two scenes of 20 frames a task, seeds from 2,000,100, 12 steps, guidance 4): the cosine of
-neighbouring frames in the toy CLIP across seams, and inside spans, with a quarter of a span shared: attribute .996 and
-.997, place .993 and .997, shape .998 and .996 (the true edits: .997 to .999). With half of it: .997 and .997, .994 and
-.996, .997 and .996, and the same PSNR to the true edit within .03 dB, for a third more time. So a quarter is shared.
-Edits of 8, 16, 32 and 64 frames (3 steps) took .47, .48, .46 and .46 s for each of the 8, 24, 40 and 88 frames that the
-UNet saw, and 21, 23, 52 and 38 MiB beyond what was held before.
+Measured on mini as it was at 64 pixels (n = 8; two scenes of 20 frames a task, seeds from 2,000,100, 12 steps, guidance
+4): the cosine of neighbouring frames in the toy CLIP across seams, and inside spans, with a quarter of a span shared:
+attribute .996 and .997, place .993 and .997, shape .998 and .996 (the true edits: .997 to .999). With half of it: .997
+and .997, .994 and .996, .997 and .996, and the same PSNR to the true edit within .03 dB, for a third more time. So a
+quarter is shared. Edits of 8, 16, 32 and 64 frames (3 steps) took .47, .48, .46 and .46 s for each of the 8, 24, 40 and
+88 frames that the UNet saw, and 21, 23, 52 and 38 MiB beyond what was held before.
 """
 
 from __future__ import annotations

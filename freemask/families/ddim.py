@@ -6,8 +6,8 @@ label the denoiser will ask for. Loops are generators that yield after every ste
 
 The solver "dpm" is DPM-Solver's second-order multistep method (Lu et al. 2022) on the same levels. Its inversion
 calls the UNet with the latent's own label: with the label of the level above no combination of predictions is of
-second order, for latent and label then lie a whole step apart. Measured on mini (rendered scenes, seeds 2,000,100 and
-2,000,101, every second frame of 8, guidance 4, PSNR in dB):
+second order, for latent and label then lie a whole step apart. Measured on mini as it was
+at 64 pixels (rendered scenes, seeds 2,000,100 and 2,000,101, every second frame of 8, guidance 4, PSNR in dB):
 
 - Reconstruction of the clip by DDIM's 50 steps 32.2; by dpm's 10, 12, 15 steps 31.0, 31.6, 32.2, by DDIM's 25.3, 26.3,
   27.6. With the label of the level above dpm's 10 steps are no better than DDIM's.

@@ -6,11 +6,11 @@ ranks its candidates by their IoU with the clip's own consensus (`candidates.con
 mask, at every step. A painted mask replaces all of these. Means over sites, FateZero's and the released code's masks,
 are here too.
 
-What ranks candidates without a reference was measured on 14 rendered scenes (mini, 15 steps, seeds from
-2,000,500; Spearman's ρ with the true IoU, and the IoU of the candidate ranked first, where the best has .625 and the
-codebook's .621): IoU with the consensus 1.00, .624; the spread of the map alone .86, .589; entropy .66, .558; agreement
-between neighbouring frames −.82, .206, and between neighbouring timesteps −.60, .216, for a coarse map is the same
-everywhere. So agreement with the consensus is what is used, also where a backbone has no codebook: the site that
+What ranks candidates without a reference was measured on 14 rendered scenes (mini at 64 pixels, pooled maps, 15 steps,
+seeds from 2,000,500; Spearman's ρ with the true IoU, and the IoU of the candidate ranked first, where the best has .625
+and the codebook's .621): IoU with the consensus 1.00, .624; the spread of the map alone .86, .589; entropy .66, .558;
+agreement between neighbouring frames −.82, .206, and between neighbouring timesteps −.60, .216, for a coarse map is the
+same everywhere. So agreement with the consensus is what is used, also where a backbone has no codebook: the site that
 would be the fallback there has a mean IoU of .39 on mini, where the codebook's has .62 (3 scenes).
 """
 

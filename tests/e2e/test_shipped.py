@@ -12,7 +12,7 @@ from visitor import Tab, explorer
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (1280, 720)])
 def test_all_that_an_edit_needs_is_seen_without_scrolling(tab: Tab, width: int, height: int, shipped: str) -> None:
     page = tab(shipped, width, height)
-    expect(page.locator("#facts")).to_contain_text("256×256")  # the first example
+    expect(page.locator("#facts")).to_contain_text("512×512")  # the first example
     page.wait_for_function("document.querySelector('#aligned mark')")
     bar = page.locator("#actions").bounding_box()
     assert bar and bar["y"] + bar["height"] <= height
