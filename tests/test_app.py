@@ -37,12 +37,12 @@ from freemask.jobs.worker import Job, Snapshot, Worker
 from freemask.page import status, zero
 from freemask.page.advanced import PACES, first_pace
 from freemask.page.estimate import ATTENTION, TRUST, Estimates, rows, sized
-from freemask.page.fields import NAMES, field_values, link
+from freemask.page.fields import NAMES, field_values, link, read_fields
 from freemask.page.wire import shown
 from freemask.pictures.mask_zip import read_mask_zip, save_mask_zip
 from freemask.pictures.word_maps import pack_bits
 from freemask.presets import load_preset, task_names
-from freemask.settings import Example, Settings, examples
+from freemask.settings import Example, Settings, examples, make_settings
 from freemask.steps import Step
 
 PATIENCE = 20.0
@@ -475,6 +475,8 @@ def test_settings_and_links_fill_the_fields_again(address: str, clip: Path, tmp_
     written = next(file for file in files if Path(file).name == "report.json")
     filled = page.fill_settings(written, ["mini"])
     assert filled == page.follow_link(link(report["settings"]), ["mini"])
+    shown = dict(zip(NAMES[1:], filled, strict=True))
+    assert make_settings(**read_fields(shown)) == make_settings(**report["settings"])
     with pytest.warns(UserWarning, match="does not offer the backbone"):
         assert page.follow_link(link(report["settings"]), ["zeroscope"])[4] == gr.skip()
     *_, again, _ = client.predict(handle_file(str(clip)), *filled, api_name="/edit")

@@ -28,7 +28,7 @@ from freemask.jobs.metrics import psnr
 from freemask.jobs.run import run_steps
 from freemask.jobs.verdict import LIKE, judged
 from freemask.pictures.sheets import save_png
-from freemask.settings import examples, make_settings, read_settings
+from freemask.settings import Settings, examples, make_settings, read_settings
 from freemask.steps import Step, finish
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -259,6 +259,11 @@ def test_the_least_memory_gives_the_same_edit(tmp_path, written):
 def test_the_peak_is_as_expected(done):
     memory = done[1]["memory"]
     assert memory["expected_mib"] == pytest.approx(memory["peak_mib"], rel=0.15)
+
+
+def test_every_setting_is_an_option():
+    told = CliRunner().invoke(app, ["edit", "--help"], env={"COLUMNS": "200"}).output
+    assert not [name for name in Settings.told() if f"--{name.replace('_', '-')} " not in told]
 
 
 def test_fast_sets_what_is_not_given(monkeypatch, tmp_path):
