@@ -7,12 +7,13 @@ error that names its nearest neighbour.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from .errors import SettingError
 from .families.sites import Kind
 from .families.specs import PRESETS
 from .validation import STRICT, refuse_unknown, validated
@@ -28,6 +29,7 @@ __all__ = [
     "load_method",
     "load_preset",
     "methods",
+    "refuse_shares",
     "task_names",
 ]
 
@@ -99,6 +101,16 @@ class Preset:
     level: Annotated[int, Field(ge=0, le=8)] | None = None
     time_aware: bool | None = None
     max_positions: Annotated[int, Field(ge=1)] | None = None
+
+
+def refuse_shares(asked: Any) -> None:
+    """Raises SettingError where a preset, or settings, want a share of what their method does not fuse."""
+    fuses = load_method(asked.method).fuses
+    for kind in (*KINDS, "latent"):
+        if getattr(asked, f"alpha_{kind}") and (not fuses or kind in KINDS and kind not in fuses):
+            raise SettingError(
+                f"The method {asked.method!r} fuses nothing {kind}: leave alpha_{kind} out, or change the method."
+            )
 
 
 def task_names() -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from .errors import SettingError
 from .families.specs import PRESETS, ROOT, Solver, backbone_folder, backbone_name
-from .presets import KINDS, SELECTION_TAU, Preset, Selection, Share, load_method, load_preset
+from .presets import SELECTION_TAU, Preset, Selection, Share, load_method, load_preset, refuse_shares
 from .validation import STRICT, validated
 
 __all__ = [
@@ -184,12 +184,7 @@ def make_settings(*, labels: Mapping[str, str] | None = None, **values: Any) -> 
     own = [told for name, told in named.items() if name != "timestep" and getattr(settings, name)]
     if own and not load_method(settings.method).masked:
         raise SettingError(f"The method {settings.method!r} takes no mask: leave {own[0]} out, or change the method.")
-    fuses = load_method(settings.method).fuses
-    for kind in (*KINDS, "latent"):
-        if getattr(settings, f"alpha_{kind}") and (not fuses or kind in KINDS and kind not in fuses):
-            raise SettingError(
-                f"The method {settings.method!r} fuses nothing {kind}: leave alpha_{kind} out, or change the method."
-            )
+    refuse_shares(settings)
     if len(own) > 1:
         raise SettingError(f"{' and '.join(own)} each name a mask: give one of them.")
     if settings.timestep is not None and settings.site is None:

@@ -278,7 +278,7 @@ def test_calibrate_writes_a_codebook_and_its_figure(tmp_path):
 
 
 def test_a_selftest_passes_on_what_ships(tmp_path):
-    done = CliRunner().invoke(app, ["selftest", "--steps", "4", "--out", str(tmp_path)])
+    done = CliRunner().invoke(app, ["selftest", "--steps", "10", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["passed"] and figures["codebook"] == "mini.json" and figures["size"] == [128, 128]

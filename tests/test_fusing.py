@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import drawn_trace
 
 from freemask.clips.video import Clip
 from freemask.families.ddim import CLEAN
 from freemask.families.sites import Site
 from freemask.masks.candidates import extract, resize
 from freemask.masks.mmc import Choice
-from freemask.masks.plan import MaskPlan
+from freemask.masks.plan import MaskPlan, plan_masks
 from freemask.masks.trace import Trace
 from freemask.methods.base import window, windows
 from freemask.methods.fusing import TokenMap
@@ -138,6 +139,20 @@ def test_the_released_codes_own_temporal_mask_takes_the_place_of_m():
     (_, (q1, k1, v1), (q0, k0, _)) = rows
     m = flat(mask).T[:, None, :, None].float()
     assert torch.allclose(outs[1], maps((1 - m) * q0 + m * q1, (1 - m) * k0 + m * k1) @ v1, atol=1e-5)
+
+
+def test_the_released_codes_temporal_mask_is_of_the_label_nearest_201():
+    """And True off the object, for its Eq. 10 swaps source and edit."""
+    square = np.zeros((2, 12, 16), bool)
+    square[:, 3:8, 4:9] = True
+    drawn = {(t, CROSS): np.roll(square, t // 100, 1).astype(np.float32) for t in (1, 101, 221, 301, 401)}
+    trace = drawn_trace(drawn, (12, 16))
+    trace = replace(trace, sites=(*trace.sites, TIME))
+    task = replace(load_preset("shape", "released"), level=0)
+    plan = plan_masks(trace, Choice(CROSS, 1, "measured"), word="car", task=task)
+    one = SESSIONS["released"](Words(), trace, plan, task, prompt="bus", word="car")
+    assert one.swapped.keys() == {0}
+    assert np.array_equal(one.swapped[0], ~np.roll(square, 2, 1))
 
 
 @pytest.mark.parametrize(("delta", "region"), [(0, "object"), (0, "background"), (1, "background")])

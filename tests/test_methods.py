@@ -164,3 +164,8 @@ def test_a_share_of_what_a_method_does_not_fuse_is_refused(method, given, told):
     with pytest.raises(SettingError, match=f"{told}: leave alpha_"):
         make_settings(**about, **given)
     assert make_settings(**about, **dict.fromkeys(given, 0.0))
+
+
+def test_a_preset_of_ones_own_wants_only_what_its_method_fuses(editor, trace):
+    with pytest.raises(SettingError, match="fuses nothing temporal"):
+        run(editor, trace, replace(load_preset("shape", "fatezero"), alpha_temporal=0.5))

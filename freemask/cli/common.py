@@ -32,6 +32,7 @@ __all__ = [
     "processes",
     "read_fps",
     "refusals",
+    "refuse_or_warn",
     "told_when_stopped",
     "warn_of_outside",
     "watch",
@@ -104,6 +105,17 @@ def warn_of_outside(clip: Path, settings: Settings) -> None:
     told = outside(clip_likeness(clip, frames=settings.frames, start=settings.start, fps=settings.fps))
     if told:
         console.print(f"Warning: {told}", markup=False, soft_wrap=True)
+
+
+def refuse_or_warn(backbone: str) -> None:
+    """Raises BackboneError where a backbone's weights are not to be had; says so where it will be slow."""
+    from ..families.reach import missing_gpu, missing_weights, refusal
+
+    if met := missing_weights(backbone):
+        raise refusal(backbone, met)
+    if met := missing_gpu(backbone):
+        slow = f"Note: {backbone} is made for a GPU, and {met.why} here: this may take hours."
+        console.print(slow, markup=False, soft_wrap=True)
 
 
 def processes(given: int | None, editor: Editor) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from ..settings import FAST, Settings, make_settings, read_settings, read_size
-from .common import DTYPE, console, load, read_fps, refusals, warn_of_outside, watch
+from .common import DTYPE, console, load, read_fps, refusals, refuse_or_warn, warn_of_outside, watch
 
 __all__ = ["edit"]
 
@@ -41,7 +41,6 @@ def edit(
     **options: Any,
 ) -> None:
     """Edit a clip by text; writes the videos, the masks and report.json into --out."""
-    from ..families.reach import missing_gpu, missing_weights, refusal
     from ..families.specs import usual_guidance
     from ..jobs.check import check
     from ..words.prompts import usual_task
@@ -58,11 +57,7 @@ def edit(
             values["guidance"] = usual_guidance(values.get("backbone") or Settings.backbone)
         settings = make_settings(**values)
         chosen = check(clip, settings).word
-        if met := missing_weights(settings.backbone):
-            raise refusal(settings.backbone, met)
-        if met := missing_gpu(settings.backbone):
-            slow = f"Note: {settings.backbone} is made for a GPU, and {met.why} here: this may take hours."
-            console.print(slow, markup=False, soft_wrap=True)
+        refuse_or_warn(settings.backbone)
         inferred = "" if settings.word else " (inferred; --word overrides it)"
         console.print(f"Edited word: {chosen}{inferred}", markup=False)
         from ..jobs.run import run_steps  # torch is imported only once the input is known to be good

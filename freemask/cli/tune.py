@@ -10,7 +10,7 @@ import typer
 
 from ..settings import read_size
 from ..validation import validated
-from .common import console, read_fps, refusals, watch
+from .common import console, read_fps, refusals, refuse_or_warn, watch
 
 __all__ = ["tune"]
 
@@ -34,8 +34,6 @@ def tune(
     An interrupted tuning goes on where it stopped when the same command runs again, and a finished one with more
     --steps. With mini-sd 300 steps take about 3 minutes of one CPU core.
     """
-    from ..families.reach import missing_gpu, missing_weights, refusal
-
     with refusals():
         from ..jobs.tuning import Tuning, tune_steps
 
@@ -54,11 +52,7 @@ def tune(
             ),
             "",
         )
-        if met := missing_weights(backbone):
-            raise refusal(backbone, met)
-        if met := missing_gpu(backbone):
-            slow = f"Note: {backbone} is made for a GPU, and {met.why} here: this may take hours."
-            console.print(slow, markup=False, soft_wrap=True)
+        refuse_or_warn(backbone)
         figures = watch(tune_steps(clip, tuning, out))
     console.print(f"Edit with it: python -m freemask edit … --backbone {out}", markup=False, soft_wrap=True)
     print(json.dumps(figures))

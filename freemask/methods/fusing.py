@@ -27,7 +27,7 @@ from ..families.sites import Site
 from ..masks.candidates import extract, resize
 from ..masks.features import Features
 from ..masks.trace import MapSum
-from ..presets import load_method
+from ..presets import load_method, refuse_shares
 from ..words.prompts import find_word
 from .base import Row, Session, fused_sites, window, windows
 
@@ -93,6 +93,7 @@ class Fusing(Session, ABC):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        refuse_shares(self.task)
         trace, task, steps = self.trace, self.task, len(self.order)
         self.tokens = token_map(
             self.alignment.source_of,
@@ -134,8 +135,9 @@ class Fusing(Session, ABC):
         """The maps in the place of A1; a0, a1 (f, heads, p, k), m (f, p) bool: where `moved` is True."""
 
     def fuse_temporal(self, source: Tensor, edit: Tensor, m: Tensor) -> Tensor:
-        """Q or K in the place of the edit's; (p, heads, f, d), m (p, f) bool."""
-        raise NotImplementedError(f"{self.task.method} has no equation for temporal attention")
+        """Q or K in the place of the edit's, which stay where a method fuses nothing in time; (p, heads, f, d), m
+        (p, f) bool."""
+        return edit
 
     # ------------------------------------------------------------------ what the runner asks
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
-from visitor import EDIT, PATIENCE, SOURCE, Tab, Tap, edited, explorer, fill, press_edit, report, state
+from playwright.sync_api import Browser, Page, expect
+from visitor import EDIT, PATIENCE, SOURCE, Tab, Tap, edited, explorer, fill, press_edit, report, state, visit
 
 
 def test_upload_and_edit(page: Page, clip: Path) -> None:
@@ -77,8 +77,9 @@ def test_a_reloaded_tab_finds_its_job(page: Page, clip: Path, tap: Tap) -> None:
     explorer(page, words="car")
 
 
-def test_visitors_see_their_own_files_only(page: Page, tab: Tab, address: str, clip: Path) -> None:
-    other = tab(address)
+def test_visitors_see_their_own_files_only(page: Page, browser: Browser, address: str, clip: Path) -> None:
+    other = browser.new_context(reduced_motion="reduce").new_page()
+    visit(other, address)
     for one in (page, other):
         fill(one, clip)
         press_edit(one)
@@ -92,6 +93,7 @@ def test_visitors_see_their_own_files_only(page: Page, tab: Tab, address: str, c
     state(other, "done")
     explorer(other)
     assert set(other.evaluate("Array.from(document.querySelectorAll('#studio video'), (v) => v.src)")) == files[1]
+    other.context.close()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
