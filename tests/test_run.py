@@ -226,12 +226,13 @@ def test_the_figure_of_what_is_kept_is_of_the_kept_pixels(tmp_path, written, nam
     """Of those outside the mask where the object is edited, inside it where a place is, of all under a style."""
     settings = replace(QUICK, task=name, word="car")
     report = finish(run_steps(SHAPE.clip, settings, tmp_path))
-    plan, source = written[tmp_path, "plan"], written[tmp_path, "source"]
+    plan = written[tmp_path, "plan"]
+    source, edited = (read_clip(tmp_path / f"{name}.mp4", frames=8, fps=8).frames for name in ("source", "edited"))
     keep = {"background": ~plan.shown, "object": plan.shown, "nothing": None}[kept]
     assert report["mask"]["kept"] == kept and 0 < plan.area < 1
-    figure = psnr(written[tmp_path], source, keep=keep)
+    figure = psnr(edited, source, keep=keep)
     assert report["metrics"]["background_psnr"] == pytest.approx(figure, abs=1e-3)
-    others = [psnr(written[tmp_path], source, keep=other) for other in (plan.shown, ~plan.shown)]
+    others = [psnr(edited, source, keep=other) for other in (plan.shown, ~plan.shown)]
     assert abs(others[0] - others[1]) > 0.1, "the two sides must differ for this to tell them apart"
 
 
@@ -304,12 +305,13 @@ def test_the_command_takes_the_prompts_task_and_the_backbones_guidance(monkeypat
     assert asked == [(task, guidance)]
 
 
-def test_an_edit_can_be_scored(done, tmp_path):
-    out, _, _ = done
+def test_an_edit_is_scored_as_its_report_has_it(done, tmp_path):
+    out, report, _ = done
     told = CliRunner().invoke(app, ["score", str(out)])
     figures = json.loads(told.stdout.splitlines()[-1])
-    assert -1 <= figures["clip"] <= 1 and 0 < figures["ssim"] < 1
-    assert "clip" not in figures["absent"]
+    shared = ("clip", "clip_temporal", "frame_accuracy")
+    assert {name: round(figures[name], 4) for name in shared} == {name: report["metrics"][name] for name in shared}
+    assert 0 < figures["ssim"] < 1 and "clip" not in figures["absent"]
     nothing = CliRunner().invoke(app, ["score", str(tmp_path)])
     assert nothing.exit_code == 2 and "report.json" in nothing.stderr
 

@@ -249,6 +249,26 @@ def shapes(model):
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
+def test_the_perceptual_distance_is_of_the_features_directions(monkeypatch):
+    """Each level adds the mean square distance of the unit features, 2 where they are at right angles."""
+    a, b = (torch.tensor([x, y]).view(1, 2, 1, 1) for x, y in ((3.0, 0.0), (0.0, 0.5)))
+    half = torch.cat([a, b], -1), torch.cat([a, a], -1)  # alike in one of two places
+    judge, frames = load_classifier(), np.zeros((1, 8, 8, 3), np.uint8)
+    for first, second, distance in ((a, 7 * a, 0), (a, b, 6), (*half, 3)):
+        levels = iter([(first,) * 3, (second,) * 3])
+        monkeypatch.setattr(Classifier, "_levels", lambda *_, levels=levels: next(levels))
+        assert judge.distance(frames, frames) == pytest.approx(distance)
+
+
+def test_another_object_is_further_away_than_noise():
+    judge = load_classifier()
+    frames, other = (render(one, 128, frames=2).frames for one in (PLAIN, replace(PLAIN, object="dog")))
+    assert judge.distance(frames, frames) == 0
+    noise = np.random.default_rng(0).normal(0, 3, frames.shape)
+    near = judge.distance(frames, (frames + noise).clip(0, 255).astype(np.uint8))
+    assert 0 < 3 * near < judge.distance(frames, other) == judge.distance(other, frames)
+
+
 def test_a_classifier_trains_saves_and_judges(tmp_path, capsys):
     path = tmp_path / "classifier.safetensors"
     train_classifier(path, size=32, steps=3, scenes=16, batch=8)

@@ -205,8 +205,15 @@ def test_what_cannot_be_tuned_is_refused(video, asked, tmp_path, change, kind, m
     assert not (tmp_path / "out").exists()
 
 
-def test_a_video_model_and_a_clip_that_is_none_are_refused(pipeline, video, asked, tmp_path):
-    with pytest.raises(BackboneError, match="video model"):
+def test_a_video_model_and_a_clip_that_is_none_are_refused(pipeline, video, asked, tmp_path, monkeypatch):
+    """A video model before it is loaded, or downloaded, where that can be known."""
+    with monkeypatch.context() as patch:
+        patch.setattr("freemask.jobs.tuning.load_backbone", lambda *args, **kwargs: pytest.fail("it was loaded"))
+        for name in ("mini", "zeroscope", str(pipeline)):
+            with pytest.raises(BackboneError, match="is a video model"):
+                finish(tune_steps(video, replace(asked, backbone=name), tmp_path))
+    monkeypatch.setattr("freemask.jobs.tuning.backbone_folder", lambda name: None)  # as an unlisted hub id
+    with pytest.raises(BackboneError, match="is a video model"):
         finish(tune_steps(video, replace(asked, backbone=str(pipeline)), tmp_path))
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(ClipError):

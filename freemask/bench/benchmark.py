@@ -106,6 +106,7 @@ class _Inverted:
         return {
             "true_psnr": psnr(frames, true.frames),
             "true_ssim": ssim(frames, true.frames),
+            "perceptual": judges.classifier.distance(frames, true.frames),
             "inside_psnr": psnr(frames, true.frames, keep=either),
             "outside_psnr": psnr(frames, true.frames, keep=~either),
             "background_psnr": None if kept is None else psnr(frames, source.frames, keep=kept),

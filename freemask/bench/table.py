@@ -14,6 +14,7 @@ __all__ = ["METRICS", "PAIRED", "markdown", "save_figure", "tabulate"]
 METRICS = (
     "true_psnr",
     "true_ssim",
+    "perceptual",
     "inside_psnr",
     "outside_psnr",
     "background_psnr",
@@ -26,7 +27,7 @@ METRICS = (
     "seconds",
     "peak_mib",
 )
-PAIRED = ("true_psnr", "true_ssim", "inside_psnr", "outside_psnr", "background_psnr", "temporal")
+PAIRED = ("true_psnr", "true_ssim", "perceptual", "inside_psnr", "outside_psnr", "background_psnr", "temporal", "clip")
 OURS = "freemask"
 
 
@@ -80,7 +81,16 @@ def _finite(value: float | None) -> bool:
 def _cell(line: Mapping[str, Any], metric: str) -> str:
     if line[metric] is None:
         return ""
-    digits = {"true_ssim": 3, "clip_temporal": 3, "present": 2, "clip": 2, "mask_iou": 2, "rank": 2, "peak_mib": 0}
+    digits = {
+        "true_ssim": 3,
+        "perceptual": 3,
+        "clip_temporal": 3,
+        "present": 2,
+        "clip": 2,
+        "mask_iou": 2,
+        "rank": 2,
+        "peak_mib": 0,
+    }
     style = f".{digits.get(metric, 1)}f"
     mean, low, high = (format(line[name], style) for name in (metric, f"{metric}_low", f"{metric}_high"))
     return mean if metric in ("seconds", "peak_mib") else f"{mean} ({low} to {high})"

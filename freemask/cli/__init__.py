@@ -94,7 +94,7 @@ def selftest(
 
 @app.command()
 def score(
-    folder: Annotated[Path, typer.Argument(help="What an edit wrote: report.json, source.mp4, edited.mp4.")],
+    folder: Annotated[Path, typer.Argument(help="What an edit wrote: report.json and its videos.")],
 ) -> None:
     """Score an edit: CLIP against its prompt and from frame to frame, SSIM and LPIPS against its source.
 
@@ -102,22 +102,20 @@ def score(
     What is not to be had is null, with the reason.
     """
     with refusals():
-        from ..clips.video import read_clip
+        from ..jobs.files import read_videos
+        from ..jobs.metrics import score as measure
 
         try:
             report = json.loads((folder / "report.json").read_text())
             settings, shape = report["settings"], report["clip"]
-            read = {"frames": shape["frames"], "fps": shape["fps"], "size": (shape["width"], shape["height"])}
+            prompts = {"source": settings["source"], "edit": settings["edit"], "backbone": settings["backbone"]}
+            shown = {"frames": shape["frames"], "fps": shape["fps"]}
         except (OSError, ValueError, KeyError, TypeError):
             raise SettingError(
                 f"{folder} holds no report.json of an edit: give a folder that `edit --out` wrote."
             ) from None
-        clips = [read_clip(folder / f"{name}.mp4", **read) for name in ("source", "edited")]
-        from ..jobs.metrics import score as measure
-
-        before, after = (clip.frames for clip in clips)
-        prompts = {"source": settings["source"], "edit": settings["edit"]}
-        figures = measure(before, after, **prompts, backbone=settings["backbone"])
+        before, after, _ = read_videos(folder, **shown)
+        figures = measure(before, after, **prompts)
     print(json.dumps(figures))
 
 

@@ -24,7 +24,7 @@ from ..errors import BackboneError
 from .backbone import Backbone
 from .devices import LOADING, default_device, default_dtype
 from .inflated import Inflated
-from .specs import TEMPORAL, backbone_name, backbone_spec
+from .specs import TEMPORAL, Inflation, backbone_name, backbone_spec
 from .temporal import load_temporal
 from .unet3d import UNet3D
 from .weights import PARTS, choose_weights, fetch
@@ -151,4 +151,4 @@ def load_backbone(
         _take_turns(at, vae, text_encoder, unet)
     spec = backbone_spec(name, folder)
     models = unet, vae, text_encoder, tokenizer, scheduler
-    return family(backbone_name(name), *models, at, spec.frames, low_vram, spec.inflation)
+    return family(backbone_name(name), *models, at, spec.frames, low_vram, spec.inflation or Inflation())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import field as dataclass_field
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -82,7 +81,8 @@ class BackboneSpec:
     along a side, and the network's coarsest cell for `downsampling` of these. `guidance` is what suits it, `parameters`
     counts each part's, None where they have not been counted; `working_set` is what a part computes in at its peak, in
     bytes a latent cell, frame and batch row in halves (see `memory`); `codebook` is the file under presets/codebooks/
-    that holds its measured masks, once they are. `inflation` acts on image models alone.
+    that holds its measured masks, once they are. `inflation` is how an image model runs over frames, None for a model
+    of clips.
     """
 
     name: str
@@ -99,7 +99,7 @@ class BackboneSpec:
     parameters: dict[Literal["unet", "vae", "text_encoder"], Annotated[int, Field(ge=1)]] | None = None
     working_set: dict[Literal["unet", "vae"], Annotated[int, Field(ge=1)]] | None = None
     codebook: str | None = None
-    inflation: Inflation = dataclass_field(default_factory=Inflation)
+    inflation: Inflation | None = None
 
     @property
     def weight_bytes(self) -> int | None:
@@ -196,7 +196,7 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
         unet, vae = configs
         size, factor = native_size(unet, vae), vae_factor(vae)
         downsampling = 2 ** ((len(unet.get("block_out_channels", ())) or 4) - 1)  # diffusers' default: four
-        frames = IMAGE_FRAMES if unet.get("_class_name") == "UNet2DConditionModel" else NATIVE_FRAMES
+        inflation = Inflation() if unet.get("_class_name") == "UNet2DConditionModel" else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{path} does not describe a part of a pipeline ({error!r}).") from None
     values = {
@@ -204,10 +204,11 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
         "title": name,
         "licence": "unknown: see where you got it",
         "size": size,
-        "frames": frames,
+        "frames": IMAGE_FRAMES if inflation else NATIVE_FRAMES,
         "vae_factor": factor,
         "downsampling": downsampling,
         "folder": folder,
+        "inflation": inflation,
     }
     try:
         if tuned := _tuned(folder):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..clips.stills import write_png
-from ..clips.video import Clip, side_by_side, write_clip, write_gif
+from ..clips.video import Clip, read_clip, side_by_side, write_clip, write_gif
 from ..families.sites import Site
 from ..masks.trace import SoftMap, Trace
 from ..methods.editor import Denoised
@@ -23,7 +23,7 @@ from ..pictures.word_maps import save_word_files
 from ..settings import MASKS
 from ..words.prompts import find_word, words
 
-__all__ = ["save_files", "save_masks"]
+__all__ = ["read_videos", "save_files", "save_masks"]
 
 
 def save_files(
@@ -69,6 +69,15 @@ def save_files(
     for done in writing:
         done.result()
     save_mask_zip(out / MASKS, edited.plan.shown if mask is None else mask)
+
+
+def read_videos(out: Path, *, frames: int, fps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The frames (f, h, w, 3) of the source, the edit and the reconstruction as `save_files` wrote them: what a visitor
+    sees, and what every figure about an edit is taken from."""
+    source, edited, reconstruction = (
+        read_clip(out / f"{name}.mp4", frames=frames, fps=fps).frames for name in ("source", "edited", "reconstruction")
+    )
+    return source, edited, reconstruction
 
 
 def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, prompt: str) -> dict[str, np.ndarray]:

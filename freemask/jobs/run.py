@@ -46,7 +46,7 @@ def run_steps(
     yield from job.invert(kept)
     yield from job.edit(glances)
     yield from job.decode()
-    report = job.report(likeness)
-    job.write(out, report)
+    job.write(out)
+    report = job.report(out, likeness)
     yield Step("decode", 1, 1)
     return report

@@ -1,4 +1,4 @@
-"""The stages of one edit: load, invert, edit, decode, report, write; each takes what those before it have made."""
+"""The stages of one edit: load, invert, edit, decode, write, report; each takes what those before it have made."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ..settings import FeatureSource, Settings
 from ..steps import Step, Steps
 from ..words.prompts import align, warnings, words
 from .check import Checked, refuse_shape
-from .files import save_files
+from .files import read_videos, save_files
 from .memory import Need, Peak, choose_features, free_bytes, need
 from .metrics import clip_metrics, load_clip, psnr
 from .verdict import judged
@@ -283,28 +283,47 @@ class Job:
             return "nothing"
         return "background" if self.preset.region == "object" else "object" if self.preset.alpha_latent else "nothing"
 
-    def metrics(self, likeness: Callable[[np.ndarray], float] | None) -> dict[str, float | None]:
-        """The figures of the result's frames: PSNR in dB, cosines, shares."""
-        settings, frames, source = self.settings, self.result.frames, self.clip.frames
+    def metrics(self, out: Path, likeness: Callable[[np.ndarray], float] | None) -> dict[str, float | None]:
+        """The figures of the frames in the folder's videos: PSNR in dB, cosines, shares."""
+        settings = self.settings
+        source, frames, reconstruction = read_videos(out, frames=len(self.clip.frames), fps=self.clip.fps)
         shown = self.edited.plan.shown
         keep = {"background": ~shown, "object": shown, "nothing": None}[self.held]
         metrics = {
-            "reconstruction_psnr": _finite(psnr(self.reconstruction.frames, source)),
+            "reconstruction_psnr": _finite(psnr(reconstruction, source)),
             "background_psnr": _finite(psnr(frames, source, keep=keep)),
         }
         if known_words(settings.backbone) is None:  # no judge ships with it: `score` has others
             return metrics
         figures = clip_metrics(load_clip(settings.backbone), frames, source=settings.source, edit=settings.edit)
         if likeness:
-            figures["toy_likeness"] = likeness(source)
+            figures["toy_likeness"] = likeness(self.clip.frames)
         return metrics | {name: round(value, 4) for name, value in figures.items()}
 
-    def report(self, likeness: Callable[[np.ndarray], float] | None) -> dict[str, Any]:
-        """What was asked, done and measured, as report.json has it."""
+    def write(self, out: Path) -> None:
+        """All files of the edit but its report."""
+        with self.clock.measure("write"):
+            save_files(
+                out,
+                self.trace,
+                self.edited,
+                self.result,
+                self.reconstruction,
+                word=self.word,
+                prompt=self.settings.edit,
+                mask=self.mask,
+                audio=self.path,
+                start=self.settings.start,
+                note=f"Made with AI: FreeMask, a text-driven edit with the model {self.settings.backbone}.",
+            )
+
+    def report(self, out: Path, likeness: Callable[[np.ndarray], float] | None) -> dict[str, Any]:
+        """What was asked, done and measured, written as settings.json and report.json beside what `write` wrote."""
         settings, preset, plan = self.settings, self.preset, self.edited.plan
         time_aware = is_time_aware(preset) and plan.choice.origin != "painted"
-        metrics, told = self.metrics(likeness), words(settings.edit)
-        return {
+        metrics, told = self.metrics(out, likeness), words(settings.edit)
+        self.clock.seconds["total"] = round(time.perf_counter() - self.start, 4)
+        report = {
             "settings": settings.record(self.word),
             "words": {
                 "source_words": words(settings.source),
@@ -345,26 +364,9 @@ class Job:
                 "fps": self.clip.fps,
             },
         }
-
-    def write(self, out: Path, report: dict[str, Any]) -> None:
-        """All files of the edit, and last its report."""
-        with self.clock.measure("write"):
-            save_files(
-                out,
-                self.trace,
-                self.edited,
-                self.result,
-                self.reconstruction,
-                word=self.word,
-                prompt=self.settings.edit,
-                mask=self.mask,
-                audio=self.path,
-                start=self.settings.start,
-                note=f"Made with AI: FreeMask, a text-driven edit with the model {self.settings.backbone}.",
-            )
-        self.clock.seconds["total"] = round(time.perf_counter() - self.start, 4)
         (out / "settings.json").write_text(json.dumps(report["settings"], indent=2) + "\n")
         (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        return report
 
 
 def _finite(value: float) -> float | None:

@@ -31,7 +31,7 @@ from ..errors import BackboneError, MemoryShortage, SettingError
 from ..families.devices import is_out_of_memory
 from ..families.inflated import Inflated
 from ..families.loading import load_backbone
-from ..families.specs import Tuned, kindred, known_backbone
+from ..families.specs import Tuned, backbone_folder, backbone_spec, kindred, known_backbone
 from ..families.temporal import add_temporal, save_temporal, temporal_blocks
 from ..families.weights import PARTS, fetch, forget_origin, needed_files
 from ..methods.editor import Editor
@@ -178,6 +178,13 @@ def _base(name: str) -> str | None:
     return spec.name if spec else None
 
 
+def _no_image_model(name: str) -> BackboneError:
+    return BackboneError(
+        f"{name} is a video model, which needs no tuning: edit with it as it is, or tune an image model, such as "
+        "mini-sd or sd15."
+    )
+
+
 def tune_steps(path: Path, tuning: Tuning, out: Path) -> Steps[dict[str, Any]]:
     """Tunes a backbone on the clip at `path` into the pipeline folder `out`; the same again goes on where it stopped.
 
@@ -186,16 +193,16 @@ def tune_steps(path: Path, tuning: Tuning, out: Path) -> Steps[dict[str, Any]]:
     be loaded or is no image model, or a prompt longer than it reads; MemoryShortage.
     """
     check_source(tuning.source, tuning.backbone)
+    here = known_backbone(tuning.backbone) or backbone_folder(tuning.backbone)
+    if here and not backbone_spec(tuning.backbone).inflation:
+        raise _no_image_model(tuning.backbone)
     found = _refuse_folder(out)
     info = probe(path)
     read = partial(read_clip, path, frames=1 if info.still else tuning.frames, start=tuning.start, fps=tuning.fps)
     read(size=(MIN_SIDE, MIN_SIDE))
     backbone = load_backbone(tuning.backbone, dtype=torch.float32)
-    if not isinstance(backbone, Inflated):
-        raise BackboneError(
-            f"{tuning.backbone} is a video model, which needs no tuning: edit with it as it is, or tune an image "
-            "model, such as mini-sd or sd15."
-        )
+    if not isinstance(backbone, Inflated):  # an unlisted hub id's
+        raise _no_image_model(tuning.backbone)
     backbone.word_tokens(tuning.source)
     editor = Editor(backbone)
     clip = read(size=editor.fit(tuning.size) if tuning.size else editor.frame_size(info.width, info.height))

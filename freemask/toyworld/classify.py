@@ -75,9 +75,7 @@ class Classifier(nn.Module):
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """From RGB `pixels` (n, 3, size, size) in [-1, 1]: logits (n, classes) of each head, and under "mask" those
         of the object's mask (n, size/4, size/4)."""
-        fine = self.fine(pixels)
-        middle = self.middle(fine)
-        coarse = self.coarse(middle)
+        fine, middle, coarse = self._levels(pixels)
         merged = self.up[2](coarse)
         for level, features in ((1, middle), (0, fine)):
             merged = F.interpolate(merged, features.shape[-2:], mode="nearest") + self.up[level](features)
@@ -85,7 +83,8 @@ class Classifier(nn.Module):
         weight = mask.detach().sigmoid() + 1e-3
         under = []
         for features in (coarse, middle):
-            share = F.adaptive_avg_pool2d(weight, features.shape[-2:])
+            h, w = features.shape[-2:]
+            share = F.adaptive_avg_pool2d(weight, (h, w))
             under.append((features * share).sum((2, 3)) / share.sum((2, 3)))
         pooled = torch.cat([coarse.mean((2, 3)), *under], 1)
         return {name: head(pooled) for name, head in self.heads.items()} | {"mask": mask[:, 0]}
@@ -101,6 +100,13 @@ class Classifier(nn.Module):
         return {head: int(logits.argmax()) for head, logits in self.read(frames).items()}
 
     @torch.no_grad()
+    def distance(self, a: np.ndarray, b: np.ndarray) -> float:
+        """Perceptual distance, 0 or more, of two clips (f, h, w, 3) uint8: LPIPS (Zhang et al. 2018) over this
+        network's three levels, every channel of the same weight, the mean over frames."""
+        levels = zip(*(self._levels(self._pixels(frames)) for frames in (a, b)), strict=True)
+        return sum(float((F.normalize(x) - F.normalize(y)).square().sum(1).mean()) for x, y in levels)
+
+    @torch.no_grad()
     def locate(self, frames: np.ndarray) -> np.ndarray:
         """The object's centre on each frame of a clip (f, h, w, 3): (f, 2) as (x, y) in pixels of the frame."""
         mask = self(self._pixels(frames))["mask"].sigmoid()
@@ -112,6 +118,12 @@ class Classifier(nn.Module):
             cell = side / line.shape[1]
             centres.append(line @ ((torch.arange(line.shape[1]) + 0.5) * cell))
         return torch.stack(centres, 1).numpy()
+
+    def _levels(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The features of each level, at a quarter, an eighth and a sixteenth of the frames' side."""
+        fine = self.fine(pixels)
+        middle = self.middle(fine)
+        return fine, middle, self.coarse(middle)
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
         pixels = signed_pixels(frames)
