@@ -15,6 +15,7 @@ from freemask.methods.editor import Editor
 from freemask.presets import load_preset
 from freemask.settings import examples
 from freemask.steps import finish
+from freemask.toyworld.train import train_unet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
 
@@ -101,3 +102,17 @@ def test_an_edit_that_does_not_fit_steps_down(tmp_path):
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert report["memory"]["one_row"] and report["words"]["warnings"]
     assert np.load(tmp_path / "out" / "words.npz")["mask"].any()
+
+
+def test_training_by_a_graph_is_training(tmp_path):
+    """The same six steps, of which three are the graph's: only rounding is left between the two."""
+    from test_toyworld import TINY
+
+    losses = []
+    for graph in (False, True):
+        run = tmp_path / str(graph)
+        torch.manual_seed(0)  # of the first weights
+        train_unet(run, TINY, stage="frames", steps=6, batch=2, lr=1e-3, device="cuda", graph=graph)
+        losses.append(torch.load(run / "unet-frames.pt", weights_only=True)["average"])
+    for name, value in losses[0].items():
+        torch.testing.assert_close(losses[1][name], value, rtol=1e-2, atol=1e-3)

@@ -36,6 +36,7 @@ def train(
         Path | None, typer.Option(help="A backbone folder whose weights begin a new run (frames, clips).")
     ] = None,
     family: Annotated[str, typer.Option(help=FAMILY)] = "unet3d",
+    graph: Annotated[bool, typer.Option(help="On a GPU, the step as one CUDA graph (frames, clips).")] = True,
 ) -> None:
     """Train a toy backbone, resuming from the run's checkpoints, or one of the models that judge its clips."""
     with refusals():
@@ -50,7 +51,8 @@ def train(
         if stage == "decoder":
             train_decoder(run, recipe, minutes=minutes, device=device)
         elif stage in ("frames", "clips"):
-            train_unet(run, recipe, stage=stage, steps=steps or 4000, batch=batch, lr=lr, device=device, init=init)
+            steps = steps or 4000
+            train_unet(run, recipe, stage=stage, steps=steps, batch=batch, lr=lr, device=device, init=init, graph=graph)
         elif stage == "classifier":
             train_classifier(run / "classifier.safetensors", size=size or 64, steps=steps or 4000)
         else:

@@ -8,7 +8,8 @@ Decisions, each of which keeps training within reach of a CPU, beside those of `
   shows through, and a model that may trust it keeps the source's colours under any style.
 - min-SNR weighting (γ = 5, Hang et al. 2023), AdamW, warm-up then constant then linear decay, EMA.
 
-Every stage resumes from its checkpoint; the same code runs on CPU and GPU, at any size.
+Every stage resumes from its checkpoint; the same code runs on CPU and GPU, at any size. On a GPU the step is one CUDA
+graph, for a network this small waits for its launches.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import multiprocessing
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -114,6 +115,37 @@ def _without_time(unet: UNet) -> Iterator[None]:
             setattr(module, name, child)
 
 
+class _Graph:
+    """A step that computes on a GPU alone, as one CUDA graph: the first calls run it as it is, beside the main stream,
+    so that what sets itself up is not captured; the next captures it and, as all after it, replays it on inputs that
+    are copied into its own."""
+
+    WARM = 3
+
+    def __init__(self, step: Callable[..., Tensor]) -> None:
+        self.step = step
+        self.calls = 0
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls <= self.WARM:
+            beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                loss = self.step(*given)
+            torch.cuda.current_stream().wait_stream(beside)
+            return loss
+        if self.calls == self.WARM + 1:
+            self.given = [x.clone() for x in given]
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.loss = self.step(*self.given)
+        for own, x in zip(self.given, given, strict=True):
+            own.copy_(x)
+        self.graph.replay()
+        return self.loss
+
+
 def _rate(step: int, total: int, peak: float) -> float:
     """Warm-up for 100 steps, constant, then linearly to zero over the last fifth."""
     return peak * min(1.0, (step + 1) / 100, max(0.01, (total - step) / (0.2 * total)))
@@ -167,13 +199,14 @@ def train_unet(
     lr: float,
     device: str = "cpu",
     init: Path | None = None,
+    graph: bool = True,
 ) -> None:
     """Trains UNet and text encoder for `steps` more steps of a stage, "frames" or "clips"; resumable.
 
     Writes `run/unet-{stage}.pt`, `run/log-{stage}.txt` and sample sheets. The clips stage begins with
     the averaged weights of the frames stage; a run with no checkpoint may begin with those of an exported
-    backbone, `init`, whose autoencoder and tokenizer it takes too. Raises SettingError for the clips stage of an image
-    model, and for an `init` of another family.
+    backbone, `init`, whose autoencoder and tokenizer it takes too. `graph` acts on a GPU alone. Raises SettingError
+    for the clips stage of an image model, and for an `init` of another family.
     """
     if stage == "clips" and recipe.family == "inflated":
         raise SettingError("An image model knows no clips: its only stage is frames.")
@@ -192,12 +225,20 @@ def train_unet(
     model = nn.ModuleDict({"unet": unet, "text": text})
     checkpoint, first = run / f"unet-{stage}.pt", run / "unet-frames.pt"
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    on_gpu = device == "cuda"
+    rate = torch.tensor(lr, device=device)  # a graph reads it anew at each step
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, capturable=on_gpu, foreach=on_gpu
+    )
     step = 0
     if checkpoint.exists():
         state = read_checkpoint(checkpoint, recipe, device)
         model.load_state_dict(state["model"], strict=stage == "clips")
+        for group in state["optimizer"]["param_groups"]:  # which may have been trained on another device
+            group |= {"capturable": on_gpu, "foreach": on_gpu}
         optimizer.load_state_dict(state["optimizer"])
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         average, step = state["average"], state["step"]
     elif stage == "clips" and first.exists():
         average |= read_checkpoint(first, recipe, device)["average"]
@@ -230,6 +271,23 @@ def train_unet(
         cv2.imwrite(str(run / f"sheet-{stage}-{step:06d}.png"), pixels[..., ::-1])
         model.load_state_dict(live)
 
+    def descend(z: Tensor, noise: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        """A step against the loss of a batch, which is returned."""
+        a = alphas[t].view(-1, 1, 1, 1, 1)
+        with torch.autocast(device, torch.bfloat16, enabled=on_gpu, cache_enabled=False):
+            words = text(tokens).last_hidden_state
+            eps = _ask(unet, a.sqrt() * z + (1 - a).sqrt() * noise, t, words)
+        snr = (a / (1 - a)).flatten()
+        weight = snr.clamp(max=5.0) / snr
+        loss = (weight * F.mse_loss(eps.float(), noise, reduction="none").mean((1, 2, 3, 4))).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    descent = _Graph(descend) if graph and on_gpu else descend
+
     def advance() -> None:
         nonlocal step
         rows = np.sort(rng.integers(len(bank), size=batch))
@@ -238,21 +296,10 @@ def train_unet(
             z = z[torch.arange(batch), torch.from_numpy(rng.integers(z.shape[1], size=batch))][:, None]
         z = rearrange(z, "b f c h w -> b c f h w")
         t = torch.randint(0, 1000, (batch,), device=device)
-        a = alphas[t].view(-1, 1, 1, 1, 1)
         noise = torch.randn_like(z) + OFFSET_NOISE * torch.randn(*z.shape[:2], 1, 1, 1, device=device)
         tokens = torch.where(torch.rand(batch, 1) < 0.1, null_ids, ids[rows]).to(device)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            words = text(tokens).last_hidden_state
-            eps = _ask(unet, a.sqrt() * z + (1 - a).sqrt() * noise, t, words)
-        snr = (a / (1 - a)).flatten()
-        weight = snr.clamp(max=5.0) / snr
-        loss = (weight * F.mse_loss(eps.float(), noise, reduction="none").mean((1, 2, 3, 4))).mean()
-        for group in optimizer.param_groups:
-            group["lr"] = _rate(step, total, lr)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        rate.fill_(_rate(step, total, lr))
+        loss = descent(z, noise, t, tokens)
         keep = min(0.998, (step + 1) / (step + 10))
         with torch.no_grad():
             live = model.state_dict()
