@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from tiny import tiny_image_unet, tiny_scheduler, tiny_unet
+from tiny import tiny_image_unet, tiny_motion_unet, tiny_scheduler, tiny_unet
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from freemask.clips.video import Clip
@@ -71,6 +71,12 @@ def pipeline(tmp_path_factory, editor):
 def image_pipeline(tmp_path_factory, editor):
     """The same of an image model, in Stable Diffusion's layout."""
     return _saved(tmp_path_factory.mktemp("image"), editor, tiny_image_unet())
+
+
+@pytest.fixture(scope="session")
+def motion_pipeline(tmp_path_factory, editor):
+    """The same of an image model with motion modules, in AnimateDiff's layout."""
+    return _saved(tmp_path_factory.mktemp("motion"), editor, tiny_motion_unet())
 
 
 def _saved(path, editor, unet):

@@ -1,24 +1,33 @@
 """What every family of models keeps to, and what is each family's own."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel, UNetMotionModel
 
+from freemask.errors import BackboneError
 from freemask.families.attention import attend
 from freemask.families.inflated import Inflated, attended_frames
 from freemask.families.loading import FAMILIES, load_backbone
-from freemask.families.specs import Inflation
+from freemask.families.motion import Motion
+from freemask.families.specs import Inflation, backbone_spec
 from freemask.families.unet3d import UNet3D
 
-KINDS = {UNet3D: {"self", "cross", "temporal", "input"}, Inflated: {"self", "cross"}}
+KINDS = {
+    UNet3D: {"self", "cross", "temporal", "input"},
+    Inflated: {"self", "cross"},
+    Motion: {"self", "cross", "temporal"},
+}
+FOLDERS = {UNet3D: "pipeline", Inflated: "image_pipeline", Motion: "motion_pipeline"}
 FRAMES = 5
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda family: family.__name__)
-def backbone(request, pipeline, image_pipeline):
-    return load_backbone(str({UNet3D: pipeline, Inflated: image_pipeline}[request.param]), "cpu")
+def backbone(request):
+    return load_backbone(str(request.getfixturevalue(FOLDERS[request.param])), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +145,62 @@ def test_sites_with_few_channels_stay_per_frame(image_model):
     own = [site for site in some.sites if site.kind == "self"]
     per_frame = {site.level for site in own if some.keys(site, (8, 12)) == np.prod(site.grid((8, 12)))}
     assert per_frame == {0}  # 16 channels at the finest grid, 32 below
+
+
+@pytest.fixture(scope="module")
+def motion_model(motion_pipeline):
+    return load_backbone(str(motion_pipeline), "cpu")
+
+
+@pytest.mark.numeric
+def test_an_image_model_beside_a_motion_adapter_is_one_with_motion(
+    motion_model, motion_pipeline, image_pipeline, tmp_path
+):
+    """Its own weights and the adapter's: the two parts of AnimateDiff's UNet put together are that UNet again."""
+    shutil.copytree(image_pipeline, tmp_path, dirs_exist_ok=True)
+    unet = UNet2DConditionModel.from_pretrained(image_pipeline / "unet")
+    whole = UNetMotionModel.from_pretrained(motion_pipeline / "unet")
+    kept = {name: value for name, value in whole.state_dict().items() if "motion_modules" not in name}
+    unet.load_state_dict(kept)
+    unet.save_pretrained(tmp_path / "unet")
+    whole.save_motion_modules(tmp_path / "motion_adapter")
+    joined = load_backbone(str(tmp_path), "cpu")
+    assert type(joined) is Motion and joined.native_frames == backbone_spec(str(motion_pipeline)).frames == 16
+    x, text = latents(joined)
+    assert torch.equal(joined.predict(x, 501, text), motion_model.predict(x, 501, text))
+    (tmp_path / "motion_adapter" / "config.json").write_text('{"_class_name": "MotionAdapter"}')
+    with pytest.raises(BackboneError, match="motion_adapter could not be loaded"):
+        load_backbone(str(tmp_path), "cpu")
+
+
+def test_every_frame_of_a_motion_model_reads_its_rows_text_and_meets_all_frames(motion_model):
+    x, text = latents(motion_model, rows=2)
+    cross = next(site for site in motion_model.sites if site.kind == "cross")
+    over = next(site for site in motion_model.sites if site.kind == "temporal")
+    seen = {}
+
+    def look(site, q, k, v):
+        seen[site] = k
+        return attend(q, k, v)
+
+    motion_model.predict(x, 501, text, hooks={cross: look, over: look})
+    keys = motion_model.unet.get_submodule(cross.name).to_k(text)
+    by_frame = seen[cross].transpose(1, 2).flatten(2).unflatten(0, (2, FRAMES))
+    torch.testing.assert_close(by_frame, keys[:, None].expand_as(by_frame))
+    assert seen[over].shape[::2] == (2 * 8 * 12, FRAMES)  # every position alone, over frames
+    for changed in range(FRAMES):
+        y = x.clone()
+        y[:, :, changed] += 1
+        moved = (motion_model.predict(y, 501, text) - motion_model.predict(x, 501, text)).abs().amax((0, 1, 3, 4))
+        assert (moved > 1e-4).all()
+
+
+def test_the_toy_model_with_motion_is_mini_sd_and_its_adapter():
+    backbone = load_backbone("mini-motion", "cpu")
+    image = load_backbone("mini-sd", "cpu").unet.state_dict()
+    own = backbone.unet.state_dict()
+    assert type(backbone) is Motion and backbone.native_frames == 8
+    assert all(torch.equal(own[name], value) for name, value in image.items())
+    assert {"motion_modules"} == {
+        part for name in own.keys() - image.keys() for part in name.split(".") if "motion" in part
+    }

@@ -23,7 +23,7 @@ STEPS = 3
 CLOSED = {"alpha_self": 0.0, "alpha_cross": 0.0, "alpha_latent": 0.0}
 
 
-@pytest.fixture(scope="module", params=["pipeline", "image_pipeline"])
+@pytest.fixture(scope="module", params=["pipeline", "image_pipeline", "motion_pipeline"])
 def editor(request):
     return Editor(load_backbone(str(request.getfixturevalue(request.param)), "cpu"))
 

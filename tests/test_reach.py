@@ -114,12 +114,12 @@ def test_the_page_offers_what_can_be_used(machine, monkeypatch, tmp_path):
 
     machine(gpu=True)
     names, note = built()
-    assert names == ["mini", "mini-sd", "modelscope", "sd15", "zeroscope"] and not note.visible
+    assert names == ["mini", "mini-motion", "mini-sd", "modelscope", "sd15", "zeroscope"] and not note.visible
     assert "choose <code>zeroscope</code>" in page.toy_world("mini")
     machine()
     names, note = built()
     assert (
-        names == ["mini", "mini-sd"]
+        names == ["mini", "mini-motion", "mini-sd"]
         and "modelscope, sd15, zeroscope: not on this server, since there is no GPU." in note.value
     )
     assert "Real clips need" in page.toy_world("mini") and "there is no GPU" in page.toy_world("mini")

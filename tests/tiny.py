@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel, UNet3DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from safetensors.torch import load_file
 
 from freemask.clips.video import Clip, write_clip
@@ -40,6 +40,12 @@ def tiny_unet() -> UNet3DConditionModel:
 def tiny_image_unet() -> UNet2DConditionModel:
     """A random image UNet of the same shape."""
     return _tiny(UNet2DConditionModel, "2D", attention_head_dim=(2, 4, 4))
+
+
+def tiny_motion_unet() -> UNetMotionModel:
+    """A random image UNet of the same shape with motion modules."""
+    heads = {"num_attention_heads": (2, 4, 4), "motion_num_attention_heads": 2}
+    return _tiny(UNetMotionModel, "Motion", **heads)
 
 
 def _tiny(kind: Any, ending: str, **heads: Any) -> Any:

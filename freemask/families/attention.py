@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel, UNet3DConditionModel
+from diffusers import UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from einops import rearrange
 from torch import Tensor
 
@@ -21,9 +21,10 @@ from .sites import Kind, Site
 
 __all__ = ["Hook", "attend", "find_sites", "installed", "probabilities", "word_probabilities"]
 
+TEMPORAL = {"temp_attentions", "motion_modules", "attn_temp"}  # parts of the names of layers over frames
 AT_ONCE = 2**24  # probabilities, of 4 bytes each: 10 frames of zeroscope's finest grid at 512²
 
-UNet: TypeAlias = UNet3DConditionModel | UNet2DConditionModel
+UNet: TypeAlias = UNet3DConditionModel | UNet2DConditionModel | UNetMotionModel
 # (site, q, k, v), each (n, heads, s, d), -> the attention's output (n, heads, s, d)
 Hook = Callable[[Site, Tensor, Tensor, Tensor], Tensor]
 
@@ -38,7 +39,7 @@ def find_sites(unet: UNet) -> tuple[Site, ...]:
         if parts[0] == "transformer_in":
             found.append(Site(name, "input", 0))
             continue
-        temporal = "temp_attentions" in parts or parts[-1] == "attn_temp"
+        temporal = not TEMPORAL.isdisjoint(parts)
         kind: Kind = "temporal" if temporal else "cross" if parts[-1] == "attn2" else "self"
         deep = blocks - 1
         level = deep if parts[0] == "mid_block" else int(parts[1])

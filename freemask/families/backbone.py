@@ -1,8 +1,8 @@
 """What every kind of model has in common: an autoencoder, a text encoder, a noise schedule, and a network to ask.
 
-A family (`unet3d`, `inflated`) says how its network is asked and where its attention is; `loading` chooses it. The
-folder layout is that of a diffusers pipeline (`unet/ vae/ text_encoder/ tokenizer/ scheduler/`). The autoencoder may be
-`AutoencoderKL` (the posterior's mode is taken, so encoding is deterministic) or `AutoencoderTiny`.
+A family (`unet3d`, `inflated`, `motion`) says how its network is asked and where its attention is; `loading` chooses
+it. The folder layout is that of a diffusers pipeline (`unet/ vae/ text_encoder/ tokenizer/ scheduler/`). The
+autoencoder may be `AutoencoderKL` (the posterior's mode is taken, so encoding is deterministic) or `AutoencoderTiny`.
 """
 
 from __future__ import annotations

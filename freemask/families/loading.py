@@ -24,7 +24,8 @@ from ..errors import BackboneError
 from .backbone import Backbone
 from .devices import LOADING, default_device, default_dtype
 from .inflated import Inflated
-from .specs import TEMPORAL, Inflation, backbone_name, backbone_spec
+from .motion import Motion, add_motion
+from .specs import ADAPTER, TEMPORAL, Inflation, backbone_name, backbone_spec
 from .temporal import load_temporal
 from .unet3d import UNet3D
 from .weights import PARTS, choose_weights, fetch
@@ -32,7 +33,7 @@ from .weights import PARTS, choose_weights, fetch
 __all__ = ["FAMILIES", "load_backbone"]
 
 PREDICTIONS = ("epsilon", "v_prediction")
-FAMILIES: dict[str, type[Backbone]] = {family.network.__name__: family for family in (UNet3D, Inflated)}
+FAMILIES: dict[str, type[Backbone]] = {family.network.__name__: family for family in (UNet3D, Inflated, Motion)}
 _LAYOUT = f"A backbone folder holds {', '.join(p + '/' for p in PARTS)} as diffusers saves a pipeline"
 
 
@@ -45,11 +46,11 @@ def _folder(name: str) -> Path:
     return folder
 
 
-def _weights(folder: Path, part: str) -> dict[str, Any]:
-    """The arguments by which `from_pretrained` reads the chosen weights of a part, and no others."""
-    weights = choose_weights(part, (path.name for path in (folder / part).iterdir()))
+def _weights(folder: Path) -> dict[str, Any]:
+    """The arguments by which `from_pretrained` reads the chosen weights in a part's folder, and no others."""
+    weights = choose_weights(folder.name, (path.name for path in folder.iterdir()))
     if weights is None:
-        raise BackboneError(f"{folder / part} holds no complete weights, neither .safetensors nor .bin. {_LAYOUT}.")
+        raise BackboneError(f"{folder} holds no complete weights, neither .safetensors nor .bin. {_LAYOUT}.")
     return {"use_safetensors": weights.safe, "variant": weights.variant}
 
 
@@ -98,6 +99,7 @@ def load_backbone(
     device = device or default_device()
     dtype = dtype or default_dtype(device)
     folder = _folder(name)
+    spec = backbone_spec(name, folder)
     part = "?"
 
     def load(part_class: Any, part_name: str, **kwargs: Any) -> Any:
@@ -115,8 +117,11 @@ def load_backbone(
         diffusers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         try:
-            unet = load(family.network, "unet", torch_dtype=dtype, **_weights(folder, "unet"))
-            vae = load(getattr(diffusers, kind), "vae", torch_dtype=dtype, **_weights(folder, "vae"))
+            unet = load(family.network, "unet", torch_dtype=dtype, **_weights(folder / "unet"))
+            vae = load(getattr(diffusers, kind), "vae", torch_dtype=dtype, **_weights(folder / "vae"))
+            if family is Inflated and (adapter := spec.motion_adapter or folder / ADAPTER).is_dir():
+                family, part = Motion, ADAPTER
+                unet = add_motion(unet, adapter, torch_dtype=dtype, **_weights(adapter))
         finally:
             diffusers.logging.set_verbosity(quiet)
         if (folder / TEMPORAL).is_dir():
@@ -124,7 +129,7 @@ def load_backbone(
                 raise BackboneError(f"{folder}/{TEMPORAL} is for an image model, and its UNet is none: take it away.")
             part = TEMPORAL
             load_temporal(unet, folder)
-        text = {"dtype": dtype, "weights_only": True} | _weights(folder, "text_encoder")
+        text = {"dtype": dtype, "weights_only": True} | _weights(folder / "text_encoder")
         text_encoder = load(CLIPTextModel, "text_encoder", **text)
         tokenizer = load(CLIPTokenizer, "tokenizer")
         scheduler = load(DDIMScheduler, "scheduler")
@@ -149,6 +154,5 @@ def load_backbone(
             model.to(at)
     if low_vram:
         _take_turns(at, vae, text_encoder, unet)
-    spec = backbone_spec(name, folder)
     models = unet, vae, text_encoder, tokenizer, scheduler
     return family(backbone_name(name), *models, at, spec.frames, low_vram, spec.inflation or Inflation())

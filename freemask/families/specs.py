@@ -17,6 +17,7 @@ from ..errors import BackboneError, SettingError
 from ..validation import STRICT, unknown, validated
 
 __all__ = [
+    "ADAPTER",
     "NATIVE_FRAMES",
     "PRESETS",
     "ROOT",
@@ -49,7 +50,9 @@ PRESETS = ROOT / "presets"
 TOY_CLIP = ROOT / "freemask" / "toyworld" / "clip"  # the CLIP of mini's world
 
 TEMPORAL = "temporal"  # the part of a tuned pipeline that holds its temporal attention (`temporal.py`)
+ADAPTER = "motion_adapter"  # the part that holds an image model's motion modules, as diffusers saves AnimateDiff
 NATIVE_FRAMES = 24  # what zeroscope-like models were trained on, where no spec says; configs do not
+MOTION_FRAMES = 16  # what AnimateDiff was trained on
 IMAGE_FRAMES = 64  # an image model takes any number: as many as an edit may have
 
 
@@ -82,7 +85,8 @@ class BackboneSpec:
     counts each part's, None where they have not been counted; `working_set` is what a part computes in at its peak, in
     bytes a latent cell, frame and batch row in halves (see `memory`); `codebook` is the file under presets/codebooks/
     that holds its measured masks, once they are. `inflation` is how an image model runs over frames, None for a model
-    of clips.
+    of clips. `motion_adapter` is the folder of the motion modules that make an image model one of clips, where they do
+    not lie beside its other parts.
     """
 
     name: str
@@ -100,6 +104,7 @@ class BackboneSpec:
     working_set: dict[Literal["unet", "vae"], Annotated[int, Field(ge=1)]] | None = None
     codebook: str | None = None
     inflation: Inflation | None = None
+    motion_adapter: Path | None = None
 
     @property
     def weight_bytes(self) -> int | None:
@@ -132,7 +137,8 @@ def backbones() -> tuple[BackboneSpec, ...]:
         spec: BackboneSpec = validated(BackboneSpec, values, f"presets/backbones/{path.name}: ")
         if (spec.folder is None) == (spec.hub_id is None):
             raise SettingError(f"presets/backbones/{path.name}: give a folder or a hub_id, one of them.")
-        found.append(replace(spec, folder=ROOT / spec.folder) if spec.folder else spec)
+        folders = {name: ROOT / at for name in ("folder", "motion_adapter") if (at := getattr(spec, name))}
+        found.append(replace(spec, **folders))
     return tuple(sorted(found, key=lambda spec: (spec.folder is None, spec.name)))
 
 
@@ -196,7 +202,8 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
         unet, vae = configs
         size, factor = native_size(unet, vae), vae_factor(vae)
         downsampling = 2 ** ((len(unet.get("block_out_channels", ())) or 4) - 1)  # diffusers' default: four
-        inflation = Inflation() if unet.get("_class_name") == "UNet2DConditionModel" else None
+        image = unet.get("_class_name") == "UNet2DConditionModel"
+        moves = unet.get("_class_name") == "UNetMotionModel" or image and (folder / ADAPTER).is_dir()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{path} does not describe a part of a pipeline ({error!r}).") from None
     values = {
@@ -204,11 +211,11 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
         "title": name,
         "licence": "unknown: see where you got it",
         "size": size,
-        "frames": IMAGE_FRAMES if inflation else NATIVE_FRAMES,
+        "frames": MOTION_FRAMES if moves else IMAGE_FRAMES if image else NATIVE_FRAMES,
         "vae_factor": factor,
         "downsampling": downsampling,
         "folder": folder,
-        "inflation": inflation,
+        "inflation": Inflation() if image and not moves else None,
     }
     try:
         if tuned := _tuned(folder):

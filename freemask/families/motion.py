@@ -1,0 +1,47 @@
+"""Image models with motion modules: AnimateDiff (Guo et al. 2023), a `UNetMotionModel`.
+
+Each frame is drawn as Stable Diffusion 1.x draws it, its own text row beside it; after every layer a motion module's
+two attentions run over frames, at each position alone. The modules come in the UNet of an AnimateDiff pipeline, or as a
+`MotionAdapter` beside an image model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
+from torch import Tensor
+
+from .attention import Hook, installed
+from .backbone import Backbone
+from .sites import Site
+
+__all__ = ["Motion", "add_motion"]
+
+
+@dataclass(frozen=True)
+class Motion(Backbone):
+    """The network sees all frames together, as many as its motion modules have positions for."""
+
+    network = UNetMotionModel
+
+    def asked(self, latents: tuple[int, ...], text: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return latents, (text[0] * latents[2], *text[1:])
+
+    def predict(
+        self, x: Tensor, t: int, text: Tensor, level: float | None = None, hooks: Mapping[Site, Hook] | None = None
+    ) -> Tensor:
+        dtype = self.unet.dtype
+        told = text.to(dtype).repeat_interleave(x.shape[2], 0)
+        with installed(self.unet, hooks or {}):
+            out = self.unet(x.to(dtype), t, encoder_hidden_states=told).sample.float()
+        return self._noise(x, out, t, level)
+
+
+def add_motion(unet: UNet2DConditionModel, adapter: Path, **weights: object) -> UNetMotionModel:
+    """The image model with the motion modules of a folder, read as `from_pretrained` is told by `weights`; raises
+    ValueError where they are another model's."""
+    modules = MotionAdapter.from_pretrained(adapter, local_files_only=True, **weights)
+    return UNetMotionModel.from_unet2d(unet, modules)
