@@ -74,8 +74,8 @@ class Settings:
     backbone: Annotated[
         str,
         Told(
-            "The model. mini, mini-sd and mini-motion know only their toy world; zeroscope, modelscope and sd15 need "
-            "a GPU. Or a hub id, or a folder."
+            "The model. mini, mini-sd and mini-motion know only their toy world; zeroscope, modelscope, sd15 and "
+            "animatediff need a GPU. Or a hub id, or a folder."
         ),
     ] = "mini"
     steps: Annotated[int, Field(ge=2, le=200), Told("Steps in each direction, 2 to 200.")] = 25

@@ -14,6 +14,7 @@ from freemask import page
 from freemask.cli import app as command
 from freemask.errors import SettingError
 from freemask.families import reach
+from freemask.families.specs import backbones
 from freemask.page.fields import NAMES
 from freemask.settings import examples
 
@@ -114,13 +115,13 @@ def test_the_page_offers_what_can_be_used(machine, monkeypatch, tmp_path):
 
     machine(gpu=True)
     names, note = built()
-    assert names == ["mini", "mini-motion", "mini-sd", "modelscope", "sd15", "zeroscope"] and not note.visible
+    assert names == [spec.name for spec in backbones()] and not note.visible
     assert "choose <code>zeroscope</code>" in page.toy_world("mini")
     machine()
     names, note = built()
     assert (
         names == ["mini", "mini-motion", "mini-sd"]
-        and "modelscope, sd15, zeroscope: not on this server, since there is no GPU." in note.value
+        and "animatediff, modelscope, sd15, zeroscope: not on this server, since there is no GPU." in note.value
     )
     assert "Real clips need" in page.toy_world("mini") and "there is no GPU" in page.toy_world("mini")
 

@@ -9,13 +9,17 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+import torch
+from diffusers import UNetMotionModel
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 from typer.testing import CliRunner
 
 from freemask.cli import app
 from freemask.errors import BackboneError
+from freemask.families.inflated import Inflated
 from freemask.families.loading import load_backbone
-from freemask.families.weights import choose_weights, fetch, needed_files, plan_download
+from freemask.families.motion import Motion
+from freemask.families.weights import choose_weights, downloaded, fetch, needed_files, plan_downloads
 
 UNET, CLIP = "diffusion_pytorch_model", "pytorch_model"
 SMALL = ["tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"]
@@ -66,34 +70,45 @@ def test_a_repository_without_a_part_is_named():
 
 
 class Hub:
-    """A stand-in for the hub and its cache: one model, `files` with what each holds."""
+    """A stand-in for the hub and its cache: every pipeline has the files `names` and lies in `folder`, a motion adapter
+    has `modules` and lies in `beside`."""
 
     def __init__(self, tmp_path, monkeypatch, names):
-        self.names, self.folder, self.asked, self.refusal = names, tmp_path / "cache", [], None
+        self.names, self.modules = (
+            names,
+            ["README.md", "config.json", f"{UNET}.safetensors", f"{UNET}.fp16.safetensors"],
+        )
+        self.folder, self.beside = tmp_path / "cache", tmp_path / "beside"
+        self.asked, self.refusal = [], None
         monkeypatch.setattr("huggingface_hub.HfApi", lambda: SimpleNamespace(model_info=self.model_info))
         monkeypatch.setattr("huggingface_hub.snapshot_download", self.snapshot_download)
         monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", self.cached)
+
+    def at(self, hub_id):
+        return self.beside if "adapter" in hub_id else self.folder
 
     def model_info(self, hub_id, *, files_metadata):
         assert files_metadata
         if self.refusal:
             raise self.refusal
-        files = [SimpleNamespace(rfilename=name, size=10**9 if name.endswith(".bin") else 1000) for name in self.names]
+        names = self.names if self.at(hub_id) == self.folder else self.modules
+        files = [SimpleNamespace(rfilename=name, size=10**9 if name.endswith(".bin") else 1000) for name in names]
         return SimpleNamespace(siblings=files, card_data={"license": "mit"})
 
     def cached(self, hub_id, name):
-        return str(self.folder / name) if (self.folder / name).exists() else None
+        return str(self.at(hub_id) / name) if (self.at(hub_id) / name).exists() else None
 
     def snapshot_download(self, hub_id, *, allow_patterns=None, local_files_only=False):
         self.asked.append((hub_id, allow_patterns, local_files_only))
-        if local_files_only and not self.folder.exists():
+        folder = self.at(hub_id)
+        if local_files_only and not folder.exists():
             raise FileNotFoundError("not in the cache")
         if self.refusal and not local_files_only:
             raise self.refusal
         for name in allow_patterns or ():
-            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / name).touch()
-        return str(self.folder)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+        return str(folder)
 
 
 @pytest.fixture
@@ -118,7 +133,7 @@ def test_an_interrupted_download_names_only_what_is_left(hub):
     for name in needed_files(ZEROSCOPE)[2:]:
         (hub.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (hub.folder / name).touch()
-    assert plan_download("zeroscope").missing == tuple(needed_files(ZEROSCOPE)[:2])
+    assert plan_downloads("zeroscope")[0].missing == tuple(needed_files(ZEROSCOPE)[:2])
 
 
 def test_the_first_use_downloads_and_logs_the_licence_once(hub, caplog):
@@ -150,7 +165,7 @@ def response(status):
         (lambda: OfflineModeIsEnabled("offline"), "check the network"),
         (
             lambda: RepositoryNotFoundError("404", response=response(404)),
-            "not on the hub.*short names: mini, mini-sd, modelscope",
+            "not on the hub.*short names: mini, mini-motion, mini-sd, animatediff",
         ),
         (lambda: GatedRepoError("403", response=response(403)), "gated: accept its terms"),
         (lambda: OSError(errno.ENOSPC, "full"), "does not fit on the disk"),
@@ -167,7 +182,7 @@ def test_a_refusal_says_what_to_do(hub, refusal, message):
 def test_a_repository_of_another_kind_is_refused_before_it_is_downloaded(hub):
     hub.names = ["config.json", "model.safetensors"]
     with pytest.raises(BackboneError, match="owner/model is no backbone"):
-        plan_download("owner/model")
+        plan_downloads("owner/model")
     assert not hub.asked
 
 
@@ -182,3 +197,42 @@ def test_what_was_downloaded_loads_under_its_short_name(hub, pipeline):
     hub.names = [path.relative_to(pipeline).as_posix() for path in pipeline.rglob("*") if path.is_file()]
     backbone = load_backbone("cerspense/zeroscope_v2_576w", "cpu")
     assert (backbone.name, backbone.native_size) == ("zeroscope", (576, 320))
+
+
+def test_a_motion_adapter_is_a_download_beside_its_models(hub):
+    done = CliRunner().invoke(app, ["download", "animatediff"])
+    assert done.exit_code == 0, done.output
+    assert re.search(
+        r"OpenRAIL-M.*\n.*10 files, 3\.0 GB[^$]*Licence.*motion-adapter-v1-5-2: mit.*\n.*2 files", done.stderr
+    )
+    files = ["config.json", f"{UNET}.fp16.safetensors"]
+    assert hub.asked[-1] == ("guoyww/animatediff-motion-adapter-v1-5-2", files, False)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["folder"] == str(hub.folder) and told["motion_adapter"]["folder"] == str(hub.beside)
+    assert downloaded("animatediff") == hub.folder
+    shutil.rmtree(hub.beside)
+    assert downloaded("animatediff") is None and downloaded("sd15") == hub.folder
+    hub.modules = ["config.json", "weights.ckpt"]
+    with pytest.raises(BackboneError, match="no complete motion adapter"):
+        plan_downloads("animatediff")
+
+
+def test_a_motion_adapter_makes_the_image_model_another_backbone(hub, image_pipeline, motion_pipeline):
+    """Under its short name alone, and with the noise schedule that its modules were trained on."""
+    shutil.copytree(image_pipeline, hub.folder)
+    UNetMotionModel.from_pretrained(motion_pipeline / "unet").save_motion_modules(hub.beside)
+    hub.names = [path.relative_to(image_pipeline).as_posix() for path in image_pipeline.rglob("*") if path.is_file()]
+    hub.modules = [path.name for path in hub.beside.iterdir()]
+    moving, still = (
+        load_backbone(name, "cpu") for name in ("animatediff", "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    )
+    assert (type(moving), moving.name, moving.native_frames) == (Motion, "animatediff", 16)
+    assert (type(still), still.name, still.native_frames) == (Inflated, "sd15", 64)
+    assert [model.scheduler.config["beta_schedule"] for model in (moving, still)] == ["linear", "scaled_linear"]
+    linear = torch.linspace(0.00085, 0.012, 1000).neg().add(1).cumprod(0)
+    torch.testing.assert_close(moving.scheduler.alphas_cumprod, linear)
+
+
+def test_of_a_folder_with_motion_modules_only_one_kind_of_weights_is_needed():
+    beside = [f"motion_adapter/{name}" for name in ("config.json", f"{UNET}.safetensors", f"{UNET}.bin")]
+    assert set(needed_files([*MODELSCOPE, *beside])) - set(needed_files(MODELSCOPE)) == set(beside[:2])

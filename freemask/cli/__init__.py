@@ -57,16 +57,20 @@ def download(
     """
     with refusals():
         from ..families.specs import backbone_folder
-        from ..families.weights import plan_download
+        from ..families.weights import plan_downloads
 
         folder = backbone_folder(backbone)
         if folder is not None:
             raise SettingError(f"{backbone} is no download: it is the folder {folder}.")
-        plan = plan_download(backbone)
-        console.print(str(plan), markup=False, soft_wrap=True)
-        figures = {"hub_id": plan.hub_id, "licence": plan.licence, "bytes": plan.bytes, "folder": str(plan.run())}
+        plans = plan_downloads(backbone)
+        for plan in plans:
+            console.print(str(plan), markup=False, soft_wrap=True)
+        figures = [
+            {"hub_id": plan.hub_id, "licence": plan.licence, "bytes": plan.bytes, "folder": str(plan.run())}
+            for plan in plans
+        ]
     console.print(f"Try it: python -m freemask selftest --backbone {backbone}", markup=False, soft_wrap=True)
-    print(json.dumps(figures))
+    print(json.dumps({**figures[0], **({"motion_adapter": figures[1]} if figures[1:] else {})}))
 
 
 @app.command()

@@ -28,7 +28,7 @@ from .motion import Motion, add_motion
 from .specs import ADAPTER, TEMPORAL, Inflation, backbone_name, backbone_spec
 from .temporal import load_temporal
 from .unet3d import UNet3D
-from .weights import PARTS, choose_weights, fetch
+from .weights import PARTS, choose_weights, fetch, fetch_adapter
 
 __all__ = ["FAMILIES", "load_backbone"]
 
@@ -119,7 +119,8 @@ def load_backbone(
         try:
             unet = load(family.network, "unet", torch_dtype=dtype, **_weights(folder / "unet"))
             vae = load(getattr(diffusers, kind), "vae", torch_dtype=dtype, **_weights(folder / "vae"))
-            if family is Inflated and (adapter := spec.motion_adapter or folder / ADAPTER).is_dir():
+            adapter = fetch_adapter(name) or folder / ADAPTER
+            if family is Inflated and adapter.is_dir():
                 family, part = Motion, ADAPTER
                 unet = add_motion(unet, adapter, torch_dtype=dtype, **_weights(adapter))
         finally:
@@ -132,7 +133,8 @@ def load_backbone(
         text = {"dtype": dtype, "weights_only": True} | _weights(folder / "text_encoder")
         text_encoder = load(CLIPTextModel, "text_encoder", **text)
         tokenizer = load(CLIPTokenizer, "tokenizer")
-        scheduler = load(DDIMScheduler, "scheduler")
+        changed = {"beta_schedule": spec.beta_schedule} if spec.beta_schedule else {}
+        scheduler = load(DDIMScheduler, "scheduler", **changed)
         if (predicted := scheduler.config["prediction_type"]) not in PREDICTIONS:
             raise BackboneError(f"{folder} predicts {predicted!r}; {' and '.join(PREDICTIONS)} are supported.")
     except BackboneError:

@@ -85,8 +85,9 @@ class BackboneSpec:
     counts each part's, None where they have not been counted; `working_set` is what a part computes in at its peak, in
     bytes a latent cell, frame and batch row in halves (see `memory`); `codebook` is the file under presets/codebooks/
     that holds its measured masks, once they are. `inflation` is how an image model runs over frames, None for a model
-    of clips. `motion_adapter` is the folder of the motion modules that make an image model one of clips, where they do
-    not lie beside its other parts.
+    of clips. `motion_adapter` holds the motion modules that make an image model one of clips, where they do not lie
+    beside its other parts: a folder of this project, or a hub id. `beta_schedule` is what these were trained on, where
+    it is not the image model's own.
     """
 
     name: str
@@ -104,7 +105,8 @@ class BackboneSpec:
     working_set: dict[Literal["unet", "vae"], Annotated[int, Field(ge=1)]] | None = None
     codebook: str | None = None
     inflation: Inflation | None = None
-    motion_adapter: Path | None = None
+    motion_adapter: str | None = None
+    beta_schedule: Literal["linear", "scaled_linear"] | None = None
 
     @property
     def weight_bytes(self) -> int | None:
@@ -137,14 +139,16 @@ def backbones() -> tuple[BackboneSpec, ...]:
         spec: BackboneSpec = validated(BackboneSpec, values, f"presets/backbones/{path.name}: ")
         if (spec.folder is None) == (spec.hub_id is None):
             raise SettingError(f"presets/backbones/{path.name}: give a folder or a hub_id, one of them.")
-        folders = {name: ROOT / at for name in ("folder", "motion_adapter") if (at := getattr(spec, name))}
-        found.append(replace(spec, **folders))
+        found.append(replace(spec, folder=ROOT / spec.folder) if spec.folder else spec)
     return tuple(sorted(found, key=lambda spec: (spec.folder is None, spec.name)))
 
 
 def known_backbone(name: str) -> BackboneSpec | None:
-    """The spec of a short name or a hub id, None where there is none."""
-    return next((spec for spec in backbones() if name in (spec.name, spec.hub_id, *spec.aliases)), None)
+    """The spec of a short name or a hub id, None where there is none. A hub id is that of a model as it is: with a
+    motion adapter it has a short name alone."""
+    named = next((spec for spec in backbones() if name == spec.name), None)
+    plain = (spec for spec in backbones() if not spec.motion_adapter and name in (spec.hub_id, *spec.aliases))
+    return named or next(plain, None)
 
 
 def _tuned(folder: Path) -> Tuned | None:

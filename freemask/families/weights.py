@@ -12,13 +12,13 @@ import errno
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import BackboneError
-from .specs import TEMPORAL, backbone_folder, backbones, known_backbone
+from .specs import ADAPTER, ROOT, TEMPORAL, backbone_folder, backbones, known_backbone
 
 __all__ = [
     "PARTS",
@@ -27,9 +27,10 @@ __all__ = [
     "choose_weights",
     "downloaded",
     "fetch",
+    "fetch_adapter",
     "forget_origin",
     "needed_files",
-    "plan_download",
+    "plan_downloads",
 ]
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,8 @@ def choose_weights(part: str, names: Iterable[str], *, halves_first: bool = Fals
 
 def needed_files(names: Iterable[str]) -> list[str]:
     """Of all paths in a repository, those that loading reads: configs, the tokenizer, and of each part's weights the
-    smallest kind that is safe; of a tuned pipeline its temporal attention too. Raises BackboneError naming the parts
-    that are missing."""
+    smallest kind that is safe; beside them a motion adapter, and all of a tuned pipeline's temporal attention. Raises
+    BackboneError naming the parts that are missing."""
     names = list(names)
     folders: dict[str, list[str]] = {part: [] for part in PARTS}
     for name in names:
@@ -90,7 +91,18 @@ def needed_files(names: Iterable[str]) -> list[str]:
         found += [f"{part}/{file}" for file in (*sorted(settings), *(weights.files if weights else ()))]
     if missing:
         raise BackboneError(f"no complete {', '.join(missing)} as diffusers saves a pipeline")
+    adapter = [name.removeprefix(f"{ADAPTER}/") for name in names if name.startswith(f"{ADAPTER}/")]
+    found += [f"{ADAPTER}/{file}" for file in (_adapter_files(adapter) if adapter else ())]
     return found + sorted(name for name in names if name.startswith(f"{TEMPORAL}/"))
+
+
+def _adapter_files(names: Iterable[str]) -> list[str]:
+    """The same of the repository of a motion adapter."""
+    names = set(names)
+    weights = choose_weights(ADAPTER, names, halves_first=True)
+    if weights is None or "config.json" not in names:
+        raise BackboneError("no complete motion adapter as diffusers saves one")
+    return ["config.json", *weights.files]
 
 
 def forget_origin(folder: Path) -> None:
@@ -134,27 +146,71 @@ class Download:
             raise _refusal(self.hub_id, error) from error
 
 
-def plan_download(name: str) -> Download:
-    """What downloading a backbone, by short name or hub id, would fetch; asks the hub, raises BackboneError."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+class _Repository(NamedTuple):
+    """A repository on the hub that a backbone needs, which of its files, and the licence that its spec tells."""
 
+    hub_id: str
+    wanted: Callable[[Iterable[str]], list[str]] = needed_files
+    licence: str | None = None
+
+    def plan(self) -> Download:
+        """What fetching it would do; asks the hub, raises BackboneError."""
+        from huggingface_hub import HfApi, try_to_load_from_cache
+
+        try:
+            info = HfApi().model_info(self.hub_id, files_metadata=True)
+        except Exception as error:  # the hub's client raises many kinds: no network, no such model, no access
+            raise _refusal(self.hub_id, error) from error
+        sizes = {file.rfilename: file.size for file in info.siblings or ()}
+        try:
+            files = self.wanted(sizes)
+        except BackboneError as error:
+            raise BackboneError(f"{self.hub_id} is no backbone that FreeMask can use: it holds {error}.") from None
+        missing = [file for file in files if not isinstance(try_to_load_from_cache(self.hub_id, file), str)]
+        known = [sizes[file] for file in missing]
+        card: Any = info.card_data
+        licence = self.licence or (card and card.get("license")) or "unknown: see its model card"
+        total = None if None in known else sum(size for size in known if size)
+        return Download(self.hub_id, licence, tuple(files), tuple(missing), total)
+
+    def downloaded(self) -> Path | None:
+        """Where an earlier download lies; None where there was none or it is not complete."""
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(self.hub_id, local_files_only=True))
+            self.wanted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.exists())
+        except (OSError, ValueError, BackboneError):
+            return None
+        return folder
+
+    def fetch(self) -> Path:
+        """Its folder, made or completed here. Licence and size are logged first; without a network, what was
+        downloaded before serves."""
+        try:
+            download = self.plan()
+        except BackboneError:
+            folder = self.downloaded()
+            if folder is None:
+                raise
+            return folder
+        if download.missing:
+            log.warning("%s", download)
+        return download.run()
+
+
+def _repositories(name: str) -> tuple[_Repository, ...]:
+    """Those of a backbone: its pipeline's, unless that is a folder, and its motion adapter's."""
     spec = known_backbone(name)
-    hub_id = (spec.hub_id if spec else None) or name
-    try:
-        info = HfApi().model_info(hub_id, files_metadata=True)
-    except Exception as error:  # the hub's client raises many kinds: no network, no such model, no access
-        raise _refusal(hub_id, error) from error
-    sizes = {file.rfilename: file.size for file in info.siblings or ()}
-    try:
-        files = needed_files(sizes)
-    except BackboneError as error:
-        raise BackboneError(f"{hub_id} is no backbone that FreeMask can use: it holds {error}.") from None
-    missing = [file for file in files if not isinstance(try_to_load_from_cache(hub_id, file), str)]
-    known = [sizes[file] for file in missing]
-    card: Any = info.card_data
-    licence = spec.licence if spec else (card and card.get("license")) or "unknown: see its model card"
-    total = None if None in known else sum(size for size in known if size)
-    return Download(hub_id, licence, tuple(files), tuple(missing), total)
+    hub_id, adapter = (spec.hub_id, spec.motion_adapter) if spec else (name, None)
+    found = (_Repository(hub_id, licence=spec.licence if spec else None),) if hub_id else ()
+    return (*found, _Repository(adapter, _adapter_files)) if adapter and not (ROOT / adapter).is_dir() else found
+
+
+def plan_downloads(name: str) -> tuple[Download, ...]:
+    """What downloading a backbone, by short name or hub id, would fetch, a repository each; asks the hub, raises
+    BackboneError."""
+    return tuple(repository.plan() for repository in _repositories(name))
 
 
 def fetch(name: str) -> Path:
@@ -163,32 +219,22 @@ def fetch(name: str) -> Path:
     Before anything is downloaded the licence and the size are logged. Without a network, what was downloaded before
     serves. Raises SettingError for an unknown name, BackboneError where there is nothing to be had.
     """
-    folder = backbone_folder(name)
-    if folder is not None:
-        return folder
-    try:
-        download = plan_download(name)
-    except BackboneError:
-        folder = downloaded(name)
-        if folder is None:
-            raise
-        return folder
-    if download.missing:
-        log.warning("%s", download)
-    return download.run()
+    return backbone_folder(name) or _repositories(name)[0].fetch()
+
+
+def fetch_adapter(name: str) -> Path | None:
+    """The folder of the motion adapter that a backbone's spec names, as `fetch`; None where it names none."""
+    spec = known_backbone(name)
+    if not spec or not spec.motion_adapter:
+        return None
+    folder = ROOT / spec.motion_adapter
+    return folder if folder.is_dir() else _repositories(name)[-1].fetch()
 
 
 def downloaded(name: str) -> Path | None:
-    """Where an earlier download lies; None where there was none or it is not complete."""
-    from huggingface_hub import snapshot_download
-
-    spec = known_backbone(name)
-    try:
-        folder = Path(snapshot_download((spec.hub_id if spec else None) or name, local_files_only=True))
-        needed_files(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.exists())
-    except (OSError, ValueError, BackboneError):
-        return None
-    return folder
+    """Where an earlier download of a backbone's pipeline lies; None where there was none or anything is missing."""
+    folders = [repository.downloaded() for repository in _repositories(name)]
+    return folders[0] if all(folders) else None
 
 
 def _refusal(hub_id: str, error: Exception) -> BackboneError:
