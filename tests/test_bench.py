@@ -171,6 +171,7 @@ def test_the_table_says_how_sure_it_is():
                 "plain": row(value - 2),
                 "freemask": row(value),
                 "fatezero": row(value - 1) | {"true_psnr": float("inf") if i == 0 else value - 1},
+                "fatezero-mmc": row(value - 1.5),
             },
         }
         for i, value in enumerate(values)
@@ -184,10 +185,14 @@ def test_the_table_says_how_sure_it_is():
     assert lines["freemask"]["true_psnr"] == 22.0 and lines["freemask"]["n"] == 4
     assert 20 < lines["freemask"]["true_psnr_low"] < 22 < lines["freemask"]["true_psnr_high"] < 24
     assert lines["freemask"]["background_psnr"] is None
-    paired = {(p["against"], p["metric"]): p for p in table["paired"]}
+    ours = [p for p in table["paired"] if p["method"] == "freemask"]
+    paired = {(p["against"], p["metric"]): p for p in ours}
     assert paired["plain", "true_psnr"] | {"mean": 2.0, "low": 2.0, "high": 2.0} == paired["plain", "true_psnr"]
     assert paired["fatezero", "true_psnr"]["mean"] == 1.0
     assert ("plain", "background_psnr") not in paired
+    (both,) = (p for p in table["paired"] if p["method"] == "fatezero-mmc")
+    assert (both["against"], both["metric"], both["mean"]) == ("fatezero", "true_psnr", -0.5)
+    assert "- true_psnr: -0.500 (-0.500 to -0.500)" in markdown(tabulate(cases))
     assert lines["no-lmmc"]["true_psnr"] is None
     json.dumps(table, allow_nan=False)
 
@@ -197,10 +202,10 @@ def test_every_method_is_a_preset(task):
     found = presets(task)
     assert ("copy", *found) == METHODS
     own = load_preset(task)
-    same = {"freemask", f"freemask-{own.selection}"}
+    same, chosen = {"freemask"}, {f"freemask-{own.selection}"}
     same |= {"no-latent"} if own.alpha_latent == 0 else set()
-    same |= {"free-self"} if own.free_self else set()
-    groups = [same]
+    chosen |= {"free-self"} if own.free_self or own.mask == "none" else set()
+    groups = [same, chosen] if own.mask == "none" else [same | chosen]  # where it has none, a mask is another preset
     if task == "shape":
         groups.append({"paper", "no-latent"})
     else:  # m = 0 where δ = 1

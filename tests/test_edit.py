@@ -44,7 +44,7 @@ def task(name="attribute", method="freemask", **changes):
     own = {"tau": 0.8, "alpha_latent": 0.0}
     if method == "freemask":
         own |= {f"alpha_{kind}": 0.99 for kind in ("self", "cross", "temporal")}
-        own |= {"selection": "codebook", "free_self": True}
+        own |= {"selection": "codebook", "free_self": True, "mask": "mmc"}
     return replace(load_preset(name, method), **(own | changes))
 
 

@@ -1,6 +1,7 @@
 """Which mask an edit uses, from maps that are drawn."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from freemask.masks.candidates import dilate
 from freemask.masks.mmc import Choice
 from freemask.masks.plan import is_time_aware, plan_masks
 from freemask.presets import load_preset
+from freemask.settings import make_settings
 
 pytestmark = pytest.mark.numeric
 
@@ -42,11 +44,14 @@ def maps():
     return drawn | {(t, FINE): sharp.astype(np.float32) for t, sharp in SHARP.items()}
 
 
+BACKGROUND = replace(load_preset("style"), mask="mmc")
+
+
 def plan(painted=None, *, choice=None, drawn=None, **changes):
     """The masks by a backbone without a codebook, or by a choice."""
     trace = drawn_trace(drawn or maps(), GRID)
     choice = choice or Choice(VAGUE, trace.timesteps[-1], "fallback")
-    return plan_masks(trace, choice, word="car", task=replace(load_preset("style"), **changes), mask=painted)
+    return plan_masks(trace, choice, word="car", task=replace(BACKGROUND, **changes), mask=painted)
 
 
 def at_frames(mask):
@@ -96,7 +101,7 @@ def test_a_time_aware_mask_is_each_steps_own_and_shown_is_the_chosen_steps():
 )
 def test_where_the_object_changes_every_step_has_its_own_mask(changes, aware):
     """Eq. 8; a consensus is one for all steps, a level's mask each step's own."""
-    assert is_time_aware(replace(load_preset("style"), **changes)) == aware
+    assert is_time_aware(replace(BACKGROUND, **changes)) == aware
 
 
 @pytest.mark.parametrize(("faint", "everywhere"), [(0.2, False), (1.0, True)])
@@ -129,7 +134,7 @@ def test_a_painted_mask_replaces_any():
 @pytest.mark.parametrize("painted", [None, at_frames(OBJECT)])
 def test_the_word_must_be_there_though_no_map_is_read(painted):
     trace = drawn_trace(maps(), GRID)
-    task = replace(load_preset("style"), mask="none")
+    task = replace(BACKGROUND, mask="none")
     with pytest.raises(PromptError, match="choose one of: car"):
         plan_masks(trace, Choice(FINE, 1, "measured"), word="bus", task=task, mask=painted)
 
@@ -148,3 +153,12 @@ def test_a_mask_that_is_empty_on_one_frame_is_told():
     painted[1] = False
     (note,) = plan(painted).warnings
     assert "empty on some frames" in note
+
+
+def test_a_style_has_no_mask_until_one_is_chosen():
+    """Its structure is then held by all of the source's self-attention; under a mask, by the object's alone."""
+    told = {"source": "a red car", "edit": "sketch style painting of a red car", "task": "style"}
+    assert (own := make_settings(**told).preset()).mask == "none" and not own.free_self
+    for chosen in ({"selection": "consensus"}, {"site": "up 3.0"}, {"masks": Path("masks.zip")}):
+        preset = make_settings(**told, **chosen).preset()
+        assert preset.mask == "mmc" and preset.free_self and preset.region == "background"

@@ -3,11 +3,11 @@
 `plain`, `p2p`, `fatezero` and `released` are the methods of those names (`presets/METHOD`), `fatezero-mmc` is FateZero
 with FreeMask's masks in the place of its own (the row of FreeMask's Table 2); `freemask` is the task's own preset,
 `freemask-oracle` the same under the true mask, `freemask-codebook`, `-adaptive` and `-consensus` with each way to
-select the mask. `paper` has the paper's shares, 0.99 for all three kinds and no latent blending, and its masks;
-`no-latent` is `freemask` without that blending, `free-self` with self-attention free in E for every task. Beside
-`freemask-codebook`, `no-lmmc` takes the mean over all sites in the place of l*, and `no-tmmc` swaps the two ways in
-time, one mask for every step and each step's own. `self`, `cross`, `temporal` fuse that kind alone for 0.99 of the
-steps without a mask, with `-masked` under FreeMask's (the paper's Fig. 4).
+select the mask, also where the task's own preset has none. `paper` has the paper's shares, 0.99 for all three kinds and
+no latent blending, and its masks; `no-latent` is `freemask` without that blending, `free-self` with self-attention free
+in E for every task. Beside `freemask-codebook`, `no-lmmc` takes the mean over all sites in the place of l*, and
+`no-tmmc` swaps the two ways in time, one mask for every step and each step's own. `self`, `cross`, `temporal` fuse that
+kind alone for 0.99 of the steps without a mask, with `-masked` under FreeMask's (the paper's Fig. 4).
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ METHODS = (
 def presets(task: str) -> dict[str, Preset]:
     """The preset of every method but `copy`, for a task: style, attribute, shape or place."""
     own = load_preset(task)
-    codebook = replace(own, selection="codebook", tau=SELECTION_TAU["codebook"])
-    closed = replace(own, free_self=True, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
+    masked = replace(own, mask="mmc", free_self=True) if own.mask == "none" else own
+    codebook = replace(masked, selection="codebook", tau=SELECTION_TAU["codebook"])
+    closed = replace(masked, free_self=True, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
     plain = replace(closed, mask="none", region="object", delta=1)
     fatezero = load_preset(task, "fatezero")
     found = {
@@ -56,15 +57,15 @@ def presets(task: str) -> dict[str, Preset]:
         "fatezero-mmc": replace(fatezero, mask="mmc", free_self=True, selection=own.selection, tau=own.tau),
         "released": load_preset(task, "released"),
         "freemask": own,
-        "freemask-oracle": own,
+        "freemask-oracle": masked,
         "freemask-codebook": codebook,
         "freemask-adaptive": replace(codebook, selection="adaptive"),
-        "freemask-consensus": replace(own, selection="consensus", tau=SELECTION_TAU["consensus"]),
+        "freemask-consensus": replace(masked, selection="consensus", tau=SELECTION_TAU["consensus"]),
         "paper": replace(
             closed, selection="codebook", tau=codebook.tau, alpha_self=0.99, alpha_cross=0.99, alpha_temporal=0.99
         ),
         "no-latent": replace(own, alpha_latent=0.0),
-        "free-self": replace(own, free_self=True),
+        "free-self": replace(masked, free_self=True),
         "no-lmmc": replace(codebook, mask="mean"),
         "no-tmmc": replace(codebook, time_aware=not is_time_aware(codebook)),
     }

@@ -27,8 +27,12 @@ METRICS = (
     "seconds",
     "peak_mib",
 )
-PAIRED = ("true_psnr", "true_ssim", "perceptual", "inside_psnr", "outside_psnr", "background_psnr", "temporal", "clip")
+PAIRED = (
+    *("true_psnr", "true_ssim", "perceptual", "inside_psnr", "outside_psnr", "background_psnr"),
+    *("temporal", "clip", "clip_temporal"),
+)
 OURS = "freemask"
+TABLE_2 = ("fatezero-mmc", "fatezero")  # FreeMask's Table 2: MMC's masks better FateZero in all four figures
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -43,21 +47,23 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
 
 def tabulate(cases: Sequence[Mapping[str, Any]], metrics: Sequence[str] = METRICS) -> dict[str, Any]:
     """`rows`: for each task and method the mean of every metric and its 95 % interval (`_low`, `_high`) over the `n`
-    cases where the method found a mask, `failed` being the others; None where a metric has no value. `paired`:
-    freemask minus another method over the cases that both have.
+    cases where the method found a mask, `failed` being the others; None where a metric has no value. `paired`: freemask
+    minus another method, and `TABLE_2`, over the cases that both have.
 
     Each case is {"task", "rows": {method: {metric: number or None}}}.
     """
     found: dict[tuple[str, str], list[Mapping[str, float | None]]] = {}
-    pairs: dict[tuple[str, str, str], list[float]] = {}
+    pairs: dict[tuple[str, str, str, str], list[float]] = {}
     for case in cases:
         rows = case["rows"]
         for method, row in rows.items():
             found.setdefault((case["task"], method), []).append(row)
-            for metric in PAIRED if OURS in rows and method != OURS else ():
-                ours, other = rows[OURS].get(metric), row.get(metric)
-                if _finite(ours) and _finite(other):
-                    pairs.setdefault((case["task"], method, metric), []).append(ours - other)
+        told = [(OURS, other) for other in rows if OURS in rows and other != OURS]
+        for ours, other in (*told, *([TABLE_2] if rows.keys() >= set(TABLE_2) else [])):
+            for metric in PAIRED:
+                both = rows[ours].get(metric), rows[other].get(metric)
+                if all(map(_finite, both)):
+                    pairs.setdefault((case["task"], ours, other, metric), []).append(both[0] - both[1])
     table = []
     for (task, method), each in found.items():
         found_mask = sum(1 for row in each if row)
@@ -68,9 +74,10 @@ def tabulate(cases: Sequence[Mapping[str, Any]], metrics: Sequence[str] = METRIC
             line |= {metric: mean, f"{metric}_low": low, f"{metric}_high": high}
         table.append(line)
     paired = []
-    for (task, against, metric), differences in pairs.items():
+    for (task, method, against, metric), differences in pairs.items():
         mean, low, high = _interval(np.array(differences))
-        paired.append({"task": task, "against": against, "metric": metric, "mean": mean, "low": low, "high": high})
+        line = {"task": task, "method": method, "against": against, "metric": metric}
+        paired.append(line | {"mean": mean, "low": low, "high": high})
     return {"rows": table, "paired": paired}
 
 
@@ -97,7 +104,8 @@ def _cell(line: Mapping[str, Any], metric: str) -> str:
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """The table for people, a section a task; then how far freemask is from the others in PSNR to the truth."""
+    """The table for people, a section a task; then how far freemask is from the others in PSNR to the truth, and what
+    MMC's masks change of FateZero."""
     parts = []
     for task in dict.fromkeys(line["task"] for line in table["rows"]):
         parts += [f"## {task}\n", "| method | " + " | ".join(METRICS) + " |", "|" + "---|" * (len(METRICS) + 1)]
@@ -107,15 +115,22 @@ def markdown(table: Mapping[str, Any]) -> str:
                 parts.append(f"| {name} | " + " | ".join(_cell(line, metric) for metric in METRICS) + " |")
         parts += ["", "freemask minus the other, in dB, with 95 % intervals:\n"]
         parts += ["| against | true | inside | outside |", "|---|---|---|---|"]
-        differences = {(p["against"], p["metric"]): p for p in table["paired"] if p["task"] == task}
-        for against in dict.fromkeys(name for name, _ in differences):
-            cells = []
-            for metric in ("true_psnr", "inside_psnr", "outside_psnr"):
-                p = differences.get((against, metric))
-                cells.append(f"{p['mean']:+.2f} ({p['low']:+.2f} to {p['high']:+.2f})" if p else "")
+        found = {(p["method"], p["against"], p["metric"]): p for p in table["paired"] if p["task"] == task}
+        for against in dict.fromkeys(other for ours, other, _ in found if ours == OURS):
+            cells = [
+                _difference(found.get((OURS, against, m)), 2) for m in ("true_psnr", "inside_psnr", "outside_psnr")
+            ]
             parts.append(f"| {against} | " + " | ".join(cells) + " |")
         parts.append("")
+        if any((ours, other) == TABLE_2 for ours, other, _ in found):
+            parts += ["fatezero-mmc minus fatezero (FreeMask's Table 2), with 95 % intervals:\n"]
+            parts += [f"- {metric}: {_difference(found.get((*TABLE_2, metric)), 3)}" for metric in PAIRED]
+            parts.append("")
     return "\n".join(parts)
+
+
+def _difference(paired: Mapping[str, Any] | None, digits: int) -> str:
+    return "{mean:+.{0}f} ({low:+.{0}f} to {high:+.{0}f})".format(digits, **paired) if paired else ""
 
 
 def save_figure(path: Path, table: Mapping[str, Any]) -> None:

@@ -80,7 +80,9 @@ def evaluate(
     clips: Annotated[int, typer.Option(help="How many scenes.", min=1)] = 64,
     steps: Annotated[int, typer.Option(help="Steps in each direction.")] = 25,
     seed: Annotated[int, typer.Option(help="The first scene's seed.")] = 3_000_000,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance of the generated clips.")] = 4.0,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance of the generated clips; the backbone's own.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core without a GPU when left out.")] = None,
 ) -> None:
     """Measure a backbone on the toy world: what it draws, how it reconstructs, where its words look."""

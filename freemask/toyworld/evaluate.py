@@ -22,6 +22,7 @@ from torch import Tensor
 from ..clips.video import Clip
 from ..families.backbone import Backbone
 from ..families.ddim import CLEAN, denoise, guide, levels, timesteps
+from ..families.specs import usual_guidance
 from ..jobs.metrics import psnr
 from ..jobs.run import load_editor
 from ..masks.candidates import candidates, consensus, extract, resize
@@ -141,14 +142,15 @@ def evaluate_steps(
     clips: int = 64,
     steps: int = 25,
     seed: int = REPORT,
-    guidance: float = 4.0,
+    guidance: float | None = None,
     frames: int = 8,
     tau: float = 0.4,
     batch: int = 4,
     workers: int = 0,
     judge: Classifier | None = None,
 ) -> Steps[dict[str, Any]]:
-    """Measures the scenes with seeds `seed` … `seed + clips`; returns a JSON-ready dict.
+    """Measures the scenes with seeds `seed` … `seed + clips`; returns a JSON-ready dict. `guidance` of the generated
+    clips is the backbone's own where left out.
 
     `object, colour, place, style`: the accuracies, in [0, 1], of generated clips, colour over unstyled ones; at
     least one scene must be unstyled. `smooth`: the share of generated clips whose object keeps to a smooth path to
@@ -160,6 +162,7 @@ def evaluate_steps(
 
     A grid of 16 × 16 bounds them: the true mask on it has an IoU of .84 (64 scenes).
     """
+    guidance = usual_guidance(editor.backbone.name) if guidance is None else guidance
     seeds = [list(range(seed, seed + clips))[i : i + batch] for i in range(0, clips, batch)]
     options: dict[str, Any] = {"steps": steps, "guidance": guidance, "frames": frames, "tau": tau}
     found: list[Measured] = []
