@@ -169,3 +169,8 @@ def test_a_share_of_what_a_method_does_not_fuse_is_refused(method, given, told):
 def test_a_preset_of_ones_own_wants_only_what_its_method_fuses(editor, trace):
     with pytest.raises(SettingError, match="fuses nothing temporal"):
         run(editor, trace, replace(load_preset("shape", "fatezero"), alpha_temporal=0.5))
+
+
+def test_a_preset_is_of_one_method(editor, trace):
+    with pytest.raises(SettingError, match="one of 'p2p', not of 'fatezero'"):
+        editor.edit(trace, prompt=EDIT, task=load_preset("shape", "p2p"), method="fatezero")

@@ -242,13 +242,20 @@ class Editor:
         *,
         prompt: str,
         task: Preset | str,
-        method: str = "freemask",
+        method: str | None = None,
         word: str | None = None,
         **options: Any,
     ) -> Edited:
-        """`edit_steps` run to its end, decoded: a task by its name as the method does it, or by a preset of one's own;
-        the word is inferred where none is given."""
-        preset = load_preset(task, method) if isinstance(task, str) else task
+        """`edit_steps` run to its end, decoded: a task by its name as the method does it, FreeMask's where left out, or
+        by a preset of one's own; the word is inferred where none is given.
+
+        Raises SettingError for a method that is not the preset's own.
+        """
+        preset = load_preset(task, method or "freemask") if isinstance(task, str) else task
+        if method not in (None, preset.method):
+            raise SettingError(
+                f"The preset is one of {preset.method!r}, not of {method!r}: leave the method out, or name the task."
+            )
         word = word or infer_word(trace.prompt, prompt, preset.name)
         done = finish(self.edit_steps(trace, prompt=prompt, task=preset, word=word, **options))
         return Edited(self.decode(done.latents, trace.clip), done.plan)
