@@ -95,7 +95,7 @@ function inspector(value, state, store, act, clips) {
     title.replaceChildren(`${words} at ${short}, timestep ${timesteps[k]}`, el("small", {}, `${w} × ${h}, ${now}`));
     canvas.ariaLabel = `The map of ${words} over ${now} of the source`;
     area.textContent = found ? percent(found.area[state.frame]) : "none";
-    iou.textContent = found ? `${found.iou[state.frame].toFixed(2)}, mean ${found.mean.toFixed(2)}` : "none";
+    iou.textContent = found?.iou ? `${found.iou[state.frame].toFixed(2)}, mean ${found.mean.toFixed(2)}` : "none";
     flicker.textContent = found && frames > 1 ? percent(found.flicker) : "none";
     maximum.textContent = several ? `${top.toFixed(2)} of 1` : top.toPrecision(3);
     scale.style.background = `linear-gradient(90deg, ${COLOURS[state.colours].split(" ").map((hex) => `#${hex}`)})`;

@@ -93,27 +93,31 @@ function extract(maps, h, w, tau) {
   return masks;
 }
 
-/** A cell's mask and its figures, by frame; IoU on the grid of the mask in use. */
+/** A cell's mask and its figures, by frame; IoU on the grid of the mask in use, null where an edit has none. */
 function measure(maps, { h, w }, used, tau) {
   const masks = extract(maps, h, w, tau);
   if (!masks) return null;
-  const area = [], iou = [];
+  const area = [], iou = [], none = (used.none ??= !used.bits.includes(1));
   let flips = 0;
   for (const frame of maps.keys()) {
     const mask = masks.subarray(frame * h * w, (frame + 1) * h * w);
     area.push(mask.reduce((sum, on) => sum + on, 0) / mask.length);
-    const grown = resized(mask, h, w, used.h, used.w);
-    const at = frame * grown.length;
-    let both = 0, either = 0;
-    for (let i = 0; i < grown.length; i++) {
-      both += grown[i] & used.bits[at + i];
-      either += grown[i] | used.bits[at + i];
-    }
-    iou.push(either ? both / either : 1);
+    if (!none) iou.push(overlap(resized(mask, h, w, used.h, used.w), used, frame));
     if (frame) for (let i = 0; i < mask.length; i++) flips += mask[i] ^ masks[(frame - 1) * h * w + i];
   }
   const flicker = maps.length > 1 ? flips / (maps.length - 1) / (h * w) : null;
-  return { masks, area, iou, flicker, mean: iou.reduce((a, b) => a + b) / iou.length };
+  return { masks, area, iou: none ? null : iou, flicker, mean: none ? null : iou.reduce((a, b) => a + b) / iou.length };
+}
+
+/** IoU of a mask with a frame of another on its grid. */
+function overlap(mask, { bits }, frame) {
+  const at = frame * mask.length;
+  let both = 0, either = 0;
+  for (let i = 0; i < mask.length; i++) {
+    both += mask[i] & bits[at + i];
+    either += mask[i] | bits[at + i];
+  }
+  return either ? both / either : 1;
 }
 
 /** Nearest: whole factors repeat. */

@@ -89,8 +89,9 @@ function matrix(value, state, store, act) {
   function describe(at) {
     const found = store.measure(at), mark = chosen[at[1]][at[0]] ? ", chosen" : "";
     if (!found) return `${place(at)}: flat on some frame, no mask${mark}`;
-    const area = Math.round(100 * found.area[state.frame]), iou = found.iou[state.frame].toFixed(2);
-    return `${place(at)}: area ${area} %, IoU with the mask in use ${iou}${mark}`;
+    const area = Math.round(100 * found.area[state.frame]);
+    const iou = found.iou ? `, IoU with the mask in use ${found.iou[state.frame].toFixed(2)}` : "";
+    return `${place(at)}: area ${area} %${iou}${mark}`;
   }
   /** The cell under the pointer, else the selected one, in a line; a screen reader is not told every frame of a playing clip. */
   function tell(what) {
