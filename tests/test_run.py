@@ -23,7 +23,7 @@ from freemask.cli import app
 from freemask.clips.video import probe, read_clip
 from freemask.errors import MemoryShortage, SettingError
 from freemask.families.unet3d import UNet3D
-from freemask.jobs.files import save_files
+from freemask.jobs.files import read_videos, save_files
 from freemask.jobs.metrics import psnr
 from freemask.jobs.run import run_steps
 from freemask.jobs.verdict import LIKE, judged
@@ -228,7 +228,7 @@ def test_the_figure_of_what_is_kept_is_of_the_kept_pixels(tmp_path, written, nam
     settings = replace(QUICK, task=name, word="car")
     report = finish(run_steps(SHAPE.clip, settings, tmp_path))
     plan = written[tmp_path, "plan"]
-    source, edited = (read_clip(tmp_path / f"{name}.mp4", frames=8, fps=8).frames for name in ("source", "edited"))
+    source, edited, _ = read_videos(tmp_path, frames=4, fps=8)
     keep = {"background": ~plan.shown, "object": plan.shown, "nothing": None}[kept]
     assert report["mask"]["kept"] == kept
     figure = psnr(edited, source, keep=keep)

@@ -99,7 +99,6 @@ def load_backbone(
     device = device or default_device()
     dtype = dtype or default_dtype(device)
     folder = _folder(name)
-    spec = backbone_spec(name, folder)
     part = "?"
 
     def load(part_class: Any, part_name: str, **kwargs: Any) -> Any:
@@ -113,6 +112,7 @@ def load_backbone(
         kind = _class_name(folder, part, ("AutoencoderKL", "AutoencoderTiny"))
         part = "unet"
         family = FAMILIES[_class_name(folder, part, FAMILIES)]
+        spec = backbone_spec(name, folder)
         quiet = diffusers.logging.get_verbosity()
         diffusers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
