@@ -6,6 +6,7 @@ error that names its nearest neighbour.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ __all__ = [
     "Share",
     "load_method",
     "load_preset",
+    "masked",
     "methods",
     "refuse_shares",
     "task_names",
@@ -101,6 +103,12 @@ class Preset:
     level: Annotated[int, Field(ge=0, le=8)] | None = None
     time_aware: bool | None = None
     max_positions: Annotated[int, Field(ge=1)] | None = None
+
+
+def masked(preset: Preset) -> Preset:
+    """The preset as it is under a mask of FreeMask's or a person's own: one with another mask, or none, gives
+    self-attention free in it."""
+    return preset if preset.mask == "mmc" else replace(preset, mask="mmc", free_self=True)
 
 
 def refuse_shares(asked: Any) -> None:

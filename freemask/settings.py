@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from .errors import SettingError
 from .families.specs import PRESETS, ROOT, Solver, backbone_folder, backbone_name
-from .presets import SELECTION_TAU, Preset, Selection, Share, load_method, load_preset, refuse_shares
+from .presets import SELECTION_TAU, Preset, Selection, Share, load_method, load_preset, masked, refuse_shares
 from .validation import STRICT, validated
 
 __all__ = [
@@ -138,8 +138,8 @@ class Settings:
         if chosen["selection"] and self.tau is None:
             chosen["tau"] = SELECTION_TAU[chosen["selection"]]
         own = load_preset(self.task, self.method)
-        if own.mask != "mmc" and (chosen["selection"] or self.masks):
-            chosen |= {"mask": "mmc", "free_self": True}
+        if chosen["selection"] or self.masks:
+            own = masked(own)
         return replace(own, **{k: v for k, v in chosen.items() if v is not None})
 
     @classmethod

@@ -74,10 +74,8 @@ class Hub:
     has `modules` and lies in `beside`."""
 
     def __init__(self, tmp_path, monkeypatch, names):
-        self.names, self.modules = (
-            names,
-            ["README.md", "config.json", f"{UNET}.safetensors", f"{UNET}.fp16.safetensors"],
-        )
+        self.names = names
+        self.modules = ["README.md", "config.json", f"{UNET}.safetensors", f"{UNET}.fp16.safetensors"]
         self.folder, self.beside = tmp_path / "cache", tmp_path / "beside"
         self.asked, self.refusal = [], None
         monkeypatch.setattr("huggingface_hub.HfApi", lambda: SimpleNamespace(model_info=self.model_info))

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..masks.plan import is_time_aware
-from ..presets import SELECTION_TAU, Preset, load_preset
+from ..presets import SELECTION_TAU, Preset, load_preset, masked
 
 __all__ = ["METHODS", "presets"]
 
@@ -38,34 +38,34 @@ METHODS = (
     "free-self",
     "no-lmmc",
     "no-tmmc",
-    *(f"{kind}{masked}" for kind in KINDS for masked in ("", "-masked")),
+    *(f"{kind}{under}" for kind in KINDS for under in ("", "-masked")),
 )
 
 
 def presets(task: str) -> dict[str, Preset]:
     """The preset of every method but `copy`, for a task: style, attribute, shape or place."""
     own = load_preset(task)
-    masked = replace(own, mask="mmc", free_self=True) if own.mask == "none" else own
-    codebook = replace(masked, selection="codebook", tau=SELECTION_TAU["codebook"])
-    closed = replace(masked, free_self=True, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
+    held = masked(own)
+    codebook = replace(held, selection="codebook", tau=SELECTION_TAU["codebook"])
+    closed = replace(held, free_self=True, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
     plain = replace(closed, mask="none", region="object", delta=1)
     fatezero = load_preset(task, "fatezero")
     found = {
         "plain": load_preset(task, "plain"),
         "p2p": load_preset(task, "p2p"),
         "fatezero": fatezero,
-        "fatezero-mmc": replace(fatezero, mask="mmc", free_self=True, selection=own.selection, tau=own.tau),
+        "fatezero-mmc": replace(masked(fatezero), selection=own.selection, tau=own.tau),
         "released": load_preset(task, "released"),
         "freemask": own,
-        "freemask-oracle": masked,
+        "freemask-oracle": held,
         "freemask-codebook": codebook,
         "freemask-adaptive": replace(codebook, selection="adaptive"),
-        "freemask-consensus": replace(masked, selection="consensus", tau=SELECTION_TAU["consensus"]),
+        "freemask-consensus": replace(held, selection="consensus", tau=SELECTION_TAU["consensus"]),
         "paper": replace(
             closed, selection="codebook", tau=codebook.tau, alpha_self=0.99, alpha_cross=0.99, alpha_temporal=0.99
         ),
         "no-latent": replace(own, alpha_latent=0.0),
-        "free-self": replace(masked, free_self=True),
+        "free-self": replace(held, free_self=True),
         "no-lmmc": replace(codebook, mask="mean"),
         "no-tmmc": replace(codebook, time_aware=not is_time_aware(codebook)),
     }
