@@ -23,6 +23,7 @@ __all__ = [
     "KINDS",
     "METHODS",
     "SELECTION_TAU",
+    "Director",
     "Method",
     "Preset",
     "Selection",
@@ -49,8 +50,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Method:
     """A way to edit: its short `name`, its `title`, the `paper` that it comes from, what it does in a sentence, whether
-    a chosen or painted mask can act in it, the kinds of attention that it `fuses`, and whose `features`: those of the
-    inversion, or those of the source's own denoising, the reconstruction."""
+    a chosen or painted mask can act in it, the kinds of attention that it `fuses`, and whose `features`: those that the
+    inversion saw, those of its latents under their own labels (the pivots), or those of the source's own denoising, the
+    reconstruction."""
 
     name: str
     title: str
@@ -58,7 +60,33 @@ class Method:
     summary: str
     masked: bool = True
     fuses: tuple[Kind, ...] = ()
-    features: Literal["inversion", "reconstruction"] = "inversion"
+    features: Literal["inversion", "pivots", "reconstruction"] = "inversion"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Director:
+    """What VideoDirector has beside its two windows, which are `alpha_self` (τ_s) and `alpha_cross` (τ_c).
+
+    `null_text` says whether every frame has an unconditional embedding of its own or all share one, and
+    `null_text_steps` how many steps of Adam optimise it at each noise level (0: it stays the encoder's "", and there is
+    no stage 1). `stdg` is the strength of the spatial-temporal decoupled guidance (0: none), whose η weigh temporal
+    attention and whose ζ weigh self-attention keys, each in the object (`_f`) and in the background (`_b`). They are
+    compared in `blocks` of the UNet, temporal attention at its `top_k` frames. `guided` says whose latents the
+    guidance of the edit is taken at: the edit's own, or those of the source's reconstruction in stage 1. `sa_ii` is
+    self-attention on both clips after τ_s.
+    """
+
+    null_text: Literal["multi-frame", "shared"] = "multi-frame"
+    null_text_steps: Annotated[int, Field(ge=0, le=50)] = 5
+    stdg: Annotated[float, Field(ge=0, le=100)] = 5.0
+    eta_f: Annotated[float, Field(ge=0, le=10)] = 0.5
+    eta_b: Annotated[float, Field(ge=0, le=10)] = 0.5
+    zeta_f: Annotated[float, Field(ge=0, le=10)] = 0.0
+    zeta_b: Annotated[float, Field(ge=0, le=10)] = 0.5
+    blocks: tuple[str, ...] = ("up_blocks.1",)
+    top_k: Annotated[int, Field(ge=1, le=64)] = 1
+    guided: Literal["edit", "source"] = "edit"
+    sa_ii: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -78,7 +106,7 @@ class Preset:
     `mask` "level" is the mean over the sites of one grid level (`level` halvings of the finest; None: the released
     code's), "mean" that over all sites, "none" fuses without one; `time_aware` says whether every step uses its own
     mask (None: where δ is 0 or the mask is a level's); `max_positions` limits self and cross fusion to grids of at
-    most that many positions.
+    most that many positions. `director` is what VideoDirector alone has.
     """
 
     name: str
@@ -103,6 +131,7 @@ class Preset:
     level: Annotated[int, Field(ge=0, le=8)] | None = None
     time_aware: bool | None = None
     max_positions: Annotated[int, Field(ge=1)] | None = None
+    director: Director | None = None
 
 
 def masked(preset: Preset) -> Preset:

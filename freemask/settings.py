@@ -65,7 +65,10 @@ class Settings:
     edit: Annotated[str, Told("What it should show instead.")]
     task: Annotated[str, Told("style, attribute, shape or place. Left out: inferred from the prompts.")] = "style"
     method: Annotated[
-        str, Told("freemask, fatezero, p2p (Prompt-to-Prompt), plain, or released (FreeMask's released code).")
+        str,
+        Told(
+            "freemask, fatezero, p2p (Prompt-to-Prompt), plain, released (FreeMask's released code), or videodirector."
+        ),
     ] = "freemask"
     word: Annotated[
         str | None,
@@ -120,6 +123,10 @@ class Settings:
         Annotated[int, Field(ge=0, le=16)] | None, Told("Cells of the latent grid by which the mask grows.")
     ] = None
     union: Annotated[bool | None, Told("Whether the mask is joined with the edit word's own.")] = None
+    null_text_steps: Annotated[
+        Annotated[int, Field(ge=0, le=50)] | None,
+        Told("How often VideoDirector optimises the null text of each step, 0 to 50; 0 skips that stage."),
+    ] = None
     rescale: Annotated[Share | None, Told("Guidance rescale, 0 (none) to 1.")] = None
     selection: Annotated[Selection | None, Told("Where the mask comes from: codebook, adaptive or consensus.")] = None
     site: Annotated[str | None, Told("A layer whose map is the mask instead, such as up 3.0.")] = None
@@ -138,6 +145,8 @@ class Settings:
         if chosen["selection"] and self.tau is None:
             chosen["tau"] = SELECTION_TAU[chosen["selection"]]
         own = load_preset(self.task, self.method)
+        if own.director and self.null_text_steps is not None:
+            own = replace(own, director=replace(own.director, null_text_steps=self.null_text_steps))
         if chosen["selection"] or self.masks:
             own = masked(own)
         return replace(own, **{k: v for k, v in chosen.items() if v is not None})
@@ -185,6 +194,10 @@ def make_settings(*, labels: Mapping[str, str] | None = None, **values: Any) -> 
     if own and not load_method(settings.method).masked:
         raise SettingError(f"The method {settings.method!r} takes no mask: leave {own[0]} out, or change the method.")
     refuse_shares(settings)
+    if settings.null_text_steps is not None and settings.preset().director is None:
+        raise SettingError(
+            f"The method {settings.method!r} optimises no null text: leave null_text_steps out, or change the method."
+        )
     if len(own) > 1:
         raise SettingError(f"{' and '.join(own)} each name a mask: give one of them.")
     if settings.timestep is not None and settings.site is None:

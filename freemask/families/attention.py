@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .sites import Kind, Site
 
-__all__ = ["Hook", "attend", "find_sites", "installed", "probabilities", "word_probabilities"]
+__all__ = ["Hook", "attend", "find_sites", "installed", "plainly", "probabilities", "word_probabilities"]
 
 TEMPORAL = {"temp_attentions", "motion_modules", "attn_temp"}  # parts of the names of layers over frames
 AT_ONCE = 2**24  # probabilities, of 4 bytes each: 10 frames of zeroscope's finest grid at 512²
@@ -60,18 +60,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
+def plainly(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The hook that changes nothing."""
+    return attend(q, k, v)
+
+
 def probabilities(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(QKᵀ/√d), (n, heads, s, s') in float32."""
-    scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
+    """softmax(QKᵀ/√d), (n, heads, s, s') in float32, or in float64 where q is."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    scores = q.to(dtype) @ k.to(dtype).transpose(-1, -2) * q.shape[-1] ** -0.5
     return scores.softmax(-1)
 
 
 class _Processor:
     """Stock attention with a hook in the place of scaled dot-product attention, whose keys and values may come from
-    elsewhere in the batch."""
+    elsewhere in the batch, or at a cross site from another `text` (n, k, d)."""
 
-    def __init__(self, site: Site, hook: Hook, gather: Callable[[Tensor], Tensor] | None) -> None:
+    def __init__(self, site: Site, hook: Hook, gather: Callable[[Tensor], Tensor] | None, text: Tensor | None) -> None:
         self.site, self.hook, self.gather = site, hook, gather
+        self.text = text if site.kind == "cross" else None
 
     def __call__(
         self,
@@ -85,6 +92,7 @@ class _Processor:
         plain = attn.group_norm is None and not attn.residual_connection and attn.rescale_output_factor == 1
         assert plain and attention_mask is None, f"{self.site.name} is no plain attention of a transformer block"
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        context = context if self.text is None else self.text
         q, k, v = (
             rearrange(x, "n s (heads d) -> n heads s d", heads=attn.heads)
             for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
@@ -97,16 +105,19 @@ class _Processor:
 
 @contextmanager
 def installed(
-    unet: UNet, hooks: Mapping[Site, Hook], gathered: Mapping[Site, Callable[[Tensor], Tensor]] | None = None
+    unet: UNet,
+    hooks: Mapping[Site, Hook],
+    gathered: Mapping[Site, Callable[[Tensor], Tensor]] | None = None,
+    text: Tensor | None = None,
 ) -> Iterator[None]:
     """The UNet with hooks at some sites; every other site keeps its own processor. The hook of a site in `gathered`
-    gets keys and values as its function makes them."""
+    gets keys and values as its function makes them; those of cross sites get them of `text` (n, k, d), if given."""
     stock: dict[str, Any] = {}
     try:
         for site, hook in hooks.items():
             attn: Any = unet.get_submodule(site.name)
             stock[site.name] = attn.processor
-            attn.set_processor(_Processor(site, hook, (gathered or {}).get(site)))
+            attn.set_processor(_Processor(site, hook, (gathered or {}).get(site), text))
         yield
     finally:
         for name, processor in stock.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ from .devices import free_memory, is_out_of_memory
 from .sites import Site
 from .specs import Inflation, known_backbone, native_size, vae_factor
 
-__all__ = ["Backbone", "signed_pixels"]
+__all__ = ["Backbone", "per_frame", "signed_pixels"]
 
 CHUNK = 4  # frames that the autoencoder takes at once: at 512² it then needs less than the UNet with three rows
 
@@ -37,9 +38,14 @@ def signed_pixels(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def per_frame(text: Tensor, frames: int) -> Tensor:
+    """(b·f, k, d): text (b, k, d), which all frames share, or (b, f, k, d), a row for each."""
+    return text.repeat_interleave(frames, 0) if text.ndim == 3 else rearrange(text, "b f k d -> (b f) k d")
+
+
 @dataclass(frozen=True)
 class Backbone(ABC):
-    """A loaded model. Latents are (b, c, f, h, w), scaled; text is (b, k, d).
+    """A loaded model. Latents are (b, c, f, h, w), scaled; text is (b, k, d), or (b, f, k, d) with a row a frame.
 
     With `low_vram` a model is on the device only while it computes, and the autoencoder takes a frame at a time, in
     tiles where it is large.
@@ -159,14 +165,25 @@ class Backbone(ABC):
     def asked(self, latents: tuple[int, ...], text: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shapes in which the network itself gets latents (b, c, f, h, w) and text (b, k, d)."""
 
+    def met(self, site: Site, x: Tensor) -> Tensor:
+        """What is said of positions (f, p), for the keys that each frame's queries meet at a self site: (f, keys)."""
+        return x
+
     @abstractmethod
     def predict(
-        self, x: Tensor, t: int, text: Tensor, level: float | None = None, hooks: Mapping[Site, Hook] | None = None
+        self,
+        x: Tensor,
+        t: int,
+        text: Tensor,
+        level: float | None = None,
+        hooks: Mapping[Site, Hook] | None = None,
+        held: ExitStack | None = None,
     ) -> Tensor:
         """The predicted noise (b, c, f, h, w) float32 for latents under label `t`, with hooks at some sites.
 
         `level` is the latents' own ᾱ, which only a v-prediction model needs (default: that of `t`). Whether gradients
-        are kept is the caller's choice.
+        are kept is the caller's choice; what is changed in the network stays so until `held` closes, since a backward
+        pass may run parts of it again.
         """
 
     def _noise(self, x: Tensor, out: Tensor, t: int, level: float | None) -> Tensor:

@@ -37,7 +37,7 @@ from torch import Tensor
 from ..errors import SettingError
 from .specs import Solver
 
-__all__ = ["CLEAN", "Predict", "denoise", "guide", "invert", "levels", "multistep", "step", "timesteps"]
+__all__ = ["CLEAN", "Predict", "denoise", "guide", "invert", "levels", "lower", "multistep", "step", "timesteps"]
 
 CLEAN = -1  # the level below the lowest timestep, where the latent is the clip's own
 
@@ -120,6 +120,17 @@ def invert(
         yield t, x
 
 
+def lower(
+    x: Tensor, eps: Tensor, t: int, alpha: dict[int, float], solver: Solver, before: tuple[Tensor, float] | None
+) -> Tensor:
+    """The latent one level below `t` from x at `t` and its noise, without fresh noise; `before` is as `multistep` has
+    it, and acts with "dpm" alone, whose last `FINAL` steps are of first order."""
+    falling = sorted(alpha, reverse=True)
+    below = falling[falling.index(t) + 1]
+    first = solver == "ddim" or below in falling[-FINAL:]
+    return multistep(x, eps, alpha[t], alpha[below], before=None if first else before)
+
+
 def denoise(
     predict: Predict,
     x: Tensor,
@@ -139,14 +150,13 @@ def denoise(
         raise SettingError(f"eta is {eta:g}, but the solver {solver!r} adds no noise: leave eta at 0, or take ddim.")
     generator = torch.Generator().manual_seed(seed)
     before: tuple[Tensor, float] | None = None
-    falling = sorted(alpha, reverse=True)
-    for t, below in pairwise(falling):
+    for t, below in pairwise(sorted(alpha, reverse=True)):
         eps = predict(x, t, alpha[t])
-        if solver == "ddim":
-            noise = torch.randn(x.shape, generator=generator).to(x) if eta > 0 else None
+        if eta > 0:
+            noise = torch.randn(x.shape, generator=generator).to(x)
             x = step(x, eps, alpha[t], alpha[below], eta=eta, noise=noise)
         else:
-            x = multistep(x, eps, alpha[t], alpha[below], before=None if below in falling[-FINAL:] else before)
-            before = eps, alpha[t]
+            x = lower(x, eps, t, alpha, solver, before)
+        before = eps, alpha[t]
         x = adjust(below, x) if adjust else x
         yield t, x

@@ -9,7 +9,7 @@ temporal, unless a clip was tuned (`temporal`): then every transformer block end
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -18,8 +18,8 @@ from diffusers import UNet2DConditionModel
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import Hook, attend, installed
-from .backbone import Backbone
+from .attention import Hook, installed, plainly
+from .backbone import Backbone, per_frame
 from .sites import Site
 from .specs import Attended
 from .temporal import over_frames, temporal_blocks
@@ -69,6 +69,12 @@ class Inflated(Backbone):
         each = super().keys(site, grid)
         return each * len(self.inflation.attends) if site in self._shared else each
 
+    def met(self, site: Site, x: Tensor) -> Tensor:
+        if site not in self._shared:
+            return x
+        frames = attended_frames(self.inflation.attends, len(x)).to(x.device)
+        return rearrange(x[frames], "f l p -> f (l p)")
+
     def asked(self, latents: tuple[int, ...], text: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         b, c, f, h, w = latents
         return (b * f, c, h, w), (b * f, *text[1:])
@@ -78,24 +84,26 @@ class Inflated(Backbone):
         """The UNet as it runs over a clip of so many frames, with hooks at some sites."""
         gather = partial(_gather, attended_frames(self.inflation.attends, frames))
         shared = dict.fromkeys(self._shared, gather)
-        placed = {**dict.fromkeys(shared, _plainly), **(hooks or {})}
+        placed = {**dict.fromkeys(shared, plainly), **(hooks or {})}
         with installed(self.unet, placed, shared), over_frames(self._timed, frames):
             yield
 
     def output(self, x: Tensor, t: int, text: Tensor) -> Tensor:
         """What the network itself says (b, c, f, h, w) float32 of latents under label `t`, inside `over`."""
         dtype, frames = self.unet.dtype, x.shape[2]
-        z, told = rearrange(x.to(dtype), "b c f h w -> (b f) c h w"), text.to(dtype).repeat_interleave(frames, 0)
+        z, told = rearrange(x.to(dtype), "b c f h w -> (b f) c h w"), per_frame(text.to(dtype), frames)
         out = self.unet(z, t, encoder_hidden_states=told).sample.float()
         return rearrange(out, "(b f) c h w -> b c f h w", f=frames)
 
     def predict(
-        self, x: Tensor, t: int, text: Tensor, level: float | None = None, hooks: Mapping[Site, Hook] | None = None
+        self,
+        x: Tensor,
+        t: int,
+        text: Tensor,
+        level: float | None = None,
+        hooks: Mapping[Site, Hook] | None = None,
+        held: ExitStack | None = None,
     ) -> Tensor:
-        with self.over(x.shape[2], hooks):
+        with ExitStack() as own:
+            (held or own).enter_context(self.over(x.shape[2], hooks))
             return self._noise(x, self.output(x, t, text), t, level)
-
-
-def _plainly(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The hook that changes nothing."""
-    return attend(q, k, v)

@@ -12,11 +12,11 @@ from torch import Tensor
 __all__ = ["Features"]
 
 Key = tuple[int, str, int]  # timestep, site name, first frame of the span
-Pair = tuple[Tensor, Tensor]
+Kept = tuple[Tensor, ...]
 
 
 class Features:
-    """Pairs of Q and K, each (n, heads, s, d), by timestep, site and span.
+    """Q and K, each (n, heads, s, d), and what else a method wants of a site, by timestep, site and span.
 
     With `host` they are kept in host RAM, pinned where the device is a CUDA one. Those of a timestep are best read in
     the order in which they were kept.
@@ -24,10 +24,10 @@ class Features:
 
     def __init__(self, *, host: bool = False) -> None:
         self.host = host
-        self._kept: dict[Key, Pair] = {}
+        self._kept: dict[Key, Kept] = {}
         self._after: dict[Key, Key] = {}
         self._last: Key | None = None
-        self._coming: dict[Key, tuple[Pair, torch.cuda.Event]] = {}
+        self._coming: dict[Key, tuple[Kept, torch.cuda.Event]] = {}
         self._stream: torch.cuda.Stream | None = None
         self._device = torch.device("cpu")
 
@@ -37,27 +37,26 @@ class Features:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, key: Key, q: Tensor, k: Tensor) -> None:
-        self._device = q.device
+    def keep(self, key: Key, *each: Tensor) -> None:
+        self._device = each[0].device
         if self._last is not None and self._last[0] == key[0]:
             self._after[self._last] = key
         self._last = key
-        self._kept[key] = (self._away(q), self._away(k)) if self.host else (q, k)
+        self._kept[key] = tuple(map(self._away, each)) if self.host else each
 
-    def read(self, key: Key) -> Pair:
-        """Q and K on the device that they came from; the pair that was kept next is fetched meanwhile."""
+    def read(self, key: Key) -> Kept:
+        """What was kept, on the device that it came from; what was kept next is fetched meanwhile."""
         if not self.host or self._device.type != "cuda":
-            q, k = self._kept[key]
-            return q.to(self._device), k.to(self._device)
+            return tuple(one.to(self._device) for one in self._kept[key])
         self._fetch(key)
-        (q, k), ready = self._coming.pop(key)
+        each, ready = self._coming.pop(key)
         here = torch.cuda.current_stream(self._device)
         here.wait_event(ready)
-        for tensor in (q, k):
+        for tensor in each:
             tensor.record_stream(here)
         if key in self._after:
             self._fetch(self._after[key])
-        return q, k
+        return each
 
     def _away(self, x: Tensor) -> Tensor:
         if x.device.type != "cuda":
@@ -66,13 +65,13 @@ class Features:
         return pinned.copy_(x, non_blocking=True)  # in the stream's order, as are all later reads of it
 
     def _fetch(self, key: Key) -> None:
-        """Begins to copy a pair to the device beside what computes there."""
+        """Begins to copy them to the device beside what computes there."""
         if key in self._coming or key not in self._kept:
             return
         self._stream = self._stream or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
-            q, k = (x.to(self._device, non_blocking=True) for x in self._kept[key])
+            each = tuple(x.to(self._device, non_blocking=True) for x in self._kept[key])
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record(self._stream)
-        self._coming[key] = (q, k), done
+        self._coming[key] = each, done

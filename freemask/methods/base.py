@@ -8,7 +8,8 @@ method, classifier-free guidance under the edit prompt; a paper's method adds to
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,11 +22,27 @@ from ..families.backbone import Backbone
 from ..families.ddim import CLEAN, guide
 from ..families.sites import Site
 from ..masks.plan import MaskPlan
-from ..masks.trace import MapSum, SoftMap, Trace
+from ..masks.trace import MapSum, SoftMap, Trace, shared
 from ..presets import Preset
+from ..steps import Steps
 from ..words.prompts import align
 
-__all__ = ["Row", "Session", "fused_sites", "window", "windows"]
+__all__ = ["Prepared", "Row", "Session", "Usage", "fused_sites", "over_spans", "window", "windows"]
+
+Prepared = Mapping[str, Tensor]  # what a method makes of a trace before it edits, by name
+
+
+@dataclass
+class Usage:
+    """UNet calls of a stage: how many forwards, how many batch rows in all, and how many backward passes."""
+
+    forwards: int = 0
+    rows: int = 0
+    backwards: int = 0
+
+    def add(self, rows: int) -> None:
+        self.forwards += 1
+        self.rows += rows
 
 
 def window(alpha: float, steps: int) -> int:
@@ -49,8 +66,23 @@ def fused_sites(sites: Iterable[Site], grid: tuple[int, int], kinds: Collection[
     return [site for site in sites if site.kind in kinds and small(site)]
 
 
+def over_spans(frames: int, native: int, predict: Callable[[Span], Tensor]) -> Tensor:
+    """What is predicted for a whole clip, (b, c, f, h, w), put together from its spans of `native` frames."""
+    parts = spans(frames, native)
+    if len(parts) == 1:
+        return predict(parts[0])
+    total: Tensor | None = None
+    for span in parts:
+        eps = predict(span)
+        if total is None:
+            total = eps.new_zeros((*eps.shape[:2], frames, *eps.shape[3:]))
+        total[:, :, span.frames] += shared(eps, span)
+    assert total is not None
+    return total
+
+
 class Row(NamedTuple):
-    """One row of a forward's batch: `x` (1, c, f, h, w) under the text (1, k, d)."""
+    """One row of a forward's batch: `x` (1, c, f, h, w) under the text (1, k, d), or (1, f, k, d), one for a frame."""
 
     name: str
     x: Tensor
@@ -75,8 +107,11 @@ class Session:
         word: str,
         guidance: float = 7.5,
         watch: bool = False,
+        usage: Usage | None = None,
     ) -> None:
         self.trace, self.plan, self.task, self.word, self.guidance = trace, plan, task, word, guidance
+        self.backbone, self.usage = backbone, usage or Usage()
+        self.prepared: Prepared = {}
         self.alignment = align(trace.prompt, prompt)
         self.edit_tokens = backbone.word_tokens(prompt)
         self.text = dict(
@@ -92,6 +127,16 @@ class Session:
         self.now: tuple[str, ...] = ()
 
     # ------------------------------------------------------------------ what the runner asks
+
+    @property
+    def key(self) -> str:
+        """Names what `prepare` would make, by all that it depends on; "" where there is nothing to make."""
+        return ""
+
+    def prepare(self, usage: Usage) -> Steps[Prepared]:
+        """What is made before the walk and put into `prepared`, so that a later edit need not make it again."""
+        yield from ()
+        return {}
 
     @property
     def noise(self) -> Tensor:

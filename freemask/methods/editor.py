@@ -11,7 +11,7 @@ Both are generators of `Step` that return their result, so bars, previews and ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,26 +32,14 @@ from ..families.specs import Solver, fit, frame_size
 from ..masks.features import Features
 from ..masks.mmc import choose
 from ..masks.plan import MaskPlan, plan_masks
-from ..masks.trace import MapSum, SoftMap, Trace, shared
+from ..masks.trace import MapSum, SoftMap, Trace
 from ..presets import Preset, load_preset
 from ..steps import Step, Steps, finish
 from ..words.prompts import infer_word
-from .base import fused_sites, windows
+from .base import Prepared, Usage, fused_sites, over_spans, windows
 from .sessions import SESSIONS
 
 __all__ = ["Denoised", "Edited", "Editor", "Usage"]
-
-
-@dataclass
-class Usage:
-    """UNet calls of a stage: how many forwards, and how many batch rows in all."""
-
-    forwards: int = 0
-    rows: int = 0
-
-    def add(self, rows: int) -> None:
-        self.forwards += 1
-        self.rows += rows
 
 
 @dataclass(frozen=True)
@@ -59,13 +47,14 @@ class Denoised:
     """The latents (1, c, f, h, w) of an edited clip and the masks that made it.
 
     `watched` are the edit prompt's words that the source lacks, by position, where they were watched; `maps` their
-    maps in that order, by (t, site name), before any fusion.
+    maps in that order, by (t, site name), before any fusion. `prepared` is what the method made before it began.
     """
 
     latents: Tensor
     plan: MaskPlan
     watched: tuple[int, ...] = ()
     maps: dict[tuple[int, str], SoftMap] = field(default_factory=dict)
+    prepared: Prepared = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,17 +92,7 @@ class Editor:
 
     def _over(self, frames: int, predict: Callable[[Span], Tensor]) -> Tensor:
         """What is predicted for a whole clip, (b, c, f, h, w), put together from its spans."""
-        parts = self.spans(frames)
-        if len(parts) == 1:
-            return predict(parts[0])
-        total: Tensor | None = None
-        for span in parts:
-            eps = predict(span)
-            if total is None:
-                total = eps.new_zeros((*eps.shape[:2], frames, *eps.shape[3:]))
-            total[:, :, span.frames] += shared(eps, span)
-        assert total is not None
-        return total
+        return over_spans(frames, self.backbone.native_frames, predict)
 
     def _forward(
         self, x: Tensor, t: int, text: Tensor, level: float, usage: Usage, hooks: Mapping[Site, Hook] | None = None
@@ -278,18 +257,25 @@ class Editor:
         glances: int = 0,
         watch: bool = False,
         one_row: bool = False,
+        prepared: MutableMapping[str, Prepared] | None = None,
+        preparing: Usage | None = None,
     ) -> Steps[Denoised]:
         """Denoises with the edit prompt under classifier-free guidance and masked fusion.
 
         The source's features are read from the trace where the inversion stored them, else replayed. About `glances`
         of the steps carry a picture (h, w, 3) uint8: the middle frame of the clean clip as it is predicted then.
         `watch` keeps the maps of the words that the source prompt lacks. With `one_row` batch rows run one at a
-        time, in a third of the memory; the source's features of the step wait in host RAM meanwhile.
+        time, in a third of the memory; the source's features of the step wait in host RAM meanwhile. What a method
+        prepares is put into `prepared` and taken from there if it is there already; `preparing` counts its UNet calls.
         """
-        usage = usage or Usage()
+        usage, prepared = usage or Usage(), {} if prepared is None else prepared
         plan = self.plan_masks(trace, word=word, task=task, mask=mask, site=site, timestep=timestep)
-        about: dict[str, Any] = {"prompt": prompt, "word": word, "guidance": guidance, "watch": watch}
+        about: dict[str, Any] = {"prompt": prompt, "word": word, "guidance": guidance, "watch": watch, "usage": usage}
         session = SESSIONS[task.method](self.backbone, trace, plan, task, **about)
+        if key := session.key:
+            if key not in prepared:
+                prepared[key] = yield from session.prepare(preparing or Usage())
+            session.prepared = prepared[key]
         every = -(-len(trace.timesteps) // glances) if glances else len(trace.timesteps) + 1
         picture: np.ndarray | None = None
         done = 0
@@ -304,7 +290,7 @@ class Editor:
                 for group in groups:
                     names = tuple(row.name for row in group)
                     z = torch.cat([row.x[:, :, span.frames] for row in group])
-                    told = torch.cat([row.text for row in group])
+                    told = _together([row.text for row in group], span)
                     eps = self._forward(z, t, told, level, usage, session.hooks(span, names))
                     seen |= dict(zip(names, eps.chunk(len(names)), strict=True))
                 session.passed()
@@ -320,10 +306,19 @@ class Editor:
         walk = denoise(predict, session.noise, alpha, solver=trace.solver, eta=eta, seed=seed, adjust=session.settle)
         for i, (t, x) in enumerate(walk):  # noqa: B007
             yield Step("edit", i + 1, len(trace.timesteps), t, picture)
-        return Denoised(x[:1], plan, session.watched, session.maps)
+        return Denoised(x[:1], plan, session.watched, session.maps, session.prepared)
 
     def _glance(self, x: Tensor, eps: Tensor, level: float) -> np.ndarray:
         """The middle frame (h, w, 3) uint8 of the clean clip that latents (1, c, f, h, w) and their noise predict."""
         middle = x.shape[2] // 2
         clean = (x - (1 - level) ** 0.5 * eps) / level**0.5
         return self.backbone.decode(clean[:, :, middle : middle + 1])[0]
+
+
+def _together(texts: Sequence[Tensor], span: Span) -> Tensor:
+    """The text of some rows, each (1, k, d) or (1, f, k, d), over a span: with a row a frame where any has that."""
+    if all(text.ndim == 3 for text in texts):
+        return torch.cat(list(texts))
+    frames = span.stop - span.start
+    each = [text[:, span.frames] if text.ndim == 4 else text[:, None].expand(-1, frames, -1, -1) for text in texts]
+    return torch.cat(each)

@@ -8,6 +8,7 @@ from .freemask import FreeMask
 from .p2p import PromptToPrompt
 from .plain import Plain
 from .released import Released
+from .videodirector import VideoDirector
 
 __all__ = ["SESSIONS"]
 
@@ -17,4 +18,5 @@ SESSIONS: dict[str, type[Session]] = {
     "p2p": PromptToPrompt,
     "plain": Plain,
     "released": Released,
+    "videodirector": VideoDirector,
 }
