@@ -181,7 +181,7 @@ def build(
             advanced.frames,
             advanced.size,
         ]
-        costly += [advanced.features, advanced.low_vram, advanced.method]
+        costly += [advanced.features, advanced.low_vram, advanced.method, advanced.null_text_steps]
         page.follow([part.change for part in costly], desk.tell_cost, costly, inputs.estimate, **live)
 
         # The edit. The worker is the queue that visitors see, and refuses what it cannot hold: none waits before it.
@@ -232,6 +232,7 @@ def build(
             opened = finished.success(page.open_studio, results.run, results.studio, **plain)
             opened.then(page.open_sheet, results.run, [results.word, results.frame, *results.masks], **quiet)
             opened.then(page.open_link, results.run, results.link, **quiet)
+            opened.then(page.open_null_text, results.run, results.null_text, **quiet)
             opened.then(desk.tell_cost, costly, inputs.estimate, **quiet)
         for finished in edits:
             finished.success(None, js=browser.REVEAL, **quiet)

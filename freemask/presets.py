@@ -133,6 +133,11 @@ class Preset:
     max_positions: Annotated[int, Field(ge=1)] | None = None
     director: Director | None = None
 
+    @property
+    def null_text_steps(self) -> int | None:
+        """Those of `director`, None for a method without."""
+        return self.director.null_text_steps if self.director else None
+
 
 def masked(preset: Preset) -> Preset:
     """The preset as it is under a mask of FreeMask's or a person's own: one with another mask, or none, gives

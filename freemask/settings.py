@@ -24,6 +24,7 @@ from .validation import STRICT, validated
 __all__ = [
     "FAST",
     "MASKS",
+    "NULL_TEXT",
     "Example",
     "FeatureSource",
     "Settings",
@@ -36,6 +37,7 @@ __all__ = [
 
 OLD_TASKS = {"official": "shape", "official-style": "style"}  # of the method "released", as they were named before
 MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
+NULL_TEXT = "null-text.png"  # and of the curve of its null-text optimisation, where it had one
 
 FeatureSource = Literal["store", "host", "replay"]  # the source's: from the device, from host RAM, by a run of its own
 FAST: dict[str, Any] = {"steps": 15, "solver": "dpm"}  # about as good as 50 steps of DDIM (ddim.py)
@@ -194,7 +196,7 @@ def make_settings(*, labels: Mapping[str, str] | None = None, **values: Any) -> 
     if own and not load_method(settings.method).masked:
         raise SettingError(f"The method {settings.method!r} takes no mask: leave {own[0]} out, or change the method.")
     refuse_shares(settings)
-    if settings.null_text_steps is not None and settings.preset().director is None:
+    if settings.null_text_steps is not None and load_preset(settings.task, settings.method).director is None:
         raise SettingError(
             f"The method {settings.method!r} optimises no null text: leave null_text_steps out, or change the method."
         )

@@ -66,10 +66,15 @@ def test_every_file_is_written(done):
 
 def test_the_report_accounts_for_the_run(done):
     _, report, _ = done
-    assert report["unet"]["invert"] == {"forwards": 2, "rows": 2}
-    assert report["unet"]["reconstruct"] == {"forwards": 2, "rows": 2}
+    assert report["unet"]["invert"] == {"forwards": 2, "rows": 2, "backwards": 0}
+    assert report["unet"]["reconstruct"] == {"forwards": 2, "rows": 2, "backwards": 0}
+    assert report["null_text"] is None and "null-text" not in report["unet"].keys() | report["seconds"].keys()
     assert 0 <= report["metrics"]["frame_accuracy"] <= 1 and -1 <= report["metrics"]["clip"] <= 1
-    assert report["unet"]["edit"] == {"forwards": 2, "rows": 5}  # floor(0.99 · 2) = 1 step of three rows
+    assert report["unet"]["edit"] == {
+        "forwards": 2,
+        "rows": 5,
+        "backwards": 0,
+    }  # floor(0.99 · 2) = 1 step of three rows
     assert report["words"]["word"] == "car" and report["words"]["changed"] == ["bus"]
     assert report["mask"]["timestep"] == "every" and report["mask"]["origin"] == "measured"
     assert 0 < report["mask"]["area"] < 1
@@ -111,7 +116,7 @@ def test_a_long_clip_keeps_its_rate_and_duration(tmp_path):
     report = finish(run_steps(tmp_path / "disc.mp4", settings, tmp_path / "out"))
     info = probe(tmp_path / "out" / "edited.mp4")
     assert info.fps == pytest.approx(12, abs=0.01) and info.duration == pytest.approx(16 / 12, abs=0.05)
-    assert report["unet"]["invert"] == {"forwards": 6, "rows": 6}
+    assert report["unet"]["invert"] == {"forwards": 6, "rows": 6, "backwards": 0}
     assert np.load(tmp_path / "out" / "words.npz")["mask"].shape[0] == 16
 
 
@@ -126,6 +131,32 @@ def test_its_settings_make_the_same_edit_again(done, tmp_path):
     (tmp_path / "bad.json").write_text("[1]")
     bad = CliRunner().invoke(app, [*command[:3], str(tmp_path / "bad.json"), "--out", str(tmp_path / "no")])
     assert bad.exit_code == 2 and "holds no settings" in bad.stderr
+
+
+def test_null_text_is_kept_with_the_inversion(tmp_path):
+    """Stage 1 of VideoDirector: its files, figures and time, and a second edit that begins after it, as does one whose
+    first was cancelled there."""
+    settings = replace(SHAPE.settings, method="videodirector", steps=2, frames=2, null_text_steps=1)
+    kept = tmp_path / "kept"
+    first = run_steps(SHAPE.clip, settings, tmp_path / "cancelled", kept=kept)
+    next(step for step in first if step.stage == "edit")
+    first.close()
+    inversion, made = sorted(kept.iterdir(), key=lambda file: len(file.name))
+    assert made.name.startswith(f"{inversion.stem}-") and made.suffix == ".safetensors"
+    again = finish(run_steps(SHAPE.clip, settings, tmp_path / "again", kept=kept))
+    alone = finish(run_steps(SHAPE.clip, settings, tmp_path / "alone"))
+    assert again["null_text"]["made"].startswith("kept") and "null-text" not in again["unet"]
+    assert alone["null_text"]["made"] == "made" and alone["seconds"]["null-text"] > 0
+    # at each of two levels: two forwards of STDG, the prompt's, and one before and one after the iteration
+    assert alone["unet"]["null-text"] == {"forwards": 10, "rows": 10, "backwards": 4}
+    assert alone["unet"]["edit"]["backwards"] == 2
+    assert alone["metrics"] == again["metrics"] and alone["metrics"]["guided_psnr"] > 10
+    assert again["null_text"]["distances"] == alone["null_text"]["distances"]
+    assert [len(row) for row in alone["null_text"]["distances"]] == [2, 2]
+    for name in ("edited.mp4", "guided.mp4", "null-text.png"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    fast = finish(run_steps(SHAPE.clip, replace(settings, null_text_steps=0), tmp_path / "fast", kept=kept))
+    assert fast["null_text"] is None and not (tmp_path / "fast" / "guided.mp4").exists()
 
 
 def test_a_second_edit_of_a_clip_begins_at_denoising(tmp_path):
@@ -228,7 +259,7 @@ def test_the_figure_of_what_is_kept_is_of_the_kept_pixels(tmp_path, written, nam
     settings = replace(QUICK, task=name, word="car")
     report = finish(run_steps(SHAPE.clip, settings, tmp_path))
     plan = written[tmp_path, "plan"]
-    source, edited, _ = read_videos(tmp_path, frames=4, fps=8)
+    source, edited = read_videos(tmp_path, "source", "edited", frames=4, fps=8)
     keep = {"background": ~plan.shown, "object": plan.shown, "nothing": None}[kept]
     assert report["mask"]["kept"] == kept
     figure = psnr(edited, source, keep=keep)

@@ -118,7 +118,7 @@ def score(
             raise SettingError(
                 f"{folder} holds no report.json of an edit: give a folder that `edit --out` wrote."
             ) from None
-        before, after, _ = read_videos(folder, **shown)
+        before, after = read_videos(folder, "source", "edited", **shown)
         figures = measure(before, after, **prompts)
     print(json.dumps(figures))
 

@@ -18,9 +18,9 @@ from ..families.sites import Site
 from ..masks.trace import SoftMap, Trace
 from ..methods.editor import Denoised
 from ..pictures.mask_zip import save_mask_zip
-from ..pictures.sheets import mask_sheet, save_pdf, save_png
+from ..pictures.sheets import distances_figure, mask_sheet, save_pdf, save_png
 from ..pictures.word_maps import save_word_files
-from ..settings import MASKS
+from ..settings import MASKS, NULL_TEXT
 from ..words.prompts import find_word, words
 
 __all__ = ["read_videos", "save_files", "save_masks"]
@@ -36,13 +36,14 @@ def save_files(
     word: str,
     prompt: str,
     mask: np.ndarray | None = None,
+    guided: Clip | None = None,
     audio: Path,
     start: float = 0.0,
     note: str,
 ) -> None:
     """Writes all but the report of an edit of `word` under a prompt: videos with the sound of `audio` from `start`
-    seconds on, what was made told by a `note`, and the mask (f, h, w) bool in use, or the one `mask` that it was
-    made from."""
+    seconds on, what was made told by a `note`, the mask (f, h, w) bool in use, or the one `mask` that it was made from,
+    and of null-text optimisation the reconstruction `guided` by it and its distances."""
     source = trace.clip
 
     def video(name: str, shown: Clip, told: str) -> None:
@@ -52,6 +53,10 @@ def save_files(
         picture = mask_sheet(every, word, frame=0)
         save_png(out / "masks.png", picture)
         save_pdf(out / "masks.pdf", picture)
+
+    def distances() -> None:
+        losses = edited.prepared["losses"].cpu().numpy()
+        save_png(out / NULL_TEXT, distances_figure(losses, trace.timesteps[::-1]))
 
     out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as pool:  # encoders and compression leave the interpreter to each other
@@ -64,6 +69,9 @@ def save_files(
         ]
         if len(result.frames) == 1:
             writing.append(pool.submit(write_png, out / "edited.png", result.frames[0], note=note))
+        if guided:
+            writing.append(pool.submit(video, "guided", guided, note))
+            writing.append(pool.submit(distances))
         every = save_masks(out, trace, edited, word, prompt)
         writing += [pool.submit(sheet), pool.submit(save_word_files, out, every)]
     for done in writing:
@@ -71,13 +79,10 @@ def save_files(
     save_mask_zip(out / MASKS, edited.plan.shown if mask is None else mask)
 
 
-def read_videos(out: Path, *, frames: int, fps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The frames (f, h, w, 3) of the source, the edit and the reconstruction as `save_files` wrote them: what a visitor
-    sees, and what every figure about an edit is taken from."""
-    source, edited, reconstruction = (
-        read_clip(out / f"{name}.mp4", frames=frames, fps=fps).frames for name in ("source", "edited", "reconstruction")
-    )
-    return source, edited, reconstruction
+def read_videos(out: Path, *names: str, frames: int, fps: float) -> list[np.ndarray]:
+    """The frames (f, h, w, 3) of some videos, such as "edited", as `save_files` wrote them: what a visitor sees, and
+    what every figure about an edit is taken from."""
+    return [read_clip(out / f"{name}.mp4", frames=frames, fps=fps).frames for name in names]
 
 
 def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, prompt: str) -> dict[str, np.ndarray]:

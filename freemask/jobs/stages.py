@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,8 @@ from traceback import clear_frames
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..clips.video import Clip, probe, read_clip
@@ -27,7 +29,8 @@ from ..masks.features import Features
 from ..masks.mmc import find_site
 from ..masks.plan import is_time_aware
 from ..masks.trace import Trace, load_trace, save_trace
-from ..methods.editor import Denoised, Editor, Usage
+from ..methods.base import Prepared, Usage
+from ..methods.editor import Denoised, Editor
 from ..presets import Preset, load_method
 from ..settings import FeatureSource, Settings
 from ..steps import Step, Steps
@@ -41,7 +44,9 @@ from .verdict import judged
 __all__ = ["Job", "load_editor"]
 
 T = TypeVar("T")
-KEPT = 4  # inversions that a folder holds, the newest
+STAGES = ("invert", "reconstruct", "null-text", "edit")  # in which the UNet runs
+DIGITS = 32  # of an inversion's name
+KEPT = 4  # inversions that a folder holds, the newest, and as many of what methods prepared of each
 
 
 class _Clock:
@@ -56,7 +61,57 @@ class _Clock:
         try:
             yield
         finally:
-            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 4)
+            self.add(stage, start)
+
+    def add(self, stage: str, start: float) -> None:
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 4)
+
+    def follow(self, steps: Steps[T], last: str) -> Steps[T]:
+        """The same steps, each counted to its own stage, and what comes after them to the `last`."""
+        with closing(steps):
+            while True:
+                start, stage = time.perf_counter(), last
+                try:
+                    step = next(steps)
+                    stage = step.stage
+                except StopIteration as stop:
+                    return stop.value
+                finally:
+                    self.add(stage, start)
+                yield step
+
+
+class _Kept(dict[str, Prepared]):
+    """What a method prepared of one inversion, by its key; beside the inversion's `file` too, where there is one."""
+
+    def __init__(self, file: Path | None, device: torch.device) -> None:
+        super().__init__()
+        self._file, self._device = file, device
+        self.found = False  # whether some of it was read from there
+
+    def _path(self, key: object) -> Path | None:
+        return self._file.with_name(f"{self._file.stem}-{key}.safetensors") if self._file else None
+
+    def __contains__(self, key: object) -> bool:
+        path = self._path(key)
+        if not super().__contains__(key) and path and path.exists():
+            super().__setitem__(str(key), load_file(path, device=str(self._device)))
+            self.found = True
+        return super().__contains__(key)
+
+    def __setitem__(self, key: str, made: Prepared) -> None:
+        super().__setitem__(key, made)
+        if (path := self._path(key)) and self._file:
+            for old in _oldest(self._file.parent, f"{self._file.stem}-*.safetensors"):
+                old.unlink()
+            part = path.with_suffix(".part")
+            save_file({name: one.contiguous().cpu() for name, one in made.items()}, part)
+            part.replace(path)
+
+
+def _oldest(folder: Path, pattern: str) -> list[Path]:
+    """The files that make room for one more."""
+    return sorted(folder.glob(pattern), key=lambda one: one.stat().st_mtime)[: 1 - KEPT]
 
 
 _loaded: dict[tuple[str, bool], Editor] = {}
@@ -121,7 +176,7 @@ def _inversion_name(path: Path, settings: Settings, size: tuple[int, int]) -> st
     with path.open("rb") as clip:
         while block := clip.read(1 << 20):
             digest.update(block)
-    return f"inversion-{digest.hexdigest()[:32]}.safetensors"
+    return f"inversion-{digest.hexdigest()[:DIGITS]}.safetensors"
 
 
 @dataclass
@@ -131,7 +186,7 @@ class Job:
     path: Path
     asked: Checked
     clock: _Clock = field(default_factory=_Clock)
-    usage: dict[str, Usage] = field(default_factory=lambda: {s: Usage() for s in ("invert", "reconstruct", "edit")})
+    usage: dict[str, Usage] = field(default_factory=lambda: {s: Usage() for s in STAGES})
     notes: list[str] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)
     again: bool = False  # the inversion is kept from an earlier edit
@@ -144,8 +199,10 @@ class Job:
     needed: Need = field(init=False)
     trace: Trace = field(init=False)
     edited: Denoised = field(init=False)
+    prepared: _Kept = field(init=False)
     reconstruction: Clip = field(init=False)
     result: Clip = field(init=False)
+    guided: Clip | None = None  # the source's reconstruction under guidance, where the method made one
 
     @property
     def settings(self) -> Settings:
@@ -195,6 +252,7 @@ class Job:
         settings, device = self.settings, self.editor.backbone.device
         storing = settings.features in ("store", "host") and self.storable
         file = kept / _inversion_name(self.path, settings, self.size) if kept and not storing else None
+        self.prepared = _Kept(file, device)
         if file is not None and file.exists():
             self.again = True
             self.trace = load_trace(file, device)
@@ -221,9 +279,9 @@ class Job:
         self.trace = replace(self.trace, restored=restored)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            others = sorted(file.parent.glob("inversion-*.safetensors"), key=lambda one: one.stat().st_mtime)
-            for old in others[: 1 - KEPT]:
-                old.unlink()
+            for old in _oldest(file.parent, f"inversion-{'?' * DIGITS}.safetensors"):
+                for one in (old, *old.parent.glob(f"{old.stem}-*.safetensors")):
+                    one.unlink()
             save_trace(file, self.trace)
 
     def _invert(self, way: Way, latents: Tensor) -> Steps[Trace]:
@@ -241,9 +299,9 @@ class Job:
 
     def edit(self, glances: int) -> Steps[None]:
         """The latents of the edited clip, and the masks that made it."""
-        with self.clock.measure("edit"):
-            ways: list[Way] = [self.way, ("replay", self.way[1]), ("replay", True)]
-            self.edited = yield from _fit(ways, lambda way: self._edit(way, glances), self.notes)
+        ways: list[Way] = [self.way, ("replay", self.way[1]), ("replay", True)]
+        steps = _fit(ways, lambda way: self._edit(way, glances), self.notes)
+        self.edited = yield from self.clock.follow(steps, "edit")
         self.trace = replace(self.trace, features=Features())
 
     def _edit(self, way: Way, glances: int) -> Steps[Denoised]:
@@ -265,6 +323,8 @@ class Job:
             glances=0 if settings.low_vram else glances,
             watch=True,
             one_row=way[1],
+            prepared=self.prepared,
+            preparing=self.usage["null-text"],
         )
 
     def decode(self) -> Steps[None]:
@@ -274,6 +334,8 @@ class Job:
             assert self.trace.restored is not None
             self.reconstruction = self.editor.decode(self.trace.restored, self.clip)
             self.result = self.editor.decode(self.edited.latents, self.clip)
+            if "reached" in self.edited.prepared:
+                self.guided = self.editor.decode(self.edited.prepared["reached"], self.clip)
 
     @property
     def held(self) -> str:
@@ -286,19 +348,33 @@ class Job:
     def metrics(self, out: Path, likeness: Callable[[np.ndarray], float] | None) -> dict[str, float | None]:
         """The figures of the frames in the folder's videos: PSNR in dB, cosines, shares."""
         settings = self.settings
-        source, frames, reconstruction = read_videos(out, frames=len(self.clip.frames), fps=self.clip.fps)
+        names = "source", "edited", "reconstruction", *(("guided",) if self.guided else ())
+        source, frames, reconstruction, *guided = read_videos(
+            out, *names, frames=len(self.clip.frames), fps=self.clip.fps
+        )
         shown = self.edited.plan.shown
         keep = {"background": ~shown, "object": shown, "nothing": None}[self.held]
         metrics = {
             "reconstruction_psnr": _finite(psnr(reconstruction, source)),
             "background_psnr": _finite(psnr(frames, source, keep=keep)),
         }
+        if guided:
+            metrics["guided_psnr"] = _finite(psnr(guided[0], source))
         if known_words(settings.backbone) is None:  # no judge ships with it: `score` has others
             return metrics
         figures = clip_metrics(load_clip(settings.backbone), frames, source=settings.source, edit=settings.edit)
         if likeness:
             figures["toy_likeness"] = likeness(self.clip.frames)
         return metrics | {name: round(value, 4) for name, value in figures.items()}
+
+    def _null_text(self) -> dict[str, Any] | None:
+        """The mean squared distances to the pivots that null-text optimisation left, by noise level from the highest
+        and by iteration; None where there was no such stage."""
+        if "losses" not in self.edited.prepared:
+            return None
+        rows = self.edited.prepared["losses"].tolist()
+        distances = [[float(f"{one:.5g}") for one in row if math.isfinite(one)] for row in rows]
+        return {"made": "kept from an earlier edit" if self.prepared.found else "made", "distances": distances}
 
     def write(self, out: Path) -> None:
         """All files of the edit but its report."""
@@ -312,6 +388,7 @@ class Job:
                 word=self.word,
                 prompt=self.settings.edit,
                 mask=self.mask,
+                guided=self.guided,
                 audio=self.path,
                 start=self.settings.start,
                 note=f"Made with AI: FreeMask, a text-driven edit with the model {self.settings.backbone}.",
@@ -347,7 +424,7 @@ class Job:
                 "area": round(plan.area, 4),
             },
             "inversion": "kept from an earlier edit" if self.again else "made",
-            "unet": {stage: asdict(used) for stage, used in self.usage.items()},
+            "unet": {stage: asdict(used) for stage, used in self.usage.items() if used.rows or stage != "null-text"},
             "seconds": self.clock.seconds,
             "memory": {
                 "features": self.way[0],
@@ -356,6 +433,7 @@ class Job:
                 "peak_mib": self.memory.mib(),
             },
             "metrics": metrics,
+            "null_text": self._null_text(),
             "verdict": asdict(judged(metrics)),
             "clip": {
                 "width": self.size[0],

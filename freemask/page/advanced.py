@@ -10,11 +10,11 @@ import gradio as gr
 
 from ..families.reach import has_gpu, obstacle
 from ..families.specs import backbones, known_backbone, usual_guidance
-from ..presets import load_preset, methods, task_names
+from ..presets import Preset, load_preset, methods, task_names
 from ..settings import FAST
 from . import status
 
-__all__ = ["MASK_OWN", "PACES", "TASK_OWN", "Advanced", "first_pace"]
+__all__ = ["MASK_OWN", "PACES", "TASK_OWN", "Advanced", "first_pace", "task_own"]
 
 PACES: dict[str, dict[str, Any]] = {
     "Usual: 25 steps of DDIM": {"steps": 25, "solver": "ddim"},
@@ -28,6 +28,7 @@ TASK_OWN = {
     "alpha_temporal": "α temporal",
     "alpha_latent": "α latent",
     "dilate": "Grow mask",
+    "null_text_steps": "Null-text iterations",
 }
 MASK_OWN = {
     "selection": "Mask from",
@@ -35,6 +36,12 @@ MASK_OWN = {
     "timestep": "at timestep",
     "masks": "Masks of your own",
 }
+
+
+def task_own(preset: Preset, name: str) -> dict[str, Any]:
+    """How the field of a number of `TASK_OWN` is shown: with the task's own in it, or not where the method has none."""
+    value = getattr(preset, name)
+    return {"visible": value is not None, "placeholder": "" if value is None else f"{value:g}"}
 
 
 def first_pace() -> str:
@@ -64,6 +71,7 @@ class Advanced:
     alpha_temporal: gr.Textbox
     alpha_latent: gr.Textbox
     dilate: gr.Textbox
+    null_text_steps: gr.Textbox
     union: gr.Checkbox
     selection: gr.Dropdown
     site: gr.Textbox
@@ -121,8 +129,8 @@ class Advanced:
             )
         )
         with gr.Row():
-            tau, alpha_self, alpha_cross, alpha_temporal, alpha_latent, dilate = (
-                gr.Textbox("", label=label, placeholder=f"{getattr(preset, name):g}", max_lines=1, min_width=130)
+            tau, alpha_self, alpha_cross, alpha_temporal, alpha_latent, dilate, null_text_steps = (
+                gr.Textbox("", label=label, max_lines=1, min_width=130, **task_own(preset, name))
                 for name, label in TASK_OWN.items()
             )
         union = gr.Checkbox(False, label="Join the mask with the edit word's own (shape)")
@@ -178,6 +186,7 @@ class Advanced:
             alpha_temporal,
             alpha_latent,
             dilate,
+            null_text_steps,
             union,
             selection,
             site,

@@ -39,6 +39,7 @@ from .fields import (
     fill_run,
     follow_link,
     is_link,
+    optional,
     read_fields,
     same_clip,
 )
@@ -245,6 +246,7 @@ class Desk:
         features: str,
         low_vram: bool,
         method: str,
+        null_text_steps: str = "",
     ) -> str:
         """What an edit of a clip with these settings will cost on this server."""
         try:
@@ -260,6 +262,7 @@ class Desk:
                 size=read_size(size),
                 features=features,
                 low_vram=low_vram,
+                null_text_steps=optional(null_text_steps),
             )
             settings = fitting(Path(clip), settings) if clip else settings
         except InputError:

@@ -26,7 +26,8 @@ from ..settings import Settings, batch_rows
 
 __all__ = ["Estimates", "rows", "sized", "volume"]
 
-STAGES = ("invert", "reconstruct", "edit")  # in which the UNet runs
+STAGES = ("invert", "reconstruct", "null-text", "edit")  # in which the UNet runs
+BACKWARD = 2  # batch rows that a backward pass takes as long as
 # Latent cells of a frame for which attention takes as long as all else. mini's seconds a row, frame and cell on grids
 # of 32², 48² and 64² are .99, 1.13 and 1.31 times those on 16²; by this they are 1.07, 1.19 and 1.34 times.
 ATTENTION = 11_000
@@ -36,12 +37,22 @@ TRUST = 0.03  # of an edit, which what is expected counts for
 
 def rows(settings: Settings) -> dict[str, float]:
     """Batch rows of the UNet in the stages of an edit that inverts: one a step to invert and to reconstruct, two to
-    edit, and one more where the source's features are replayed."""
+    edit, and one more where the source's features are replayed; with gradients, as many as take as long."""
     preset = settings.preset()
     replayed = max(preset.alpha_self, preset.alpha_cross, preset.alpha_temporal)
-    again = replayed if settings.features in ("replay", "auto") else 0
-    n = settings.steps
-    return {"invert": n + (settings.solver != "ddim"), "reconstruct": n, "edit": n * (2 + again)}
+    again: float = replayed if settings.features in ("replay", "auto") else 0
+    n, tuned = settings.steps, 0
+    if own := preset.director:
+        guided = 2 + BACKWARD if own.stdg else 0
+        again = (1 if own.sa_ii else replayed) + (guided if own.guided == "edit" else 0)
+        if own.null_text_steps or guided and own.guided == "source":
+            tuned = 2 + guided + own.null_text_steps * (1 + BACKWARD)
+    return {
+        "invert": n + (settings.solver != "ddim"),
+        "reconstruct": n,
+        "null-text": n * tuned,
+        "edit": n * (2 + again),
+    }
 
 
 @dataclass
@@ -69,14 +80,17 @@ class Estimates:
         _, native, factor = _native(settings.backbone)
         pixels = clip["width"] * clip["height"]
         shown = min(clip["frames"], native) * _dearer(pixels, factor)  # frames of a row; a long clip has more rows
-        used = {stage: report["unet"][stage]["rows"] * shown * pixels for stage in STAGES}
-        each = {stage: seconds[stage] / used[stage] for stage in STAGES if stage in seconds and used[stage]}
+        used = {
+            stage: (done["rows"] + BACKWARD * done.get("backwards", 0)) * shown * pixels
+            for stage, done in report["unet"].items()
+        }
+        each = {stage: seconds[stage] / used[stage] for stage in STAGES if stage in seconds and used.get(stage)}
         rest = seconds["total"] - sum(seconds[stage] for stage in each) - seconds.get("load", 0.0)
         rest /= clip["frames"] * pixels
         with self._lock:
             old = self._costs.get(settings.backbone)
             if old is None:
-                if len(each) == len(STAGES):
+                if {"invert", "reconstruct", "edit"} <= each.keys():
                     self._costs[settings.backbone] = _Cost(each, rest, report["memory"]["peak_mib"])
                 return
             old.each |= {stage: (old.each[stage] + each[stage]) / 2 for stage in each}
@@ -144,7 +158,8 @@ def _stages(settings: Settings, cost: _Cost) -> dict[str, float]:
     size, _, factor = _native(settings.backbone)
     width, height = settings.size or size
     seen = volume(settings) * _dearer(width * height, factor)
-    return {stage: cost.each[stage] * n * seen for stage, n in rows(settings).items()}
+    each = {"null-text": cost.each["edit"]} | cost.each
+    return {stage: each[stage] * n * seen for stage, n in rows(settings).items()}
 
 
 def sized(settings: Settings, clip: Path | None) -> Settings:

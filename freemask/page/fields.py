@@ -24,7 +24,7 @@ from ..settings import MASKS, Example, Settings, make_settings, read_settings, r
 from ..words.positions import frames_told
 from ..words.prompts import usual_task
 from . import status
-from .advanced import PACES, TASK_OWN, Advanced, first_pace
+from .advanced import PACES, TASK_OWN, Advanced, first_pace, task_own
 from .visits import Run
 from .wire import file_data, picture_uri, shown
 
@@ -143,7 +143,8 @@ def take_trim(frames: float, event: gr.EventData) -> tuple[float, str]:
 def follow_task(task: str, method: str) -> tuple[Any, ...]:
     """The task in a sentence, and its own values as the placeholders of the numbers it sets."""
     preset = load_preset(task, method)
-    own = (gr.Textbox(placeholder=f"{getattr(preset, name):g}") for name in TASK_OWN)
+    shown = (task_own(preset, name) for name in TASK_OWN)
+    own = (gr.Textbox(**one) if one["visible"] else gr.Textbox("", **one) for one in shown)  # hidden, it asks nothing
     return status.note(html.escape(preset.summary)), *own
 
 

@@ -187,6 +187,7 @@ class Results:
     sheet: gr.Image
     curves: gr.Image
     link: gr.HTML
+    null_text: gr.Image
     report: gr.JSON
     files: gr.File
     run: gr.State
@@ -236,6 +237,16 @@ class Results:
                     elem_id="curves",
                 )
             with gr.Tab("Report", id="report"):
+                null_text = gr.Image(
+                    label="Null-text optimisation",
+                    show_label=False,
+                    buttons=["download", "fullscreen"],
+                    alt_text="Two curves over the timesteps: the distance to the inverted clip before and after",
+                    format="png",
+                    interactive=False,
+                    visible=False,
+                    elem_id="null-text",
+                )
                 report = gr.JSON(label="Report", elem_id="json")
         run = gr.State(None)
         return cls(
@@ -251,6 +262,7 @@ class Results:
             sheet,
             curves,
             link,
+            null_text,
             report,
             files,
             run,

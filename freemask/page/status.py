@@ -16,6 +16,7 @@ STAGES = {
     "load": ("Load", "Loading the model"),
     "invert": ("Invert", "Inverting"),
     "reconstruct": ("Reconstruct", "Reconstructing"),
+    "null-text": ("Null text", "Optimising the null text"),
     "edit": ("Edit", "Editing"),
     "decode": ("Write", "Writing the videos"),
 }

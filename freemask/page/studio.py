@@ -18,6 +18,7 @@ from ..families.sites import short_site
 from ..pictures.sheets import curves_figure
 from ..pictures.word_maps import read_index, word_file, word_sheet
 from ..presets import SELECTION_TAU
+from ..settings import NULL_TEXT
 from ..words.positions import numbered
 from ..words.prompts import align, find_word, words
 from . import status
@@ -29,7 +30,7 @@ from .wire import collecting, file_data, shown
 if TYPE_CHECKING:
     from ..masks.mmc import Codebook
 
-__all__ = ["open_link", "open_sheet", "open_studio", "show_masks", "take_cell"]
+__all__ = ["open_link", "open_null_text", "open_sheet", "open_studio", "show_masks", "take_cell"]
 
 WHY = {
     "measured": "Mask Matching Cost chose {}: the lowest points of the curves.",
@@ -112,6 +113,12 @@ def open_link(run: Run | None) -> str:
     return status.note(
         f'<a href="{query}" target="_blank" rel="noopener">Link to these settings</a> (all but the clip)'
     )
+
+
+def open_null_text(run: Run | None) -> Any:
+    """The curve of a run's null-text optimisation, where it had one."""
+    curve = run.folder / NULL_TEXT if run else None
+    return gr.Image(str(curve), visible=True) if curve and curve.exists() else gr.Image(None, visible=False)
 
 
 def take_cell(run: Run, event: gr.EventData) -> list[Any]:

@@ -23,6 +23,7 @@ from ..words.positions import locate, numbered, occurrence, plain
 __all__ = [
     "WordMaps",
     "curves_figure",
+    "distances_figure",
     "draw_sheet",
     "map_grids",
     "mask_sheet",
@@ -189,12 +190,16 @@ def _curves(by_site: Any, by_timestep: Any, codebook: Mapping[str, Any], ink: _I
     for axes, title, xs, ys, best in panels:
         axes.plot(xs, ys, color=ink.line, linewidth=1.8, marker="o", markersize=3.5)
         axes.plot(xs[best], ys[best], "o", color=ink.chosen, markersize=9, fillstyle="none", markeredgewidth=2)
-        axes.set_title(title, color=ink.text, fontsize=11, loc="left")
-        axes.set_facecolor(ink.ground)
-        axes.tick_params(colors=ink.faint, labelsize=8)
-        axes.grid(True, color=ink.faint, alpha=0.15)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(ink.faint)
+        _dress(axes, title, ink)
+
+
+def _dress(axes: Any, title: str, ink: _Ink) -> None:
+    axes.set_title(title, color=ink.text, fontsize=11, loc="left")
+    axes.set_facecolor(ink.ground)
+    axes.tick_params(colors=ink.faint, labelsize=8)
+    axes.grid(True, color=ink.faint, alpha=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(ink.faint)
 
 
 def _padded() -> Any:
@@ -214,6 +219,31 @@ def curves_figure(codebook: Mapping[str, Any]) -> Image:
     figure = Figure(figsize=(11, 3.4), dpi=120, facecolor=SCREEN.ground, layout=_padded())
     by_site, by_timestep = figure.subplots(1, 2)
     _curves(by_site, by_timestep, codebook, SCREEN)
+    return _pixels(figure)
+
+
+def distances_figure(distances: NDArray[np.float32], timesteps: Sequence[int]) -> Image:
+    """How far guidance ends from the pivot at each timestep, before and after null-text optimisation (VideoDirector,
+    line 15): `distances` (t, iterations) are mean squares, NaN where none was needed; high noise stands left."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), dpi=120, facecolor=SCREEN.ground, layout=_padded())
+    axes = figure.subplots()
+    for ys, colour, told in (
+        (distances[:, 0], SCREEN.faint, "with the null text of the step before"),
+        (np.nanmin(distances, 1), SCREEN.line, "optimised"),
+    ):
+        axes.plot(timesteps, ys, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=told)
+    axes.invert_xaxis()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("timestep", color=SCREEN.faint, fontsize=8)
+    _dress(axes, "Squared distance of the guided step from the inverted clip", SCREEN)
+    axes.legend(fontsize=8, labelcolor=SCREEN.text, facecolor=SCREEN.ground, edgecolor=SCREEN.faint)
+    return _pixels(figure)
+
+
+def _pixels(figure: Any) -> Image:
+    """A figure on the screen's ground as a picture."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=SCREEN.ground)
     picture = cv2.imdecode(np.frombuffer(buffer.getvalue(), np.uint8), cv2.IMREAD_COLOR_RGB)
