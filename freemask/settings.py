@@ -30,6 +30,7 @@ __all__ = [
     "Settings",
     "batch_rows",
     "examples",
+    "fast_settings",
     "make_settings",
     "read_settings",
     "read_size",
@@ -212,6 +213,12 @@ def make_settings(*, labels: Mapping[str, str] | None = None, **values: Any) -> 
         )
     backbone_folder(settings.backbone)
     return replace(settings, backbone=backbone_name(settings.backbone))
+
+
+def fast_settings(method: str) -> dict[str, Any]:
+    """The settings of a quick edit: `FAST`, without null-text optimisation where the method has that."""
+    own = load_preset("shape", method).director
+    return FAST | ({"null_text_steps": 0} if own else {})
 
 
 def read_size(text: str) -> tuple[int, int] | None:

@@ -30,6 +30,7 @@ from freemask.bench import (
     selftest_steps,
     speed,
     toyworld_samples,
+    usual_methods,
 )
 from freemask.bench.benchmark import warped_psnr
 from freemask.bench.methods import presets
@@ -210,7 +211,8 @@ def test_every_method_is_a_preset(task):
         groups.append({"paper", "no-latent"})
     else:  # m = 0 where δ = 1
         groups += [{kind, f"{kind}-masked"} for kind in ("cross", "temporal")]
-    del found["freemask-oracle"]  # the task's own preset under another mask
+    del found["freemask-oracle"]  # the task's own preset under another mask, as are VideoDirector's
+    found = {name: preset for name, preset in found.items() if not name.startswith("videodirector")}
     for name, preset in found.items():
         alike = {other for other, one in found.items() if one == preset}
         assert alike == next((group for group in groups if name in group), {name})
@@ -244,6 +246,25 @@ def test_one_scene_four_methods(tmp_path):
     assert "| freemask-oracle |" in markdown(table)
     save_figure(tmp_path / "table.png", table)
     assert cv2.imread(str(tmp_path / "table.png")) is not None
+
+
+def test_videodirector_is_measured_with_what_it_prepares(tmp_path):
+    """Its first stage is made once for the methods that share it, and counted in the time of each."""
+    names = "plain", "videodirector", "videodirector-no-sa2", "videodirector-shared", "videodirector-everywhere"
+    options = Options(methods=names, steps=2, frames=2)
+    table = finish(benchmark_steps("mini-motion", tmp_path, options, limit=1, seed=DEVELOP, tasks=["attribute"]))
+    lines = {line["method"]: line for line in table["rows"]}
+    assert lines["videodirector"]["guided_psnr"] == lines["videodirector-no-sa2"]["guided_psnr"]
+    guided = [lines[name]["guided_psnr"] for name in ("plain", "videodirector-shared", "videodirector")]
+    assert 10 < guided[0] < guided[1] and len(set(guided)) == 3
+    assert lines["videodirector-everywhere"]["true_psnr"] != lines["videodirector"]["true_psnr"]
+    assert lines["videodirector-no-sa2"]["seconds"] > 2 * lines["plain"]["seconds"]
+    assert 0 < lines["videodirector"]["background_perceptual"] < 1
+    told = [pair for pair in table["paired"] if pair["method"] == "videodirector" and pair["metric"] == "guided_psnr"]
+    assert [pair["against"] for pair in told] == ["plain", "videodirector-shared", "videodirector-everywhere"]
+    assert "| videodirector-shared | " in markdown(table).partition("guided: the source under guidance")[2]
+    assert usual_methods("mini-motion")[:4] == ("copy", "plain", "freemask", "videodirector")
+    assert not any("videodirector" in name for name in usual_methods("mini"))
 
 
 @pytest.mark.parametrize(

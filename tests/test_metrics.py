@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from freemask.errors import MetricError
+from freemask.families.specs import TOY_CLIP
 from freemask.jobs import metrics
-from freemask.jobs.metrics import clip_metrics, clip_pixels, load_clip, lpips, psnr, score, ssim
+from freemask.jobs.metrics import clip_metrics, clip_pixels, load_clip, lpips, pick_score, psnr, score, ssim
 from freemask.toyworld.cases import sample_case
 from freemask.toyworld.scenes import DEVELOP, render
 
@@ -73,5 +74,29 @@ def test_what_is_not_to_be_had_says_why(monkeypatch):
         lpips(frames, frames)
     told = score(frames, frames, source="a car", edit="a bus", backbone="someone/real-model")
     assert told["ssim"] == pytest.approx(1) and told["lpips"] is None and told["clip"] is None
-    assert set(told["absent"]) == {"clip", "clip_temporal", "frame_accuracy", "lpips"}
-    assert "no network" in told["absent"]["clip"]
+    assert set(told["absent"]) == {"clip", "clip_temporal", "frame_accuracy", "pick", "lpips", "masked_lpips"}
+    assert "no network" in told["absent"]["clip"] and "no network" in told["absent"]["pick"]
+
+
+def test_the_pick_score_is_the_scaled_cosine(monkeypatch):
+    """With the toy world's CLIP in the place of the model that cannot be had here."""
+    monkeypatch.setattr(metrics, "PICK", (str(TOY_CLIP),) * 2)
+    metrics._pick.cache_clear()
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    clip = load_clip("mini")
+    wanted = clip.model.logit_scale.exp() * (clip.images(frames) @ clip.texts(["a car"]).T).mean()
+    assert pick_score(frames, "a car") == pytest.approx(float(wanted))
+    metrics._pick.cache_clear()
+
+
+def test_masked_figures_are_of_what_was_to_be_kept(monkeypatch):
+    before = np.zeros((2, 32, 32, 3), np.uint8)
+    after, keep = before.copy(), np.ones((2, 32, 32), bool)
+    after[:, :8], keep[:, :8] = 200, False
+    after[:, 20] = 51
+    monkeypatch.setattr(metrics, "lpips", lambda a, b: float(np.abs(a.astype(float) - b).max()))
+    told = score(before, after, source="a car", edit="a bus", backbone="mini", keep=keep)
+    assert told["masked_psnr"] == pytest.approx(10 * np.log10(25 * 24))  # a fifth of the range in one row of 24
+    assert (told["lpips"], told["masked_lpips"]) == (200, 51) and "toy world" in told["absent"]["pick"]
+    nothing = score(before, after, source="a car", edit="a bus", backbone="mini", keep=np.zeros_like(keep))
+    assert nothing["masked_psnr"] is None and nothing["masked_lpips"] is None

@@ -348,6 +348,7 @@ def test_an_edit_is_scored_as_its_report_has_it(done, tmp_path):
     shared = ("clip", "clip_temporal", "frame_accuracy")
     assert {name: round(figures[name], 4) for name in shared} == {name: report["metrics"][name] for name in shared}
     assert 0 < figures["ssim"] < 1 and "clip" not in figures["absent"]
+    assert round(figures["masked_psnr"], 3) == report["metrics"]["background_psnr"]
     nothing = CliRunner().invoke(app, ["score", str(tmp_path)])
     assert nothing.exit_code == 2 and "report.json" in nothing.stderr
 

@@ -3,7 +3,7 @@
 from .benchmark import Options, benchmark_steps
 from .calibrate import Sample, calibrate_steps, davis_samples, example_maps, toyworld_samples
 from .levers import LEVERS, lever_steps
-from .methods import METHODS
+from .methods import METHODS, usual_methods
 from .profile import profile_steps
 from .selftest import selftest_steps
 from .speed import full_backbone
@@ -25,4 +25,5 @@ __all__ = [
     "save_figure",
     "selftest_steps",
     "toyworld_samples",
+    "usual_methods",
 ]

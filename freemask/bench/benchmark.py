@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from ..jobs.run import load_editor
 from ..masks.candidates import candidates, consensus, extract, resize
 from ..masks.mmc import codebook_path, iou
 from ..masks.trace import Trace
-from ..methods.editor import Editor
+from ..methods.base import Prepared
+from ..methods.editor import Denoised, Editor
 from ..pictures.sheets import save_png
 from ..presets import Preset, load_preset
 from ..steps import Step, Steps, finish
@@ -44,14 +45,13 @@ from .table import METRICS, tabulate
 __all__ = ["Options", "benchmark_steps", "measure_case", "warped_psnr"]
 
 Row = dict[str, float | None]
-ORACLE = "freemask-oracle"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What every method of a run shares."""
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...]
     steps: int = 12
     guidance: float = 4.0
     frames: int = 8
@@ -95,6 +95,14 @@ class _Inverted:
     source: Rendered
     true: Rendered
     trace: Trace
+    prepared: dict[str, Prepared] = field(default_factory=dict)  # by methods, for all that want the same
+    spent: dict[str, float] = field(default_factory=dict)  # seconds that it took
+
+    def mask(self, method: str) -> np.ndarray | None:
+        """What is given to a method as the mask (f, h, w) bool."""
+        if method.endswith("-oracle"):
+            return self.source.masks
+        return np.ones_like(self.source.masks) if method.endswith("-everywhere") else None
 
     def figures(self, frames: np.ndarray, judges: Judges) -> Row:
         """What a result's frames tell; PSNRs in dB."""
@@ -110,6 +118,9 @@ class _Inverted:
             "inside_psnr": psnr(frames, true.frames, keep=either),
             "outside_psnr": psnr(frames, true.frames, keep=~either),
             "background_psnr": None if kept is None else psnr(frames, source.frames, keep=kept),
+            "background_perceptual": None
+            if kept is None
+            else judges.classifier.distance(frames * kept[..., None], source.frames * kept[..., None]),
             "present": float(judges.classifier.judge(frames)[case.field] == wanted),
             "temporal": warped_psnr(frames, case.true, true.masks),
             "clip": seen["clip"],
@@ -139,26 +150,41 @@ def _clock(editor: Editor) -> float:
 def _edit(editor: Editor, judges: Judges, given: _Inverted, method: str, options: Options) -> tuple[Row, Any]:
     """A method's figures and its frames (f, h, w, 3); nothing of either where it finds no mask."""
     preset = presets(given.case.task).get(method)
-    start, overlap, rank = _clock(editor), None, None
+    start, overlap, rank, guided = _clock(editor), None, None, None
     if preset is None:
         copying = partial(finish, editor.reconstruct_steps(given.trace))
         peak, latents = extra_peak(copying, editor.backbone.device)
         seconds = _clock(editor) - start
     else:
+        about: dict[str, Any] = {"task": preset, "word": given.case.word, "guidance": options.guidance}
         steps = editor.edit_steps(
-            given.trace,
-            prompt=given.case.prompts[1],
-            task=preset,
-            word=given.case.word,
-            guidance=options.guidance,
-            mask=given.source.masks if method == ORACLE else None,
+            given.trace, prompt=given.case.prompts[1], mask=given.mask(method), prepared=given.prepared, **about
         )
+        prepared_at = start
+
+        def run() -> Denoised:
+            nonlocal prepared_at
+            while True:
+                try:
+                    if next(steps).stage == "null-text":
+                        prepared_at = _clock(editor)
+                except StopIteration as stop:
+                    done: Denoised = stop.value
+                    return done
+
         try:
-            peak, edited = extra_peak(partial(finish, steps), editor.backbone.device)
+            peak, edited = extra_peak(run, editor.backbone.device)
         except MaskError:  # flat maps
             return {}, None
-        seconds = _clock(editor) - start
+        seconds = _clock(editor) - prepared_at
         latents = edited.latents
+        if edited.prepared:
+            key = next(key for key, made in given.prepared.items() if made is edited.prepared)
+            seconds += given.spent.setdefault(key, prepared_at - start)
+            guided = editor.backbone.decode(edited.prepared["reached"])
+        elif method == "plain":
+            again = editor.edit_steps(given.trace, prompt=given.case.prompts[0], **about)
+            guided = editor.backbone.decode(finish(again).latents)
         if preset.mask != "none" and (preset.delta == 0 or preset.alpha_self or preset.alpha_latent):
             size = given.source.masks.shape[1], given.source.masks.shape[2]
             masks = edited.plan.object_at.values()
@@ -166,7 +192,8 @@ def _edit(editor: Editor, judges: Judges, given: _Inverted, method: str, options
         rank = given.rank(preset.tau) if preset.selection == "adaptive" else None
     frames = editor.backbone.decode(latents)
     cost = {"mask_iou": overlap, "rank": rank, "seconds": seconds, "peak_mib": peak}
-    return given.figures(frames, judges) | cost, frames
+    reached = None if guided is None else psnr(guided, given.source.frames)
+    return given.figures(frames, judges) | cost | {"guided_psnr": reached}, frames
 
 
 def measure_case(
@@ -182,9 +209,10 @@ def measure_case(
     shown = {"source": source.frames, "truth": true.frames}
     rows: dict[str, Row] = {}
     known = presets(case.task)
-    done: dict[tuple[Preset | None, bool], str] = {}
+    done: dict[tuple[Preset | None, str], str] = {}
     for method in options.methods:
-        twin = done.setdefault((known.get(method), method == ORACLE), method)
+        own = "" if given.mask(method) is None else method
+        twin = done.setdefault((known.get(method), own), method)
         if twin == method:
             rows[method], frames = _edit(editor, judges, given, method, options)
         else:
@@ -222,9 +250,10 @@ def _made_with(name: str) -> str:
 
 
 def _fingerprint(method: str, task: str, name: str, options: Options) -> list[object]:
-    """What a method's figures depend on, besides the case and the code."""
+    """What a method's figures depend on, besides the case and the code, as JSON has it."""
     preset = presets(task).get(method)
-    return [_made_with(name), options.steps, options.guidance, options.frames, asdict(preset) if preset else None]
+    told = [_made_with(name), options.steps, options.guidance, options.frames, asdict(preset) if preset else None]
+    return list(json.loads(json.dumps(told)))
 
 
 def _read(case: Case, name: str, options: Options, out: Path) -> dict[str, Any]:

@@ -8,6 +8,12 @@ no latent blending, and its masks; `no-latent` is `freemask` without that blendi
 in E for every task. Beside `freemask-codebook`, `no-lmmc` takes the mean over all sites in the place of l*, and
 `no-tmmc` swaps the two ways in time, one mask for every step and each step's own. `self`, `cross`, `temporal` fuse that
 kind alone for 0.99 of the steps without a mask, with `-masked` under FreeMask's (the paper's Fig. 4).
+
+`videodirector` is the method of that name, the others of that name lack a part: `-shared` has one null text for all
+frames, `-no-stdg` no guidance but the classifier-free one, `-vanilla` neither (null-text inversion as it is for
+pictures), `-fast` no stage 1 at all, `-no-ca`, `-no-sa`, `-no-sa1`, `-no-sa2` less attention control. `-oracle` has the
+true mask, what SAM2 would give at best, and `-everywhere` one of the whole picture. They are measured on backbones with
+motion modules, and on others where they are asked for.
 """
 
 from __future__ import annotations
@@ -15,13 +21,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ..families.specs import known_backbone
 from ..masks.plan import is_time_aware
 from ..presets import SELECTION_TAU, Preset, load_preset, masked
 
-__all__ = ["METHODS", "presets"]
+__all__ = ["METHODS", "presets", "usual_methods"]
 
 KINDS = ("self", "cross", "temporal")
-METHODS = (
+USUAL = (
     "copy",
     "plain",
     "p2p",
@@ -40,6 +47,15 @@ METHODS = (
     "no-tmmc",
     *(f"{kind}{under}" for kind in KINDS for under in ("", "-masked")),
 )
+PARTS = ("shared", "no-stdg", "vanilla", "fast", "no-ca", "no-sa", "no-sa1", "no-sa2", "oracle", "everywhere")
+DIRECTED = ("videodirector", *(f"videodirector-{part}" for part in PARTS))
+METHODS = (*USUAL, *DIRECTED)
+
+
+def usual_methods(backbone: str) -> tuple[str, ...]:
+    """Those that are measured where none are named."""
+    spec = known_backbone(backbone)
+    return ("copy", "plain", "freemask", *DIRECTED) if spec and spec.motion_adapter else USUAL
 
 
 def presets(task: str) -> dict[str, Preset]:
@@ -69,9 +85,29 @@ def presets(task: str) -> dict[str, Preset]:
         "no-lmmc": replace(codebook, mask="mean"),
         "no-tmmc": replace(codebook, time_aware=not is_time_aware(codebook)),
     }
+    found |= _directed(load_preset(task, "videodirector"))
     for kind in KINDS:
         alpha: dict[str, Any] = {f"alpha_{kind}": 0.99}
         found[kind] = replace(plain, **alpha)
         # where δ = 1, m = 0 everywhere (Eq. 9), so only self-attention, which reads E, has a mask
         found[f"{kind}-masked"] = replace(closed, **alpha) if kind == "self" or own.delta == 0 else found[kind]
     return {name: found[name] for name in METHODS if name != "copy"}
+
+
+def _directed(own: Preset) -> dict[str, Preset]:
+    """VideoDirector whole and without each of its parts."""
+    director = own.director
+    assert director
+    without: dict[str, dict[str, Any]] = {
+        "shared": {"null_text": "shared"},
+        "no-stdg": {"stdg": 0.0},
+        "vanilla": {"null_text": "shared", "stdg": 0.0},
+        "fast": {"null_text_steps": 0},
+        "no-sa2": {"sa_ii": False},
+    }
+    found = {name: replace(own, director=replace(director, **changes)) for name, changes in without.items()}
+    found |= {"no-ca": replace(own, alpha_cross=0.0), "no-sa1": replace(own, alpha_self=0.0)}
+    found["no-sa"] = replace(found["no-sa2"], alpha_self=0.0)
+    held = masked(own)
+    found |= {"oracle": held, "everywhere": held}
+    return {"videodirector": own} | {f"videodirector-{name}": preset for name, preset in found.items()}

@@ -18,6 +18,8 @@ METRICS = (
     "inside_psnr",
     "outside_psnr",
     "background_psnr",
+    "background_perceptual",
+    "guided_psnr",
     "present",
     "temporal",
     "clip",
@@ -29,10 +31,15 @@ METRICS = (
 )
 PAIRED = (
     *("true_psnr", "true_ssim", "perceptual", "inside_psnr", "outside_psnr", "background_psnr"),
-    *("temporal", "clip", "clip_temporal"),
+    *("background_perceptual", "guided_psnr", "temporal", "clip", "clip_temporal"),
 )
 OURS = "freemask"
 TABLE_2 = ("fatezero-mmc", "fatezero")  # FreeMask's Table 2: MMC's masks better FateZero in all four figures
+DIRECTED = "videodirector"
+AGAINST = (
+    "plain",
+    *(f"{DIRECTED}-{part}" for part in ("shared", "no-stdg", "vanilla", "fast", "oracle", "everywhere")),
+)
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -48,7 +55,7 @@ def _interval(values: np.ndarray) -> tuple[float, float, float]:
 def tabulate(cases: Sequence[Mapping[str, Any]], metrics: Sequence[str] = METRICS) -> dict[str, Any]:
     """`rows`: for each task and method the mean of every metric and its 95 % interval (`_low`, `_high`) over the `n`
     cases where the method found a mask, `failed` being the others; None where a metric has no value. `paired`: freemask
-    minus another method, and `TABLE_2`, over the cases that both have.
+    minus another method, `TABLE_2`, and videodirector minus those of `AGAINST`, over the cases that both have.
 
     Each case is {"task", "rows": {method: {metric: number or None}}}.
     """
@@ -59,7 +66,8 @@ def tabulate(cases: Sequence[Mapping[str, Any]], metrics: Sequence[str] = METRIC
         for method, row in rows.items():
             found.setdefault((case["task"], method), []).append(row)
         told = [(OURS, other) for other in rows if OURS in rows and other != OURS]
-        for ours, other in (*told, *([TABLE_2] if rows.keys() >= set(TABLE_2) else [])):
+        wanted = (TABLE_2, *((DIRECTED, other) for other in AGAINST))
+        for ours, other in (*told, *(pair for pair in wanted if rows.keys() >= set(pair))):
             for metric in PAIRED:
                 both = rows[ours].get(metric), rows[other].get(metric)
                 if all(map(_finite, both)):
@@ -91,6 +99,7 @@ def _cell(line: Mapping[str, Any], metric: str) -> str:
     digits = {
         "true_ssim": 3,
         "perceptual": 3,
+        "background_perceptual": 3,
         "clip_temporal": 3,
         "present": 2,
         "clip": 2,
@@ -125,6 +134,19 @@ def markdown(table: Mapping[str, Any]) -> str:
         if any((ours, other) == TABLE_2 for ours, other, _ in found):
             parts += ["fatezero-mmc minus fatezero (FreeMask's Table 2), with 95 % intervals:\n"]
             parts += [f"- {metric}: {_difference(found.get((*TABLE_2, metric)), 3)}" for metric in PAIRED]
+            parts.append("")
+        if against := [other for other in AGAINST if (DIRECTED, other, "true_psnr") in found]:
+            parts += [
+                f"{DIRECTED} minus the other, in dB, with 95 % intervals; guided: the source under guidance:\n",
+                "| against | true | kept | guided |",
+                "|---|---|---|---|",
+            ]
+            for other in against:
+                cells = [
+                    _difference(found.get((DIRECTED, other, m)), 2)
+                    for m in ("true_psnr", "background_psnr", "guided_psnr")
+                ]
+                parts.append(f"| {other} | " + " | ".join(cells) + " |")
             parts.append("")
     return "\n".join(parts)
 

@@ -102,24 +102,25 @@ def score(
 ) -> None:
     """Score an edit: CLIP against its prompt and from frame to frame, SSIM and LPIPS against its source.
 
-    Real clips are scored by CLIP ViT-L/14, 1.7 GB from the hub on the first call; LPIPS wants `pip install lpips`.
+    Real clips are scored by CLIP ViT-L/14 and the Pick score, 1.7 and 4 GB from the hub on the first call; LPIPS wants
+    `pip install lpips`. Masked figures are of what the edit was to keep.
     What is not to be had is null, with the reason.
     """
     with refusals():
-        from ..jobs.files import read_videos
+        from ..jobs.files import read_kept, read_videos
         from ..jobs.metrics import score as measure
 
         try:
             report = json.loads((folder / "report.json").read_text())
             settings, shape = report["settings"], report["clip"]
             prompts = {"source": settings["source"], "edit": settings["edit"], "backbone": settings["backbone"]}
-            shown = {"frames": shape["frames"], "fps": shape["fps"]}
+            shown, kept = {"frames": shape["frames"], "fps": shape["fps"]}, report["mask"]["kept"]
         except (OSError, ValueError, KeyError, TypeError):
             raise SettingError(
                 f"{folder} holds no report.json of an edit: give a folder that `edit --out` wrote."
             ) from None
         before, after = read_videos(folder, "source", "edited", **shown)
-        figures = measure(before, after, **prompts)
+        figures = measure(before, after, **prompts, keep=read_kept(folder, kept, before.shape[:3]))
     print(json.dumps(figures))
 
 
@@ -253,7 +254,9 @@ def benchmark(
     suite: Annotated[str, typer.Option(help="toyworld: rendered scenes, whose true edits are known.")] = "toyworld",
     limit: Annotated[int, typer.Option(help="Scenes a task.", min=1)] = 12,
     tasks: Annotated[str, typer.Option(help="A list with commas.")] = "style,attribute,shape,place",
-    methods: Annotated[str, typer.Option(help="A list with commas; all where left out.")] = "",
+    methods: Annotated[
+        str, typer.Option(help="A list with commas; left out: all but videodirector's, or with motion modules those.")
+    ] = "",
     backbone: Annotated[str, typer.Option(help="mini or a folder.")] = "mini",
     steps: Annotated[int, typer.Option(help="Steps in each direction.", min=2, max=200)] = 12,
     guidance: Annotated[
@@ -271,18 +274,19 @@ def benchmark(
     """
     with refusals():
         refuse_unknown("suite", suite, ["toyworld"])
-        from ..bench import METHODS, Options, benchmark_steps, markdown, save_figure
+        from ..bench import METHODS, Options, benchmark_steps, markdown, save_figure, usual_methods
         from ..families.specs import usual_guidance
         from ..jobs.run import load_editor
         from ..toyworld.cases import CASE_TASKS
 
         chosen: dict[str, tuple[str, ...]] = {}
         for name, given, known in (("task", tasks, tuple(CASE_TASKS)), ("method", methods, METHODS)):
-            chosen[name] = tuple(one.strip() for one in given.split(",") if one.strip()) or known
+            chosen[name] = tuple(one.strip() for one in given.split(",") if one.strip())
             for one in chosen[name]:
                 refuse_unknown(name, one, known)
         guidance = usual_guidance(backbone) if guidance is None else guidance
-        options = Options(methods=chosen["method"], steps=steps, guidance=guidance, frames=frames)
+        asked = chosen["method"] or usual_methods(backbone)
+        options = Options(methods=asked, steps=steps, guidance=guidance, frames=frames)
         editor = load_editor(backbone)
         table = watch(
             benchmark_steps(
@@ -291,7 +295,7 @@ def benchmark(
                 options,
                 limit=limit,
                 seed=seed,
-                tasks=chosen["task"],
+                tasks=chosen["task"] or tuple(CASE_TASKS),
                 workers=processes(workers, editor),
             )
         )

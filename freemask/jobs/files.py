@@ -15,15 +15,16 @@ import numpy as np
 from ..clips.stills import write_png
 from ..clips.video import Clip, read_clip, side_by_side, write_clip, write_gif
 from ..families.sites import Site
+from ..masks.candidates import resize
 from ..masks.trace import SoftMap, Trace
 from ..methods.editor import Denoised
-from ..pictures.mask_zip import save_mask_zip
+from ..pictures.mask_zip import read_mask_zip, save_mask_zip
 from ..pictures.sheets import distances_figure, mask_sheet, save_pdf, save_png
 from ..pictures.word_maps import save_word_files
 from ..settings import MASKS, NULL_TEXT
 from ..words.prompts import find_word, words
 
-__all__ = ["read_videos", "save_files", "save_masks"]
+__all__ = ["read_kept", "read_videos", "save_files", "save_masks"]
 
 
 def save_files(
@@ -83,6 +84,15 @@ def read_videos(out: Path, *names: str, frames: int, fps: float) -> list[np.ndar
     """The frames (f, h, w, 3) of some videos, such as "edited", as `save_files` wrote them: what a visitor sees, and
     what every figure about an edit is taken from."""
     return [read_clip(out / f"{name}.mp4", frames=frames, fps=fps).frames for name in names]
+
+
+def read_kept(out: Path, kept: str, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """The pixels (f, h, w) bool that an edit of so many frames of that size was to keep, by what its report says was
+    `kept`; None where that is nothing, or its masks are gone."""
+    if kept == "nothing" or not (out / MASKS).exists():
+        return None
+    mask = resize(read_mask_zip(out / MASKS, frames=shape[0]), shape[1:])
+    return mask if kept == "object" else ~mask
 
 
 def save_masks(out: Path, trace: Trace, edited: Denoised, word: str, prompt: str) -> dict[str, np.ndarray]:

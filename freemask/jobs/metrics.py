@@ -25,9 +25,10 @@ from ..families.backbone import signed_pixels
 from ..families.devices import LOADING
 from ..families.specs import TOY_CLIP, known_words
 
-__all__ = ["ClipScore", "clip_metrics", "clip_pixels", "load_clip", "lpips", "psnr", "score", "ssim"]
+__all__ = ["ClipScore", "clip_metrics", "clip_pixels", "load_clip", "lpips", "pick_score", "psnr", "score", "ssim"]
 
 REAL_CLIP = "openai/clip-vit-large-patch14"
+PICK = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the model, and whose tokenizer it has
 
 
 def psnr(a: np.ndarray, b: np.ndarray, *, keep: np.ndarray | None = None) -> float:
@@ -147,18 +148,50 @@ def clip_metrics(clip: ClipScore, frames: np.ndarray, *, source: str, edit: str)
     }
 
 
-def score(before: np.ndarray, after: np.ndarray, *, source: str, edit: str, backbone: str) -> dict[str, Any]:
-    """What can be said of an edit from its two clips (f, h, w, 3) uint8 and prompts: `clip_metrics`, and `ssim` and
-    `lpips` to the source. A figure whose model is not to be had is None, and `absent` holds the reason by name."""
-    figures: dict[str, Any] = dict.fromkeys(("clip", "clip_temporal", "frame_accuracy", "lpips"))
+def pick_score(frames: np.ndarray, prompt: str) -> float:
+    """How well people would like frames for a prompt: the mean Pick score (Kirstain et al. 2023), a cosine times the
+    model's scale of about 100. Raises MetricError where its weights, 4 GB from the hub, are not to be had."""
+    judge = _pick()
+    cosines = judge.images(frames) @ judge.texts([prompt]).T
+    return float(judge.model.logit_scale.exp() * cosines.mean())
+
+
+@lru_cache(maxsize=1)
+def _pick() -> ClipScore:
+    try:
+        with LOADING:
+            model = CLIPModel.from_pretrained(PICK[0], dtype=torch.float32).eval().requires_grad_(False)
+            return ClipScore(model, CLIPTokenizer.from_pretrained(PICK[1]))
+    except Exception as error:  # the libraries raise many kinds
+        raise MetricError(f"The Pick score is not to be had ({_reason(error)}): it needs a network once.") from error
+
+
+def score(
+    before: np.ndarray, after: np.ndarray, *, source: str, edit: str, backbone: str, keep: np.ndarray | None = None
+) -> dict[str, Any]:
+    """What can be said of an edit from its two clips (f, h, w, 3) uint8 and prompts: `clip_metrics`, `pick`, and `ssim`
+    and `lpips` to the source; `masked_psnr` in dB and `masked_lpips` are those of the pixels to `keep` (f, h, w) bool.
+    A figure whose model is not to be had, or that has no pixels, is None; `absent` holds a model's reason by name."""
+    named = "clip", "clip_temporal", "frame_accuracy", "pick", "lpips", "masked_psnr", "masked_lpips"
+    figures: dict[str, Any] = dict.fromkeys(named)
     figures["ssim"] = ssim(after, before)
     absent: dict[str, str] = {}
+    if keep is not None and keep.any():
+        figures["masked_psnr"] = psnr(after, before, keep=keep)
     try:
         figures |= clip_metrics(load_clip(backbone), after, source=source, edit=edit)
     except MetricError as error:
         absent |= dict.fromkeys(("clip", "clip_temporal", "frame_accuracy"), str(error))
     try:
-        figures["lpips"] = lpips(after, before)
+        if known_words(backbone) is not None:
+            raise MetricError("The Pick score judges real clips, and this edit is one of the toy world.")
+        figures["pick"] = pick_score(after, edit)
     except MetricError as error:
-        absent["lpips"] = str(error)
+        absent["pick"] = str(error)
+    try:
+        figures["lpips"] = lpips(after, before)
+        if keep is not None and keep.any():
+            figures["masked_lpips"] = lpips(after * keep[..., None], before * keep[..., None])
+    except MetricError as error:
+        absent |= dict.fromkeys(("lpips", "masked_lpips"), str(error))
     return figures | {"absent": absent}
