@@ -15,7 +15,7 @@ from freemask.methods.base import Usage
 from freemask.methods.editor import Editor
 from freemask.methods.videodirector import STDG, VideoDirector, attend_both
 from freemask.presets import Director, load_preset
-from freemask.settings import make_settings
+from freemask.settings import fast_settings, make_settings
 from freemask.steps import finish
 
 pytestmark = pytest.mark.numeric
@@ -147,6 +147,20 @@ def test_the_network_is_optimised_at_the_clips_own_spans(motion, trace, monkeypa
     assert (made["losses"][:, -1] < made["losses"][:, 0]).any()
     monkeypatch.setattr(videodirector, "checkpoint", lambda run, x, **_: run(x))
     assert close(run(few, long, task).prepared["null"], made["null"])
+
+
+@pytest.mark.parametrize("fixture", ["pipeline", "image_pipeline", "motion_pipeline"])
+def test_running_blocks_anew_for_their_gradients_changes_nothing(request, fixture, monkeypatch):
+    """As on a GPU, also with rows of text a frame and in several spans."""
+    backbone = replace(load_backbone(str(request.getfixturevalue(fixture)), "cpu"), native_frames=8)
+    task, found = directed(null_text_steps=2, stdg=50.0), []
+    trace = Editor(backbone).invert(noise_clip(12), prompt=SOURCE, steps=2)
+    for again in (False, True):
+        monkeypatch.setattr(videodirector, "_is_short", lambda _, again=again: again)
+        found.append(run(Editor(backbone), trace, task))
+    assert close(found[1].prepared["null"], found[0].prepared["null"])
+    assert close(found[1].latents, found[0].latents)
+    assert not any(getattr(part, "gradient_checkpointing", False) for part in backbone.unet.modules())
 
 
 def test_the_guidance_is_zero_at_the_pivot(exact):
@@ -305,6 +319,7 @@ def test_the_steps_of_both_stages_are_told(motion, trace):
 
 
 def test_only_videodirector_optimises_null_text():
+    assert fast_settings("videodirector") == fast_settings("freemask") | {"null_text_steps": 0}
     about = {"source": SOURCE, "edit": EDIT, "task": "shape"}
     own = make_settings(**about, method="videodirector", null_text_steps=3).preset()
     assert own.director.null_text_steps == 3 and own.director.zeta_b == SHAPE.director.zeta_b

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
@@ -64,17 +64,22 @@ class _Enough(Exception):
     """All that was wanted of a forward pass has been seen."""
 
 
+def _is_short(device: torch.device) -> bool:
+    """Whether memory is short there rather than time, so that the backward pass runs blocks anew."""
+    return device.type != "cpu"
+
+
 @contextmanager
-def _differentiable(backbone: Backbone) -> Any:
-    """Inside, gradients pass the network, on a GPU block by block anew so that activations do not fill it."""
-    on_gpu = backbone.device.type != "cpu"
+def _differentiable(backbone: Backbone) -> Iterator[None]:
+    """Inside, gradients may pass the network; diffusers' `UNet3DConditionModel` cannot run blocks anew for them."""
+    again = _is_short(backbone.device) and backbone.unet._supports_gradient_checkpointing
     with torch.inference_mode(False), torch.no_grad():
-        if on_gpu:
+        if again:
             backbone.unet.enable_gradient_checkpointing()
         try:
             yield
         finally:
-            if on_gpu:
+            if again:
                 backbone.unet.disable_gradient_checkpointing()
 
 
@@ -111,20 +116,22 @@ class STDG:
             if site.name.startswith(inside) and any(self.weights.get(site.kind, ())) and director.stdg
         )
 
-    def see(self, x: Tensor, t: int, text: Tensor, level: float) -> dict[Site, Tensor]:
+    def see(self, x: Tensor, t: int, text: Tensor, level: float, held: ExitStack | None = None) -> dict[Site, Tensor]:
         """Temporal attention maps (p, heads, f, f) and self-attention keys (f, heads, p, d) of latents (1, c, f, h, w)
-        under a text (1, k, d), at the sites compared."""
+        under a text (1, k, d), at the sites compared; `held` is as `Backbone.predict` has it."""
         found: dict[Site, Tensor] = {}
 
         def look(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            found[site] = probabilities(q, k) if site.kind == "temporal" else k
-            if len(found) == len(self.sites):
-                raise _Enough
+            own = probabilities(q, k) if site.kind == "temporal" else k
+            if site not in found:  # else a backward pass runs its block anew
+                found[site] = own
+                if len(found) == len(self.sites):
+                    raise _Enough
             return attend(q, k, v)
 
         self.usage.add(len(x))
         with suppress(_Enough):
-            self.backbone.predict(x, t, text, level, dict.fromkeys(self.sites, look))
+            self.backbone.predict(x, t, text, level, dict.fromkeys(self.sites, look), held)
         return found
 
     def loss(self, pivot: Mapping[Site, Tensor], seen: Mapping[Site, Tensor], at: np.ndarray) -> Tensor:
@@ -156,16 +163,17 @@ class STDG:
             return torch.zeros_like(x)
 
         def one(span: Span) -> Tensor:
-            with torch.no_grad():
-                old = self.see(pivot[:, :, span.frames], t, source, level)
+            old = self.see(pivot[:, :, span.frames], t, source, level)
             part = x[:, :, span.frames].clone().requires_grad_()
-            with torch.enable_grad():
-                seen = self.see(part, t, text, level)
+            with torch.enable_grad(), ExitStack() as held:
+                seen = self.see(part, t, text, level, held)
                 (gradient,) = torch.autograd.grad(self.loss(old, seen, at[span.frames]), part)
             self.usage.backwards += 1
             return gradient
 
-        return over_spans(x.shape[2], self.backbone.native_frames, one)
+        with _differentiable(self.backbone):
+            x, pivot, text, source = (one.clone() for one in (x, pivot, text, source))  # none made for inference alone
+            return over_spans(x.shape[2], self.backbone.native_frames, one)
 
 
 class VideoDirector(Fusing):
@@ -207,8 +215,8 @@ class VideoDirector(Fusing):
         nulls, losses, guidance = [], [], []
         for i, t in enumerate(reversed(trace.timesteps)):
             with _differentiable(self.backbone):
-                pivot, target = trace.latents[t].clone(), trace.latents[trace.below(t)].clone()
-                g = stdg.gradient(z, pivot, t, told, told, self.alpha[t], self.object(t))
+                target = trace.latents[trace.below(t)].clone()
+                g = stdg.gradient(z, trace.latents[t], t, told, told, self.alpha[t], self.object(t))
                 eps = self._predict(z, t, told, usage)
                 z, null, eps, distances = self._optimise(i, t, z, eps, null, target, g, before, usage)
             before = eps, self.alpha[t]
@@ -349,10 +357,8 @@ class VideoDirector(Fusing):
         if "guidance" in self.prepared:
             self.guided = self.prepared["guidance"][self.order[self.t]][None].to(x.device)
         elif self.stdg.sites:
-            with torch.inference_mode(False):
-                given = x[:1].clone(), self.trace.latents[self.t].clone(), self.t
-                texts = self.text["edit"].clone(), self.text["source"].clone()
-                self.guided = self.stdg.gradient(*given, *texts, self.alpha[self.t], self.object(self.t))
+            texts, pivot = (self.text["edit"], self.text["source"]), self.trace.latents[self.t]
+            self.guided = self.stdg.gradient(x[:1], pivot, self.t, *texts, self.alpha[self.t], self.object(self.t))
         return guided
 
     def settle(self, level: int, x: Tensor) -> Tensor:
