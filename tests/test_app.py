@@ -499,6 +499,20 @@ def measured(*, scale: float = 1.0, side: int = 128, load: float = 0.0, rest: fl
     }
 
 
+def test_a_stage_that_most_edits_lack_is_guessed_until_it_was_measured() -> None:
+    costs, about = Estimates(), {"source": "a", "edit": "b", "steps": 10, "method": "videodirector"}
+    long = Settings(**about)
+    costs.learn(Settings(source="a", edit="b", steps=10), measured())
+    expected = 1.0 + 0.1 * sum(rows(long).values())  # a backward pass as two rows
+    assert costs.seconds(long) == pytest.approx(expected)
+    assert rows(long)["null-text"] == 10 * (2 + 4 + 3 * 5) and rows(replace(long, null_text_steps=0))["null-text"] == 0
+    report = measured()
+    report["unet"]["null-text"] = {"forwards": 90, "rows": 90, "backwards": 60}
+    report["seconds"] |= {"null-text": 42.0, "total": report["seconds"]["total"] + 42.0}
+    costs.learn(long, report)
+    assert costs.seconds(long) == pytest.approx(expected + 0.1 * 210)  # twice as slow as was guessed
+
+
 def test_the_cost_is_told_once_it_was_measured() -> None:
     costs = Estimates()
     short, long = (Settings(source="a", edit="b", steps=steps) for steps in (10, 20))

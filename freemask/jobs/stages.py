@@ -429,7 +429,8 @@ class Job:
             "memory": {
                 "features": self.way[0],
                 "one_row": self.way[1],
-                "expected_mib": self.memory.expected(self.needed, *self.way),
+                # what gradients take is not told beforehand
+                "expected_mib": None if self.preset.director else self.memory.expected(self.needed, *self.way),
                 "peak_mib": self.memory.mib(),
             },
             "metrics": metrics,

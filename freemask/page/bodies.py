@@ -14,9 +14,9 @@ import numpy as np
 from ..clips.video import Clip, read_clip, side_by_side, write_clip
 from ..jobs.check import check
 from ..pictures.mask_zip import save_mask_zip
-from ..pictures.sheets import mask_sheet, save_png
+from ..pictures.sheets import distances_figure, mask_sheet, save_png
 from ..pictures.word_maps import save_word_files
-from ..settings import MASKS, Settings
+from ..settings import MASKS, NULL_TEXT, Settings
 from ..steps import Step
 from ..words.prompts import align, warnings, words
 
@@ -46,8 +46,11 @@ def painted_circles(
     asked = check(clip, settings)
     word, settings = asked.word, asked.settings
     source = read_clip(clip, frames=settings.frames, start=settings.start, size=settings.size)
-    stages = {"load": 1, "invert": settings.steps, "reconstruct": settings.steps, "edit": settings.steps, "decode": 1}
+    n, tuned = settings.steps, settings.preset().null_text_steps
+    stages = {"load": 1, "invert": n, "reconstruct": n, "null-text": n if tuned else 0, "edit": n, "decode": 1}
     for stage, total in stages.items():
+        if not total:
+            continue
         yield Step(stage, 0, total)
         for index in range(1, total + 1):
             pause()
@@ -70,6 +73,9 @@ def painted_circles(
     own = _maps(out / "masks.npz", [word], (), timesteps, settings.frames, chosen if delta else -1)
     save_word_files(out, every)
     save_mask_zip(out / MASKS, own["mask"])
+    if tuned:
+        distances = np.outer(np.linspace(0.02, 0.03, n), np.linspace(1, 0.5, tuned + 1)).astype(np.float32)
+        save_png(out / NULL_TEXT, distances_figure(distances, timesteps[::-1].tolist()))
     save_png(out / "masks.png", mask_sheet(every, word, frame=0))
     report: dict[str, Any] = {
         "settings": settings.record(word),

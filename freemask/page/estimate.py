@@ -93,7 +93,7 @@ class Estimates:
                 if {"invert", "reconstruct", "edit"} <= each.keys():
                     self._costs[settings.backbone] = _Cost(each, rest, report["memory"]["peak_mib"])
                 return
-            old.each |= {stage: (old.each[stage] + each[stage]) / 2 for stage in each}
+            old.each |= {stage: (old.each.get(stage, cost) + cost) / 2 for stage, cost in each.items()}
             old.rest, old.memory = (old.rest + rest) / 2, max(old.memory, report["memory"]["peak_mib"])
 
     def seconds(self, settings: Settings) -> float | None:

@@ -212,3 +212,24 @@ def test_real_clips_are_offered_where_they_can_be_edited(
             expect(page.get_by_role("option")).to_contain_text(["mini", "mini-motion", "mini-sd"])
             expect(page.locator("#toy")).to_contain_text("there is no GPU")
             expect(page.locator("#absent")).to_contain_text("zeroscope: not on this server, since there is no GPU")
+
+
+def test_null_text_is_asked_of_the_method_that_optimises_it_and_its_curve_is_shown(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    page.get_by_role("button", name="Advanced").click()
+    iterations = page.get_by_label("Null-text iterations")
+    expect(iterations).to_be_hidden()
+    for method, placeholder in (("VideoDirector", "5"), ("FateZero", ""), ("VideoDirector", "5")):
+        page.get_by_label("Method", exact=True).click()
+        page.get_by_role("option", name=re.compile(f"^{method}")).click()
+        if placeholder:
+            expect(iterations).to_have_attribute("placeholder", placeholder)
+            expect(iterations).to_have_value("")  # what was typed went with the field
+            iterations.fill("3")
+        else:
+            expect(iterations).to_be_hidden()
+    press_edit(page)
+    state(page, "done")
+    assert report(page)["settings"]["null_text_steps"] == 3
+    page.get_by_role("tab", name="Report").click()
+    expect(page.locator("#null-text img")).to_be_visible()
