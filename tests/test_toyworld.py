@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderTiny, MotionAdapter, UNet2DConditionModel
 
 from freemask.errors import SettingError
 from freemask.families.inflated import Inflated
 from freemask.families.loading import load_backbone
+from freemask.families.motion import Motion
 from freemask.families.specs import backbone_folder
 from freemask.jobs.metrics import load_clip
 from freemask.jobs.verdict import LIKE
@@ -234,6 +235,34 @@ def test_an_image_model_trains_exports_and_trains_on(run, tmp_path):
         train_unet(run, TINY, stage="frames", steps=1, batch=2, lr=1e-3, init=tmp_path / "out")
 
 
+def test_motion_modules_train_beside_an_image_model_that_stays(run, tmp_path):
+    still, recipe = replace(TINY, family="inflated"), replace(TINY, family="motion")
+    for name in ("run", "motion"):
+        shutil.copytree(run, tmp_path / name, ignore=shutil.ignore_patterns("unet-*", "decoder*"))
+    image = tmp_path / "image"
+    train_unet(tmp_path / "run", still, stage="frames", steps=1, batch=2, lr=1e-3)
+    export(tmp_path / "run", still, image)
+    clips = {"stage": "clips", "batch": 2, "lr": 1e-3}
+    with pytest.raises(SettingError, match="give its folder as init"):
+        train_unet(tmp_path / "motion", recipe, steps=1, **clips)
+    train_unet(tmp_path / "motion", recipe, steps=0, **clips, init=image)
+    export(tmp_path / "motion", recipe, image / "motion_adapter")
+    x, text = torch.randn(1, 8, 4, 8, 8), load_backbone(str(image), device="cpu").text(["a car"])
+    models = [load_backbone(str(image), device="cpu")]
+    assert isinstance(models[0], Motion)
+    train_unet(tmp_path / "motion", recipe, steps=2, **clips)
+    export(tmp_path / "motion", recipe, image / "motion_adapter")
+    models.append(load_backbone(str(image), device="cpu"))
+    before, after = (model.unet.state_dict() for model in models)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("motion_modules" in name for name in changed)
+    assert not torch.equal(*(model.predict(x, 101, text) for model in models))
+    shutil.copytree(tmp_path / "motion", tmp_path / "on", ignore=shutil.ignore_patterns("unet-*"))
+    train_unet(tmp_path / "on", recipe, steps=0, **clips, init=image)
+    begun = torch.load(tmp_path / "on" / "unet-clips.pt", weights_only=True)["average"]
+    assert all(torch.equal(begun[f"unet.{name}"], value.float()) for name, value in after.items())
+
+
 def test_frames_of_128_pixels_have_the_recipe_of_mini_sd():
     recipe = Recipe.of(128, "inflated")
     with torch.device("meta"):
@@ -243,6 +272,10 @@ def test_frames_of_128_pixels_have_the_recipe_of_mini_sd():
     for family in ("unet3d", "inflated"):
         assert shapes(new_autoencoder(Recipe.of(128, family))) == shapes(vae)
     assert Recipe.of(128) == Recipe() and Recipe.of(64).factor == 4
+    shipped = MotionAdapter.from_pretrained(MINI_SD.parent / "mini_motion").state_dict()
+    whole = new_unet(Recipe.of(128, "motion")).state_dict()
+    assert {name: whole[name].shape for name in shipped} == {name: value.shape for name, value in shipped.items()}
+    assert len([name for name in whole if "motion_modules" in name]) == len(shipped)
 
 
 def shapes(model):

@@ -185,7 +185,8 @@ def _edit(editor: Editor, judges: Judges, given: _Inverted, method: str, options
         elif method == "plain":
             again = editor.edit_steps(given.trace, prompt=given.case.prompts[0], **about)
             guided = editor.backbone.decode(finish(again).latents)
-        if preset.mask != "none" and (preset.delta == 0 or preset.alpha_self or preset.alpha_latent):
+        shares = preset.alpha_self, preset.alpha_latent, preset.director
+        if preset.mask != "none" and (preset.delta == 0 or any(shares)):
             size = given.source.masks.shape[1], given.source.masks.shape[2]
             masks = edited.plan.object_at.values()
             overlap = float(np.mean([iou(resize(mask, size), given.source.masks) for mask in masks]))

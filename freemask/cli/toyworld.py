@@ -14,7 +14,7 @@ from .common import console, processes, refusals, watch
 
 __all__ = ["app"]
 
-FAMILY = "unet3d, as mini, or inflated: an image model, as mini-sd, which has frames alone."
+FAMILY = "unet3d, as mini; inflated: an image model, as mini-sd, of frames alone; motion: modules for --init mini-sd's."
 SIZE = "Side of a frame in pixels; below 128 latents are of patches of 4 pixels, not 8. [128; judges 64]"
 STAGES = ("decoder", "frames", "clips", "classifier", "clip")
 app = typer.Typer(no_args_is_help=True, help="The rendered world that the mini backbone was trained on.")

@@ -18,6 +18,8 @@ What the paper leaves open or says twice, and how it is here:
 - SA-I acts on grids of at most 32² positions (as Prompt-to-Prompt's replacement), SA-II in the decoder; both in both
   rows of the guidance (line 27), cross control in the prompt's row alone. The source's columns that SA-II hides have
   logits of −∞: times 0, as Eq. 6 is written, they would still take part in the softmax.
+- Five steps of Adam at the authors' rate of .01. At .08 the guided reconstruction of mini-motion is 5 dB nearer to the
+  clip, but the edit 1.3 to 2.4 dB further from the true one (two attribute edits; .03: between them).
 - γ is 1 for the words that change (`alpha_changed` 0), C is `reweight`, φ_t begins with that of the step before.
 """
 
@@ -53,7 +55,7 @@ __all__ = ["STDG", "VideoDirector", "attend_both"]
 
 SA_I_POSITIONS = 32 * 32
 DECODER = "up_blocks."
-RATE = 7.68  # of Adam at the first level, over the text's width: the authors' 0.01 at 768; half of it at the last
+RATE = 1e-2  # of Adam at the first level; half of it at the last, as in the authors' code
 ENOUGH = (
     1e-5,
     1e-3,
@@ -259,7 +261,7 @@ class VideoDirector(Fusing):
         best of all iterations is kept."""
         share = i / len(self.trace.timesteps)
         phi = null.clone().requires_grad_()
-        adam = torch.optim.Adam([phi], lr=RATE / phi.shape[-1] * (1 - share / 2))
+        adam = torch.optim.Adam([phi], lr=RATE * (1 - share / 2))
         push = self._push(t, g)
         kept, distances = (z, null, eps), list[float]()
         for j in range(self.director.null_text_steps + 1):

@@ -1,5 +1,5 @@
 """The parts of a toy backbone before any training, and its folder after: for mini the classes that zeroscope uses, for
-mini-sd Stable Diffusion's, which differ in the UNet alone.
+mini-sd Stable Diffusion's, which differ in the UNet alone, and for mini-motion AnimateDiff's motion modules beside it.
 
 - The autoencoder's **encoder is a principal component analysis** of image patches, written into the
   convolutions of a stock `AutoencoderTiny`. It needs no training, so the latents are fixed from the first
@@ -15,13 +15,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel, UNet3DConditionModel
+from diffusers import (
+    AutoencoderTiny,
+    DDIMScheduler,
+    MotionAdapter,
+    UNet2DConditionModel,
+    UNet3DConditionModel,
+    UNetMotionModel,
+)
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from einops import rearrange
 from torch import Tensor, nn
@@ -48,7 +55,7 @@ __all__ = [
 ]
 
 
-FAMILIES = ("unet3d", "inflated")
+FAMILIES = ("unet3d", "inflated", "motion")
 LARGE = 128  # pixels, from which side on frames are made of patches of 8 pixels
 
 
@@ -197,7 +204,17 @@ def _new_vae(recipe: Recipe) -> AutoencoderTiny:
 
 
 def new_unet(recipe: Recipe) -> UNet:
-    """The family's UNet, random; as an image model's attention_head_dim counts heads, it is given their number."""
+    """The family's UNet, random; as an image model's attention_head_dim counts heads, it is given their number. Motion
+    modules change nothing yet."""
+    if recipe.family == "motion":
+        image_unet = new_unet(replace(recipe, family="inflated"))
+        modules = MotionAdapter(
+            block_out_channels=recipe.channels,
+            motion_layers_per_block=1,
+            motion_num_attention_heads=4,
+            motion_norm_num_groups=16,
+        )
+        return UNetMotionModel.from_unet2d(image_unet, modules)
     depth = len(recipe.channels) - 1
     image = recipe.family == "inflated"
     ending = "2D" if image else "3D"
@@ -260,13 +277,19 @@ def read_checkpoint(path: Path, recipe: Recipe, device: str = "cpu") -> dict[str
 
 def export(run: Path, recipe: Recipe, out: Path) -> None:
     """Saves the newest averaged weights as a pipeline folder: fp16 safetensors in the layout of the family's
-    pipelines. Raises SettingError where there are none, or where they are of another family."""
+    pipelines, or of motion modules as the folder of a `MotionAdapter`. Raises SettingError where there are none, or
+    where they are of another family."""
     stages = [run / f"unet-{stage}.pt" for stage in ("clips", "frames")]
     newest = next((path for path in stages if path.exists()), None)
     if newest is None:
         raise SettingError(f"{run} holds neither unet-clips.pt nor unet-frames.pt: train a stage first.")
     average = read_checkpoint(newest, recipe)["average"]
     tokenizer = load_tokenizer(run)
+    if recipe.family == "motion":
+        modules = new_unet(recipe)
+        modules.load_state_dict({name[5:]: value for name, value in average.items() if name.startswith("unet.")})
+        modules.half().save_motion_modules(out)
+        return
     shutil.copytree(run / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     tokenizer.save_pretrained(out / "tokenizer")
     unet, text = new_unet(recipe), new_text_encoder(recipe, tokenizer)

@@ -1,4 +1,5 @@
-"""Trains a toy backbone on rendered scenes: mini, or with the family "inflated" mini-sd, which has frames alone.
+"""Trains a toy backbone on rendered scenes: mini, with the family "inflated" mini-sd, which has frames alone, or with
+"motion" the motion modules that make it mini-motion, while its own weights stay.
 
 Decisions, each of which keeps training within reach of a CPU, beside those of `models`:
 
@@ -23,18 +24,21 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny, UNet2DConditionModel, UNet3DConditionModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from ..errors import SettingError
 from ..families.attention import UNet
+from ..families.motion import add_motion
+from ..families.specs import ADAPTER
 from .models import (
     Recipe,
     load_tokenizer,
@@ -87,6 +91,8 @@ class _Identity(nn.Module):
 
 def _ask(unet: UNet, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
     """The noise that a UNet predicts for latents (b, c, f, h, w), under labels and text (b, k, d)."""
+    if isinstance(unet, UNetMotionModel):
+        return unet(x, t, text.repeat_interleave(x.shape[2], 0)).sample
     if not isinstance(unet, UNet2DConditionModel):
         return unet(x, t, text).sample
     frames = x.shape[2]
@@ -180,13 +186,28 @@ SHEET = [
 
 
 def _refuse_other_family(init: Path, recipe: Recipe) -> None:
-    wanted = UNet2DConditionModel if recipe.family == "inflated" else UNet3DConditionModel
+    wanted = UNet3DConditionModel if recipe.family == "unet3d" else UNet2DConditionModel
     try:
         kind = json.loads((init / "unet" / "config.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         raise SettingError(f"{init} holds no backbone: give a folder with unet/, vae/ and tokenizer/.") from None
     if kind != wanted.__name__:
         raise SettingError(f"{init}/unet is a {kind}, and the family {recipe.family} has a {wanted.__name__}.")
+
+
+def _begin(model: nn.ModuleDict, recipe: Recipe, init: Path) -> None:
+    """Gives a model the weights of an exported backbone; of motion modules those beside its UNet, where there are."""
+    unet: Any = model["unet"]
+    text = model["text"]
+    text.load_state_dict(CLIPTextModel.from_pretrained(init / "text_encoder").float().state_dict())
+    if recipe.family == "motion":
+        image = UNet2DConditionModel.from_pretrained(init / "unet").float()
+        beside = init / ADAPTER
+        told = add_motion(image, beside).float() if beside.is_dir() else image
+        missing = unet.load_state_dict(told.state_dict(), strict=False).missing_keys
+        assert all("motion_modules" in name for name in missing)
+    else:
+        unet.load_state_dict(type(unet).from_pretrained(init / "unet").float().state_dict())
 
 
 def train_unet(
@@ -206,10 +227,13 @@ def train_unet(
     Writes `run/unet-{stage}.pt`, `run/log-{stage}.txt` and sample sheets. The clips stage begins with
     the averaged weights of the frames stage; a run with no checkpoint may begin with those of an exported
     backbone, `init`, whose autoencoder and tokenizer it takes too. `graph` acts on a GPU alone. Raises SettingError
-    for the clips stage of an image model, and for an `init` of another family.
+    for the clips stage of an image model, for an `init` of another family, and for motion modules without the image
+    model as `init`, with a folder `motion_adapter` in it where they are to be trained on.
     """
     if stage == "clips" and recipe.family == "inflated":
         raise SettingError("An image model knows no clips: its only stage is frames.")
+    if recipe.family == "motion" and (stage == "frames" or not (init or (run / "unet-clips.pt").exists())):
+        raise SettingError("Motion modules are trained on clips, beside an image model: give its folder as init.")
     if init:
         _refuse_other_family(init, recipe)
     run.mkdir(parents=True, exist_ok=True)
@@ -223,12 +247,20 @@ def train_unet(
     null_ids = token_ids(tokenizer, [""])
     unet, text = new_unet(recipe).to(device), new_text_encoder(recipe, tokenizer).to(device)
     model = nn.ModuleDict({"unet": unet, "text": text})
+    if recipe.family == "motion":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("motion_modules" in name)
     checkpoint, first = run / f"unet-{stage}.pt", run / "unet-frames.pt"
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     on_gpu = device == "cuda"
     rate = torch.tensor(lr, device=device)  # a graph reads it anew at each step
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, capturable=on_gpu, foreach=on_gpu
+        [one for one in model.parameters() if one.requires_grad],
+        lr=rate,
+        betas=(0.9, 0.99),
+        weight_decay=0.01,
+        capturable=on_gpu,
+        foreach=on_gpu,
     )
     step = 0
     if checkpoint.exists():
@@ -244,8 +276,7 @@ def train_unet(
         average |= read_checkpoint(first, recipe, device)["average"]
         model.load_state_dict(average)
     elif init:
-        unet.load_state_dict(type(unet).from_pretrained(init / "unet").float().state_dict())
-        text.load_state_dict(CLIPTextModel.from_pretrained(init / "text_encoder").float().state_dict())
+        _begin(model, recipe, init)
         average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     scheduler = new_scheduler()
     alphas = scheduler.alphas_cumprod.to(device)
