@@ -155,6 +155,11 @@ def test_null_text_is_kept_with_the_inversion(tmp_path):
     assert [len(row) for row in alone["null_text"]["distances"]] == [2, 2]
     for name in ("edited.mp4", "guided.mp4", "null-text.png"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    made.write_bytes(made.read_bytes()[:-9])  # damaged on disk, it is made anew
+    anew = finish(run_steps(SHAPE.clip, settings, tmp_path / "anew", kept=kept))
+    assert anew["null_text"]["made"] == "made" and anew["inversion"].startswith("kept")
+    inversion.write_bytes(b"no inversion")
+    assert finish(run_steps(SHAPE.clip, settings, tmp_path / "all", kept=kept))["metrics"] == alone["metrics"]
     fast = finish(run_steps(SHAPE.clip, replace(settings, null_text_steps=0), tmp_path / "fast", kept=kept))
     assert fast["null_text"] is None and not (tmp_path / "fast" / "guided.mp4").exists()
 

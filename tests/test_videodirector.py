@@ -308,6 +308,10 @@ def test_stage_1_is_made_once_for_what_it_depends_on(motion, trace):
     assert not again(task=replace(task, alpha_self=0.5))[1]
     assert again(guidance=5.0)[1] and again(mask=~half(trace))[1]
     assert again(task=directed(null_text_steps=2))[1]
+    other = motion.invert(noise_clip(8, seed=4), prompt=SOURCE, steps=3)
+    usage = Usage()
+    run(motion, other, task, prepared=kept, preparing=usage)
+    assert usage.forwards > 0
     task = directed(null_text_steps=1, stdg=0.0)
     assert again()[1] and not again(mask=~half(trace))[1]  # no guidance, so no mask
 

@@ -94,9 +94,11 @@ class _Kept(dict[str, Prepared]):
 
     def __contains__(self, key: object) -> bool:
         path = self._path(key)
-        if not super().__contains__(key) and path and path.exists():
-            super().__setitem__(str(key), load_file(path, device=str(self._device)))
-            self.found = True
+        if not super().__contains__(key) and path:
+            made = _read(path, lambda: load_file(path, device=str(self._device)))
+            if made is not None:
+                super().__setitem__(str(key), made)
+                self.found = True
         return super().__contains__(key)
 
     def __setitem__(self, key: str, made: Prepared) -> None:
@@ -107,6 +109,17 @@ class _Kept(dict[str, Prepared]):
             part = path.with_suffix(".part")
             save_file({name: one.contiguous().cpu() for name, one in made.items()}, part)
             part.replace(path)
+
+
+def _read(path: Path, read: Callable[[], T]) -> T | None:
+    """What is read from a kept file; None where there is none, or it is damaged: then it goes, to be made anew."""
+    try:
+        return read() if path.exists() else None
+    except Exception as error:  # safetensors and json raise many kinds for a damaged file
+        if is_out_of_memory(error):
+            raise
+        path.unlink(missing_ok=True)
+        return None
 
 
 def _oldest(folder: Path, pattern: str) -> list[Path]:
@@ -253,9 +266,9 @@ class Job:
         storing = settings.features in ("store", "host") and self.storable
         file = kept / _inversion_name(self.path, settings, self.size) if kept and not storing else None
         self.prepared = _Kept(file, device)
-        if file is not None and file.exists():
-            self.again = True
-            self.trace = load_trace(file, device)
+        found = _read(file, lambda: load_trace(file, device)) if file else None
+        if found:
+            self.again, self.trace = True, found
             self.clip, latents = self.trace.clip, self.trace.latents[CLEAN]
         else:
             part: dict[str, Any] = {"frames": settings.frames, "start": settings.start, "fps": settings.fps}

@@ -197,7 +197,8 @@ class VideoDirector(Fusing):
         if not director.null_text_steps and (director.guided == "edit" or not director.stdg):
             return ""
         asked = {name: value for name, value in asdict(director).items() if name != "sa_ii"}
-        digest = hashlib.sha256(json.dumps([asked, self.guidance, self.task.rescale]).encode())
+        digest = hashlib.sha256(json.dumps([asked, self.guidance, self.task.rescale, self.trace.prompt]).encode())
+        digest.update(self.noise.cpu().numpy().tobytes())  # the trace's own
         if self.stdg.sites:
             for t in self.trace.timesteps:
                 digest.update(np.packbits(self.object(t)).tobytes())
