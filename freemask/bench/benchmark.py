@@ -229,7 +229,7 @@ def _strip(shown: dict[str, np.ndarray]) -> np.ndarray:
     for name, frames in shown.items():
         pick = frames[np.linspace(0, len(frames) - 1, 4).round().astype(int)]
         row = np.hstack([cv2.resize(frame, (128, 128), interpolation=cv2.INTER_NEAREST) for frame in pick])
-        label = np.full((128, 230, 3), 20, np.uint8)
+        label = np.full((128, 300, 3), 20, np.uint8)
         cv2.putText(label, name, (12, 70), (226, 228, 234), cv2.FontFace("sans"), 18, 400)
         rows.append(np.hstack([label, row]))
     return np.vstack(rows)
