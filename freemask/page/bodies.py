@@ -76,6 +76,7 @@ def painted_circles(
     if tuned:
         distances = np.outer(np.linspace(0.02, 0.03, n), np.linspace(1, 0.5, tuned + 1)).astype(np.float32)
         save_png(out / NULL_TEXT, distances_figure(distances, timesteps[::-1].tolist()))
+    null_text = {"made": "made", "distances": distances.tolist()} if tuned else None
     save_png(out / "masks.png", mask_sheet(every, word, frame=0))
     report: dict[str, Any] = {
         "settings": settings.record(word),
@@ -91,6 +92,7 @@ def painted_circles(
         },
         "clip": {"width": source.frames.shape[2], "height": source.frames.shape[1]}
         | {"frames": len(source.frames), "fps": source.fps},
+        "null_text": null_text,
         "seconds": {"total": 1.0},
         "metrics": {"reconstruction_psnr": 34.5, "background_psnr": 31.2},
     }

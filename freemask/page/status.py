@@ -20,6 +20,7 @@ STAGES = {
     "edit": ("Edit", "Editing"),
     "decode": ("Write", "Writing the videos"),
 }
+TUNED = "null-text"  # the stage that few methods have
 TRUST = {"good": "", "doubtful": ", but look at it with care", "poor": ", but the edit is not to be trusted"}
 
 
@@ -41,7 +42,9 @@ def running(now: Snapshot, glance: str = "", left: float | None = None, whole: b
         parts.append(f"about {_duration(left)} left{'' if whole else ' in this stage'}")
     title = STAGES.get(step.stage, ("", step.stage.capitalize()))[1]
     detail = " · ".join([*parts, f"{_duration(now.elapsed)} so far"])
-    return _line("running", title, detail, stage=step.stage, share=step.index / max(1, step.total), glance=glance)
+    tuned = step.stage == TUNED or TUNED in now.timed
+    share = step.index / max(1, step.total)
+    return _line("running", title, detail, stage=step.stage, share=share, glance=glance, tuned=tuned)
 
 
 def done(report: dict[str, Any], elapsed: float | None) -> str:
@@ -53,6 +56,8 @@ def done(report: dict[str, Any], elapsed: float | None) -> str:
     if metrics.get("background_psnr") is not None:
         kept = {"background": "background kept", "object": "object kept", "nothing": "likeness to the source"}
         figures.append(f"{kept[mask['kept']]} <b>{metrics['background_psnr']:.1f} dB</b>")
+    if metrics.get("guided_psnr") is not None:
+        figures.append(f"reconstruction under guidance <b>{metrics['guided_psnr']:.1f} dB</b>")
     if str(report.get("inversion")).startswith("kept"):
         figures.append("begun at denoising, with the inversion of an earlier edit")
     figures.append(f"word <b>{html.escape(report['words']['word'])}</b>")
@@ -60,7 +65,8 @@ def done(report: dict[str, Any], elapsed: float | None) -> str:
     warned = [html.escape(warning) for warning in report["words"]["warnings"]]
     title = "Made beforehand: press Edit to make it here" if elapsed is None else f"Done in {_duration(elapsed)}"
     detail = "<br>".join([*told, " · ".join(figures), *warned])
-    return _line("done", title + TRUST[verdict.level], detail, stage="", share=1, verdict=verdict.level)
+    tuned = bool(report.get("null_text"))
+    return _line("done", title + TRUST[verdict.level], detail, stage="", share=1, verdict=verdict.level, tuned=tuned)
 
 
 def failed(why: str) -> str:
@@ -144,20 +150,22 @@ def _line(
     share: float = 0.0,
     glance: str = "",
     verdict: str = "",
+    tuned: bool = False,
 ) -> str:
-    """The status: a title, a detail, and a segment for each stage, filled as far as it has come. The colour follows
-    the state, and of an edit that is done the verdict.
+    """The status: a title, a detail, and a segment for each stage, filled as far as it has come; for null-text
+    optimisation too where the edit is `tuned`. The colour follows the state, and of an edit that is done the verdict.
 
     The page changes only the nodes that differ, by their place. The title stays the first, so that it is one live
     region from beginning to end, and a screen reader tells each new title once; the rest it does not tell.
     """
     picture = f'<img src="{glance}" alt="The edit on its way">' if glance else ""
-    names = list(STAGES)
+    names = [name for name in STAGES if tuned or name != TUNED]
     at = names.index(stage) if stage in names else len(names) if stage == "" else -1
     fills = [1.0 if i < at else share if i == at else 0.0 for i in range(len(names))]
     segments = "".join(
-        f'<li{" aria-current=step" if name == stage else ""}><i><b style="width:{100 * fill:.0f}%"></b></i>{title}</li>'
-        for (name, (title, _)), fill in zip(STAGES.items(), fills, strict=True)
+        f'<li{" aria-current=step" if name == stage else ""}><i><b style="width:{100 * fill:.0f}%"></b></i>'
+        f"{STAGES[name][0]}</li>"
+        for name, fill in zip(names, fills, strict=True)
     )
     quality = f' data-verdict="{verdict}"' if verdict else ""
     return (

@@ -228,7 +228,10 @@ def test_null_text_is_asked_of_the_method_that_optimises_it_and_its_curve_is_sho
             iterations.fill("3")
         else:
             expect(iterations).to_be_hidden()
+    stage = page.get_by_role("listitem").filter(has_text="Null text")
+    expect(stage).to_be_hidden()
     press_edit(page)
+    expect(stage).to_be_visible()
     state(page, "done")
     assert report(page)["settings"]["null_text_steps"] == 3
     page.get_by_role("tab", name="Report").click()
