@@ -14,8 +14,8 @@ What the paper leaves open or says twice, and how it is here:
   31 have it: the latent reached moves by −√(1−ᾱ_{t−1})·√(1−ᾱ_t)·G, down the distance. Eq. 5 would climb it there.
 - The distances are sums over positions and frames of means over heads, channels and keys. So G does not depend on the
   size of the frames; `stdg` 5 has the scale of the authors' code for their finest-weighed block at 16 frames of 512².
-- G of stage 2 is that of the edited latent (`guided` "edit"), or that of stage 1 again ("source", as in their code): .05
-  and .45 dB further from the true edit (an attribute and a shape edit, seeds 2,680,001 and 2,680,000).
+- G of stage 2 is that of the edited latent (`guided` "edit"), or that of stage 1 again ("source", as in their code):
+  .05 and .45 dB further from the true edit (an attribute and a shape edit, seeds 2,680,001 and 2,680,000).
 - What is compared is `up_blocks.1`, as in MotionClone. `up_blocks.2` reconstructs .4 and 1.0 dB nearer in the same two
   edits, and edits .5 dB nearer and 1.2 further; both blocks .4 nearer and .5 further; strength 20 .05 further (one).
 - SA-I acts on grids of at most 32² positions (as Prompt-to-Prompt's replacement), SA-II in the decoder; both in both
