@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -28,10 +28,12 @@ T = TypeVar("T")
 Steps = Generator[Step, None, T]
 
 
-def finish(steps: Steps[T]) -> T:
-    """Runs a generator of steps to its end and gives what it returns."""
+def finish(steps: Steps[T], told: Callable[[Step], object] | None = None) -> T:
+    """Runs a generator of steps to its end and gives what it returns; `told` hears of each step."""
     while True:
         try:
-            next(steps)
+            step = next(steps)
+            if told:
+                told(step)
         except StopIteration as stop:
             return stop.value

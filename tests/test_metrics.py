@@ -81,12 +81,10 @@ def test_what_is_not_to_be_had_says_why(monkeypatch):
 def test_the_pick_score_is_the_scaled_cosine(monkeypatch):
     """With the toy world's CLIP in the place of the model that cannot be had here."""
     monkeypatch.setattr(metrics, "PICK", (str(TOY_CLIP),) * 2)
-    metrics._pick.cache_clear()
     frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     clip = load_clip("mini")
     wanted = clip.model.logit_scale.exp() * (clip.images(frames) @ clip.texts(["a car"]).T).mean()
     assert pick_score(frames, "a car") == pytest.approx(float(wanted))
-    metrics._pick.cache_clear()
 
 
 def test_masked_figures_are_of_what_was_to_be_kept(monkeypatch):

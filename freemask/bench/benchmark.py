@@ -31,7 +31,7 @@ from ..masks.candidates import candidates, consensus, extract, resize
 from ..masks.mmc import codebook_path, iou
 from ..masks.trace import Trace
 from ..methods.base import Prepared
-from ..methods.editor import Denoised, Editor
+from ..methods.editor import Editor
 from ..pictures.sheets import save_png
 from ..presets import Preset, load_preset
 from ..steps import Step, Steps, finish
@@ -162,18 +162,13 @@ def _edit(editor: Editor, judges: Judges, given: _Inverted, method: str, options
         )
         prepared_at = start
 
-        def run() -> Denoised:
+        def hear(step: Step) -> None:
             nonlocal prepared_at
-            while True:
-                try:
-                    if next(steps).stage == "null-text":
-                        prepared_at = _clock(editor)
-                except StopIteration as stop:
-                    done: Denoised = stop.value
-                    return done
+            if step.stage == "null-text":
+                prepared_at = _clock(editor)
 
         try:
-            peak, edited = extra_peak(run, editor.backbone.device)
+            peak, edited = extra_peak(partial(finish, steps, hear), editor.backbone.device)
         except MaskError:  # flat maps
             return {}, None
         seconds = _clock(editor) - prepared_at

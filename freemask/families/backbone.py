@@ -8,8 +8,8 @@ autoencoder may be `AutoencoderKL` (the posterior's mode is taken, so encoding i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import BackboneError
 from ..words.prompts import word_spans
-from .attention import Hook, find_sites
+from .attention import Hook, find_sites, installed
 from .devices import free_memory, is_out_of_memory
 from .sites import Site
 from .specs import Inflation, known_backbone, native_size, vae_factor
@@ -169,7 +169,17 @@ class Backbone(ABC):
         """What is said of positions (f, p), for the keys that each frame's queries meet at a self site: (f, keys)."""
         return x
 
+    @contextmanager
+    def over(self, frames: int, hooks: Mapping[Site, Hook] | None = None, text: Tensor | None = None) -> Iterator[None]:
+        """The UNet as it runs over a clip of so many frames, with hooks at some sites; `text` is what it will be told,
+        for a network that has to be changed for it."""
+        with installed(self.unet, hooks or {}):
+            yield
+
     @abstractmethod
+    def output(self, x: Tensor, t: int, text: Tensor) -> Tensor:
+        """What the network itself says (b, c, f, h, w) float32 of latents under label `t`, inside `over`."""
+
     def predict(
         self,
         x: Tensor,
@@ -185,6 +195,9 @@ class Backbone(ABC):
         are kept is the caller's choice; what is changed in the network stays so until `held` closes, since a backward
         pass may run parts of it again.
         """
+        with ExitStack() as own:
+            (held or own).enter_context(self.over(x.shape[2], hooks, text))
+            return self._noise(x, self.output(x, t, text), t, level)
 
     def _noise(self, x: Tensor, out: Tensor, t: int, level: float | None) -> Tensor:
         """The noise that the network's output for `x` means."""

@@ -9,7 +9,7 @@ temporal, unless a clip was tuned (`temporal`): then every transformer block end
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -80,8 +80,7 @@ class Inflated(Backbone):
         return (b * f, c, h, w), (b * f, *text[1:])
 
     @contextmanager
-    def over(self, frames: int, hooks: Mapping[Site, Hook] | None = None) -> Iterator[None]:
-        """The UNet as it runs over a clip of so many frames, with hooks at some sites."""
+    def over(self, frames: int, hooks: Mapping[Site, Hook] | None = None, text: Tensor | None = None) -> Iterator[None]:
         gather = partial(_gather, attended_frames(self.inflation.attends, frames))
         shared = dict.fromkeys(self._shared, gather)
         placed = {**dict.fromkeys(shared, plainly), **(hooks or {})}
@@ -89,21 +88,7 @@ class Inflated(Backbone):
             yield
 
     def output(self, x: Tensor, t: int, text: Tensor) -> Tensor:
-        """What the network itself says (b, c, f, h, w) float32 of latents under label `t`, inside `over`."""
         dtype, frames = self.unet.dtype, x.shape[2]
         z, told = rearrange(x.to(dtype), "b c f h w -> (b f) c h w"), per_frame(text.to(dtype), frames)
         out = self.unet(z, t, encoder_hidden_states=told).sample.float()
         return rearrange(out, "(b f) c h w -> b c f h w", f=frames)
-
-    def predict(
-        self,
-        x: Tensor,
-        t: int,
-        text: Tensor,
-        level: float | None = None,
-        hooks: Mapping[Site, Hook] | None = None,
-        held: ExitStack | None = None,
-    ) -> Tensor:
-        with ExitStack() as own:
-            (held or own).enter_context(self.over(x.shape[2], hooks))
-            return self._noise(x, self.output(x, t, text), t, level)

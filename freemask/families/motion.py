@@ -7,17 +7,13 @@ two attentions run over frames, at each position alone. The modules come in the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from torch import Tensor
 
-from .attention import Hook, installed
 from .backbone import Backbone, per_frame
-from .sites import Site
 
 __all__ = ["Motion", "add_motion"]
 
@@ -31,21 +27,9 @@ class Motion(Backbone):
     def asked(self, latents: tuple[int, ...], text: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return latents, (text[0] * latents[2], *text[1:])
 
-    def predict(
-        self,
-        x: Tensor,
-        t: int,
-        text: Tensor,
-        level: float | None = None,
-        hooks: Mapping[Site, Hook] | None = None,
-        held: ExitStack | None = None,
-    ) -> Tensor:
-        dtype = self.unet.dtype
-        told = per_frame(text.to(dtype), x.shape[2])
-        with ExitStack() as own:
-            (held or own).enter_context(installed(self.unet, hooks or {}))
-            out = self.unet(x.to(dtype), t, encoder_hidden_states=told).sample.float()
-        return self._noise(x, out, t, level)
+    def output(self, x: Tensor, t: int, text: Tensor) -> Tensor:
+        told = per_frame(text.to(self.unet.dtype), x.shape[2])
+        return self.unet(x.to(self.unet.dtype), t, encoder_hidden_states=told).sample.float()
 
 
 def add_motion(unet: UNet2DConditionModel, adapter: Path, **weights: object) -> UNetMotionModel:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from diffusers import UNet3DConditionModel
@@ -25,20 +25,16 @@ class UNet3D(Backbone):
     def asked(self, latents: tuple[int, ...], text: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return latents, text
 
-    def predict(
-        self,
-        x: Tensor,
-        t: int,
-        text: Tensor,
-        level: float | None = None,
-        hooks: Mapping[Site, Hook] | None = None,
-        held: ExitStack | None = None,
-    ) -> Tensor:
-        told, each = text.to(self.unet.dtype), None
-        if told.ndim == 4:  # the network itself knows one row for all frames
-            each, told = per_frame(told, x.shape[2]), told[:, 0]
+    @contextmanager
+    def over(self, frames: int, hooks: Mapping[Site, Hook] | None = None, text: Tensor | None = None) -> Iterator[None]:
+        each = None
+        if text is not None and text.ndim == 4:  # the network itself knows one row for all frames
+            each = per_frame(text.to(self.unet.dtype), frames)
             hooks = {**{site: plainly for site in self.sites if site.kind == "cross"}, **(hooks or {})}
-        with ExitStack() as own:
-            (held or own).enter_context(installed(self.unet, hooks or {}, text=each))
-            out = self.unet(x.to(self.unet.dtype), t, encoder_hidden_states=told).sample.float()
-        return self._noise(x, out, t, level)
+        with installed(self.unet, hooks or {}, text=each):
+            yield
+
+    def output(self, x: Tensor, t: int, text: Tensor) -> Tensor:
+        dtype = self.unet.dtype
+        told = text if text.ndim == 3 else text[:, 0]
+        return self.unet(x.to(dtype), t, encoder_hidden_states=told.to(dtype)).sample.float()

@@ -124,15 +124,16 @@ def load_clip(backbone: str) -> ClipScore:
         return _clip(REAL_CLIP if known_words(backbone) is None else str(TOY_CLIP))
 
 
-@lru_cache(maxsize=2)
-def _clip(name: str) -> ClipScore:
+@lru_cache(maxsize=3)
+def _clip(name: str, tokenizer: str = "", called: str = "CLIP") -> ClipScore:
+    """The CLIP of a name, with the tokenizer of another where its own is not beside it."""
     try:
         transformers.utils.logging.disable_progress_bar()
         model = CLIPModel.from_pretrained(name, dtype=torch.float32).eval().requires_grad_(False)
-        return ClipScore(model, CLIPTokenizer.from_pretrained(name))
+        return ClipScore(model, CLIPTokenizer.from_pretrained(tokenizer or name))
     except Exception as error:  # the libraries raise many kinds
-        cure = "it needs a network once" if name == REAL_CLIP else "install FreeMask again"
-        raise MetricError(f"CLIP is not to be had ({_reason(error)}): {cure}.") from error
+        cure = "install FreeMask again" if name == str(TOY_CLIP) else "it needs a network once"
+        raise MetricError(f"{called} is not to be had ({_reason(error)}): {cure}.") from error
 
 
 def clip_metrics(clip: ClipScore, frames: np.ndarray, *, source: str, edit: str) -> dict[str, float]:
@@ -151,19 +152,10 @@ def clip_metrics(clip: ClipScore, frames: np.ndarray, *, source: str, edit: str)
 def pick_score(frames: np.ndarray, prompt: str) -> float:
     """How well people would like frames for a prompt: the mean Pick score (Kirstain et al. 2023), a cosine times the
     model's scale of about 100. Raises MetricError where its weights, 4 GB from the hub, are not to be had."""
-    judge = _pick()
+    with LOADING:
+        judge = _clip(*PICK, "The Pick score")
     cosines = judge.images(frames) @ judge.texts([prompt]).T
     return float(judge.model.logit_scale.exp() * cosines.mean())
-
-
-@lru_cache(maxsize=1)
-def _pick() -> ClipScore:
-    try:
-        with LOADING:
-            model = CLIPModel.from_pretrained(PICK[0], dtype=torch.float32).eval().requires_grad_(False)
-            return ClipScore(model, CLIPTokenizer.from_pretrained(PICK[1]))
-    except Exception as error:  # the libraries raise many kinds
-        raise MetricError(f"The Pick score is not to be had ({_reason(error)}): it needs a network once.") from error
 
 
 def score(

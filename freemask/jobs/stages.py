@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -15,8 +14,6 @@ from traceback import clear_frames
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..clips.video import Clip, probe, read_clip
@@ -28,8 +25,8 @@ from ..masks.candidates import resize
 from ..masks.features import Features
 from ..masks.mmc import find_site
 from ..masks.plan import is_time_aware
-from ..masks.trace import Trace, load_trace, save_trace
-from ..methods.base import Prepared, Usage
+from ..masks.trace import Trace
+from ..methods.base import Usage
 from ..methods.editor import Denoised, Editor
 from ..presets import Preset, load_method
 from ..settings import FeatureSource, Settings
@@ -37,6 +34,7 @@ from ..steps import Step, Steps
 from ..words.prompts import align, warnings, words
 from .check import Checked, refuse_shape
 from .files import read_videos, save_files
+from .kept import KeptPrepared, inversion_file, read_inversion, save_inversion
 from .memory import Need, Peak, choose_features, free_bytes, need
 from .metrics import clip_metrics, load_clip, psnr
 from .verdict import judged
@@ -45,8 +43,6 @@ __all__ = ["Job", "load_editor"]
 
 T = TypeVar("T")
 STAGES = ("invert", "reconstruct", "null-text", "edit")  # in which the UNet runs
-DIGITS = 32  # of an inversion's name
-KEPT = 4  # inversions that a folder holds, the newest, and as many of what methods prepared of each
 
 
 class _Clock:
@@ -79,52 +75,6 @@ class _Clock:
                 finally:
                     self.add(stage, start)
                 yield step
-
-
-class _Kept(dict[str, Prepared]):
-    """What a method prepared of one inversion, by its key; beside the inversion's `file` too, where there is one."""
-
-    def __init__(self, file: Path | None, device: torch.device) -> None:
-        super().__init__()
-        self._file, self._device = file, device
-        self.found = False  # whether some of it was read from there
-
-    def _path(self, key: object) -> Path | None:
-        return self._file.with_name(f"{self._file.stem}-{key}.safetensors") if self._file else None
-
-    def __contains__(self, key: object) -> bool:
-        path = self._path(key)
-        if not super().__contains__(key) and path:
-            made = _read(path, lambda: load_file(path, device=str(self._device)))
-            if made is not None:
-                super().__setitem__(str(key), made)
-                self.found = True
-        return super().__contains__(key)
-
-    def __setitem__(self, key: str, made: Prepared) -> None:
-        super().__setitem__(key, made)
-        if (path := self._path(key)) and self._file:
-            for old in _oldest(self._file.parent, f"{self._file.stem}-*.safetensors"):
-                old.unlink()
-            part = path.with_suffix(".part")
-            save_file({name: one.contiguous().cpu() for name, one in made.items()}, part)
-            part.replace(path)
-
-
-def _read(path: Path, read: Callable[[], T]) -> T | None:
-    """What is read from a kept file; None where there is none, or it is damaged: then it goes, to be made anew."""
-    try:
-        return read() if path.exists() else None
-    except Exception as error:  # safetensors and json raise many kinds for a damaged file
-        if is_out_of_memory(error):
-            raise
-        path.unlink(missing_ok=True)
-        return None
-
-
-def _oldest(folder: Path, pattern: str) -> list[Path]:
-    """The files that make room for one more."""
-    return sorted(folder.glob(pattern), key=lambda one: one.stat().st_mtime)[: 1 - KEPT]
 
 
 _loaded: dict[tuple[str, bool], Editor] = {}
@@ -181,17 +131,6 @@ def _fit(ways: Sequence[Way], attempt: Callable[[Way], Steps[T]], notes: list[st
     raise MemoryShortage(SHORTAGE)
 
 
-def _inversion_name(path: Path, settings: Settings, size: tuple[int, int]) -> str:
-    """The file name of an inversion: what it depends on, in a digest."""
-    names = ("source", "backbone", "steps", "solver", "frames", "start", "fps")
-    asked = [*(getattr(settings, name) for name in names), size]
-    digest = hashlib.sha256(json.dumps(asked).encode())
-    with path.open("rb") as clip:
-        while block := clip.read(1 << 20):
-            digest.update(block)
-    return f"inversion-{digest.hexdigest()[:DIGITS]}.safetensors"
-
-
 @dataclass
 class Job:
     """One edit of the clip at `path`, and what its stages have made so far."""
@@ -212,7 +151,7 @@ class Job:
     needed: Need = field(init=False)
     trace: Trace = field(init=False)
     edited: Denoised = field(init=False)
-    prepared: _Kept = field(init=False)
+    prepared: KeptPrepared = field(init=False)
     reconstruction: Clip = field(init=False)
     result: Clip = field(init=False)
     guided: Clip | None = None  # the source's reconstruction under guidance, where the method made one
@@ -264,9 +203,9 @@ class Job:
         """The trace of the clip with its reconstruction: made, or read from the folder `kept`."""
         settings, device = self.settings, self.editor.backbone.device
         storing = settings.features in ("store", "host") and self.storable
-        file = kept / _inversion_name(self.path, settings, self.size) if kept and not storing else None
-        self.prepared = _Kept(file, device)
-        found = _read(file, lambda: load_trace(file, device)) if file else None
+        file = inversion_file(kept, self.path, settings, self.size) if kept and not storing else None
+        self.prepared = KeptPrepared(file, device)
+        found = read_inversion(file, device) if file else None
         if found:
             self.again, self.trace = True, found
             self.clip, latents = self.trace.clip, self.trace.latents[CLEAN]
@@ -291,11 +230,7 @@ class Job:
             restored = yield from self.editor.reconstruct_steps(self.trace, usage=self.usage["reconstruct"])
         self.trace = replace(self.trace, restored=restored)
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            for old in _oldest(file.parent, f"inversion-{'?' * DIGITS}.safetensors"):
-                for one in (old, *old.parent.glob(f"{old.stem}-*.safetensors")):
-                    one.unlink()
-            save_trace(file, self.trace)
+            save_inversion(file, self.trace)
 
     def _invert(self, way: Way, latents: Tensor) -> Steps[Trace]:
         self.way = way

@@ -171,6 +171,19 @@ def _script(name: str) -> gr.HTML:
     )
 
 
+def _figure(elem_id: str, label: str, alt_text: str, *, visible: bool = True) -> gr.Image:
+    return gr.Image(
+        label=label,
+        show_label=False,
+        alt_text=alt_text,
+        format="png",
+        interactive=False,
+        visible=visible,
+        elem_id=elem_id,
+        buttons=["download", "fullscreen"],
+    )
+
+
 @dataclass(frozen=True)
 class Results:
     """The right column. The three videos are outputs for the API; the page plays them in the studio."""
@@ -218,34 +231,18 @@ class Results:
                 with gr.Row():
                     word = gr.Dropdown([], label="Word", interactive=True, allow_custom_value=True, min_width=140)
                     frame = gr.Slider(1, 64, 1, step=1, label="Frame", interactive=True, buttons=[])
-                sheet = gr.Image(
-                    label="Attention by layer and timestep",
-                    show_label=False,
-                    alt_text="A grid of attention maps: a row for each layer, a column for each timestep",
-                    format="png",
-                    interactive=False,
-                    elem_id="sheet",
-                    buttons=["download", "fullscreen"],
+                sheet = _figure(
+                    "sheet",
+                    "Attention by layer and timestep",
+                    "A grid of attention maps: a row for each layer, a column for each timestep",
                 )
-                curves = gr.Image(
-                    label="Mask Matching Cost",
-                    show_label=False,
-                    buttons=["download", "fullscreen"],
-                    alt_text="Two curves: the cost by layer and by timestep",
-                    format="png",
-                    interactive=False,
-                    elem_id="curves",
-                )
+                curves = _figure("curves", "Mask Matching Cost", "Two curves: the cost by layer and by timestep")
             with gr.Tab("Report", id="report"):
-                null_text = gr.Image(
-                    label="Null-text optimisation",
-                    show_label=False,
-                    buttons=["download", "fullscreen"],
-                    alt_text="Two curves over the timesteps: the distance to the inverted clip before and after",
-                    format="png",
-                    interactive=False,
+                null_text = _figure(
+                    "null-text",
+                    "Null-text optimisation",
+                    "Two curves over the timesteps: the distance to the inverted clip before and after",
                     visible=False,
-                    elem_id="null-text",
                 )
                 report = gr.JSON(label="Report", elem_id="json")
         run = gr.State(None)

@@ -37,6 +37,7 @@ from transformers import CLIPTextModel
 
 from ..errors import SettingError
 from ..families.attention import UNet
+from ..families.backbone import per_frame
 from ..families.motion import add_motion
 from ..families.specs import ADAPTER
 from .models import (
@@ -92,12 +93,12 @@ class _Identity(nn.Module):
 def _ask(unet: UNet, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
     """The noise that a UNet predicts for latents (b, c, f, h, w), under labels and text (b, k, d)."""
     if isinstance(unet, UNetMotionModel):
-        return unet(x, t, text.repeat_interleave(x.shape[2], 0)).sample
+        return unet(x, t, per_frame(text, x.shape[2])).sample
     if not isinstance(unet, UNet2DConditionModel):
         return unet(x, t, text).sample
     frames = x.shape[2]
     labels = t.expand(len(x)).repeat_interleave(frames)
-    out = unet(rearrange(x, "b c f h w -> (b f) c h w"), labels, text.repeat_interleave(frames, 0)).sample
+    out = unet(rearrange(x, "b c f h w -> (b f) c h w"), labels, per_frame(text, frames)).sample
     return rearrange(out, "(b f) c h w -> b c f h w", f=frames)
 
 
