@@ -26,7 +26,7 @@ from freemask.families.specs import backbone_name, usual_guidance
 from freemask.jobs.worker import Worker
 from freemask.page import browser, zero
 from freemask.presets import task_names
-from freemask.settings import examples
+from freemask.settings import EXTRAS, examples
 
 log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
@@ -224,16 +224,28 @@ def build(
         chosen.success(desk.fill_run, results.run, inputs.all, **plain)
         chosen.success(lambda: False, None, lent, **quiet)
         results.status.change(None, results.status, inputs.progress, js=browser.PROGRESS, **quiet)
-        example = filled.success(
-            lambda index: desk.show_example(shipped[index]), inputs.examples, results.outputs, **plain
-        )
+        filled.success(lambda index: desk.show_example(shipped[index]), inputs.examples, results.outputs, **plain)
         filled.success(lambda: None, None, results.choice, **quiet)
-        for finished in (*edits, arrived, chosen, example):
-            opened = finished.success(page.open_studio, results.run, results.studio, **plain)
-            opened.then(page.open_sheet, results.run, [results.word, results.frame, *results.masks], **quiet)
-            opened.then(page.open_link, results.run, results.link, **quiet)
-            opened.then(page.open_null_text, results.run, results.null_text, **quiet)
-            opened.then(desk.tell_cost, costly, inputs.estimate, **quiet)
+        # A run is shown before its reconstruction and its figures are there, and comes once more with them.
+        latest: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": 4}
+        opened = page.follow(
+            [results.run.change], page.in_turn(page.open_studio), results.run, results.studio, **latest, **plain
+        )
+        opened.then(page.open_sheet, results.run, [results.word, results.frame, *results.masks], **quiet)
+        opened.then(page.open_link, results.run, results.link, **quiet)
+        opened.then(page.open_null_text, results.run, results.null_text, **quiet)
+        opened.then(desk.tell_cost, costly, inputs.estimate, **quiet)
+        for name, button in results.extras.items():
+            made = button.click(desk.adds_file(name), results.run, results.files, **plain)
+            made.success(None, js=browser.fetch(name), **quiet)
+        gr.Button(visible=False).click(
+            desk.make_file,
+            [gr.Dropdown(list(EXTRAS), label="Name", visible=False), results.run],
+            gr.File(visible=False),
+            postprocess=False,
+            api_name="file",
+            api_visibility="undocumented" if agents else "public",
+        )
         for finished in edits:
             finished.success(None, js=browser.REVEAL, **quiet)
         for finished in (*edits, arrived):

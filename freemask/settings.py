@@ -22,6 +22,8 @@ from .presets import SELECTION_TAU, Preset, Selection, Share, load_method, load_
 from .validation import STRICT, validated
 
 __all__ = [
+    "EXAMPLES",
+    "EXTRAS",
     "FAST",
     "MASKS",
     "NULL_TEXT",
@@ -37,8 +39,17 @@ __all__ = [
 ]
 
 OLD_TASKS = {"official": "shape", "official-style": "style"}  # of the method "released", as they were named before
+EXAMPLES = ROOT / "static" / "examples"  # the edits that ship
 MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
 NULL_TEXT = "null-text.png"  # and of the curve of its null-text optimisation, where it had one
+EXTRAS = {  # files of a run that are made when somebody asks for them, and what they are
+    "edited.gif": "GIF",
+    "comparison.mp4": "Side by side (MP4)",
+    "masks.png": "Contact sheet (PNG)",
+    "masks.pdf": "Contact sheet (PDF)",
+    "masks.npz": "The word's maps (NPZ)",
+    "words.npz": "All words' maps (NPZ)",
+}
 
 FeatureSource = Literal["store", "host", "replay"]  # the source's: from the device, from host RAM, by a run of its own
 FAST: dict[str, Any] = {"steps": 15, "solver": "dpm"}  # about as good as 50 steps of DDIM (ddim.py)
@@ -56,8 +67,8 @@ class Settings:
 
     `size` is (width, height) in pixels, `start` in seconds, `fps` in frames a second, `solver` walks in both
     directions (`ddim.py`), `eta` is the share of noise that DDIM adds (0: deterministic; the seed acts only above 0).
-    `features` says where the source's come from, auto by the memory that is free (`memory`), which rounds otherwise
-    from one machine to another; `low_vram` takes the least memory, for the most time.
+    `features` says where the source's come from, auto by the memory that is free (`memory`), so that it may round
+    otherwise from one machine to another; `low_vram` takes the least memory, for the most time.
 
     A `selection` under a method that has other masks puts FreeMask's in their place, such as in FateZero + MMC. Instead
     of a `selection`, a mask of the person's own: `site` is a cross-attention layer, whose map at `timestep`
@@ -105,8 +116,8 @@ class Settings:
     seed: Annotated[int, Field(ge=0, le=2**32 - 1), Told("Of that noise.")] = 0
     features: Annotated[
         Literal[FeatureSource, "auto"],
-        Told("Source features: replay (least memory), store (on the device), host (in RAM), auto (what fits)."),
-    ] = "replay"
+        Told("Source features: auto (what fits), replay (least memory), store (on the device), host (in RAM)."),
+    ] = "auto"
     low_vram: Annotated[bool, Told("Take the least memory, for the most time.")] = False
     tau: Annotated[
         Annotated[float, Field(gt=0, lt=1)] | None, Told("Mask threshold, 0 to 1. Left out, as below: the task's own.")
@@ -258,6 +269,6 @@ def examples() -> list[Example]:
         values = yaml.safe_load(path.read_text())
         clip = ROOT / "static" / "clips" / values.pop("clip")
         name = values.pop("name")
-        made = ROOT / "static" / "examples" / path.stem
+        made = EXAMPLES / path.stem
         found.append(Example(name=name, clip=clip, settings=make_settings(**values), made=made))
     return found

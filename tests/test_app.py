@@ -42,7 +42,7 @@ from freemask.page.wire import shown
 from freemask.pictures.mask_zip import read_mask_zip, save_mask_zip
 from freemask.pictures.word_maps import pack_bits
 from freemask.presets import load_preset, task_names
-from freemask.settings import Example, Settings, examples, make_settings
+from freemask.settings import EXTRAS, Example, Settings, examples, make_settings
 from freemask.steps import Step
 
 PATIENCE = 20.0
@@ -121,7 +121,12 @@ def test_edit_and_masks(address: str, clip: Path, tmp_path: Path) -> None:
     for video in (source, reconstruction, edited):
         assert Path(video["video"] if isinstance(video, dict) else video).stat().st_size > 500
     names = {Path(file).name for file in files}
-    assert {"edited.mp4", "reconstruction.mp4", "comparison.mp4", "masks.npz", "masks.png", "report.json"} <= names
+    assert names == {"source.mp4", "edited.mp4", "reconstruction.mp4", "masks.zip", "report.json"}
+    made = {name: Path(client.predict(name, api_name="/file")) for name in EXTRAS}
+    assert {name: path.name for name, path in made.items()} == {name: name for name in EXTRAS}
+    assert cv2.imread(str(made["masks.png"])) is not None and "maps_16x16" in np.load(made["words.npz"])
+    with pytest.raises(AppError, match=r"notes\.txt"):
+        client.predict("notes.txt", api_name="/file")
     written = next(Path(file) for file in files if Path(file).name == "report.json")
     assert json.loads(written.read_text())["words"]["word"] == "car"
     first, _curves = client.predict("car", 1, api_name="/masks")
@@ -181,7 +186,7 @@ def test_methods_are_a_choice_beside_the_four_tasks(address: str, clip: Path, tm
 
 def test_only_two_names_are_public(address: str, tmp_path: Path) -> None:
     api = visitor(address, tmp_path).view_api(return_format="dict", print_info=False)
-    assert set(api["named_endpoints"]) == {"/edit", "/masks"}
+    assert set(api["named_endpoints"]) == {"/edit", "/file", "/masks"}
 
 
 def test_no_clip_is_refused(address: str, tmp_path: Path) -> None:
@@ -559,13 +564,18 @@ def test_the_time_left_is_that_of_the_whole_edit_where_it_is_known() -> None:
     unet = {stage: 0.1 * n for stage, n in rows(settings).items()}
     trust = TRUST * sum(unet.values())
     slower = (trust + 4.0) / (trust + 0.2)  # 2 s a step, where it was .1
-    after = unet["reconstruct"] + unet["edit"]
+    after = unet["edit"] + unet["reconstruct"]
     assert costs.left(settings, now) == pytest.approx(1.0 + slower * (0.7 + after))
     assert costs.left(settings, replace(now, since=0.5)) == pytest.approx(0.5 + slower * (0.7 + after))
-    last = Snapshot("running", 0, Step("edit", 10, 10), 9.0, 0.0, 5.0, {"edit": (9, 9.0)})
+    last = Snapshot("running", 0, Step("reconstruct", 10, 10), 9.0, 0.0, 5.0, {"reconstruct": (9, 9.0)})
     assert costs.left(settings, last) == pytest.approx(1.0)
-    fresh = replace(now, step=Step("reconstruct", 1, 10), timed={"invert": (9, 0.9)})  # a stage that has just begun
-    assert costs.left(settings, fresh) == pytest.approx(1.0 + 0.9 + unet["edit"])
+    fresh = replace(now, step=Step("edit", 1, 10), timed={"invert": (9, 0.9)})  # a stage that has just begun
+    assert costs.left(settings, fresh) == pytest.approx(1.0 + 0.9 * unet["edit"] + unet["reconstruct"])
+    report = measured()
+    report["memory"]["features"] = "store"  # so the next edit will replay nothing either
+    costs.learn(settings, report)
+    assert sum(rows(settings, stored=True).values()) == 40 < sum(rows(settings).values())
+    assert costs.seconds(settings) == pytest.approx(1.0 + 0.1 * 40)
     for told in (replace(now, step=Step("decode", 1, 1)), replace(now, step=None)):
         assert costs.left(settings, told) is None
 
@@ -602,7 +612,7 @@ def test_the_page_tells_the_time_that_the_whole_edit_has_left(clip: Path, tmp_pa
         for line, *_ in desk.edit(SimpleNamespace(session_hash="a"), **(fields(None) | {"clip": str(clip)})):
             lines.append(line)
             told.release()
-    for stage in ("Inverting", "Reconstructing", "Editing"):
+    for stage in ("Inverting", "Editing", status.STAGES["reconstruct"][1]):
         assert any("s left ·" in line for line in lines if f">{stage}<" in line), stage
     assert not any("in this stage" in line for line in lines)
     writing = [line for line in lines if ">Writing the videos<" in line]
@@ -839,7 +849,7 @@ def test_the_readmes_client_runs(address: str, monkeypatch: Any) -> None:
     monkeypatch.chdir(root)
     told: dict[str, Any] = {}
     exec(compile(code.replace("http://127.0.0.1:7860", address), "README.md", "exec"), told)
-    assert told["report"]["words"]["word"] == "car" and len(told["files"]) > 5
+    assert told["report"]["words"]["word"] == "car" and len(told["files"]) == 5
     assert Path(told["sheet"]).exists()
 
 

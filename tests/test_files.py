@@ -1,5 +1,7 @@
 """The maps in an edit's folder are those that the model saw, word by word."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,14 @@ import torch
 from freemask.clips.video import Clip
 from freemask.families.ddim import CLEAN
 from freemask.families.sites import Site
-from freemask.jobs.files import save_masks
+from freemask.jobs.extras import make_extra
+from freemask.jobs.files import word_arrays
 from freemask.masks.mmc import Choice
 from freemask.masks.plan import MaskPlan
 from freemask.masks.trace import SoftMap, Trace
 from freemask.methods.editor import Denoised
+from freemask.pictures.mask_zip import save_mask_zip
+from freemask.pictures.word_maps import save_word_files
 
 SITES = (Site("down", "cross", 0), Site("middle", "cross", 1), Site("up", "cross", 0), Site("other", "self", 0))
 TIMESTEPS, TOKENS = (1, 21, 41), ((1,), (2, 3), (4,))  # the second word has two tokens
@@ -41,7 +46,13 @@ def told(stored, site, row):
 @pytest.mark.parametrize("word", ["here", "skateboard", "a skateboard"])
 def test_every_word_has_its_maps(seen, tmp_path, word):
     trace, edited = seen
-    save_masks(tmp_path, trace, edited, word, "a surfboard here")
+    save_word_files(tmp_path, word_arrays(trace, edited, "a surfboard here"))
+    save_mask_zip(tmp_path / "masks.zip", edited.plan.shown)
+    report = {"settings": {"source": trace.prompt}, "words": {"word": word}}
+    report["clip"] = {"frames": 2, "width": 24, "height": 16}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    for name in ("masks.npz", "words.npz"):
+        assert make_extra(tmp_path, name) == tmp_path / name
     one, every = np.load(tmp_path / "masks.npz"), np.load(tmp_path / "words.npz")
     assert every["tokens"].tolist() == ["a", "skateboard", "here", "surfboard"]
     at = [trace.prompt.split().index(part) for part in word.split()]

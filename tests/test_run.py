@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -23,12 +24,13 @@ from freemask.cli import app
 from freemask.clips.video import probe, read_clip
 from freemask.errors import MemoryShortage, SettingError
 from freemask.families.unet3d import UNet3D
-from freemask.jobs.files import read_videos, save_files
+from freemask.jobs.extras import make_extra
+from freemask.jobs.files import read_videos, save_edit
 from freemask.jobs.metrics import psnr
 from freemask.jobs.run import run_steps
 from freemask.jobs.verdict import LIKE, judged
 from freemask.pictures.sheets import save_png
-from freemask.settings import Settings, examples, make_settings, read_settings
+from freemask.settings import EXTRAS, Settings, examples, make_settings, read_settings
 from freemask.steps import Step, finish
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,15 +72,13 @@ def test_the_report_accounts_for_the_run(done):
     assert report["unet"]["reconstruct"] == {"forwards": 2, "rows": 2, "backwards": 0}
     assert report["null_text"] is None and "null-text" not in report["unet"].keys() | report["seconds"].keys()
     assert 0 <= report["metrics"]["frame_accuracy"] <= 1 and -1 <= report["metrics"]["clip"] <= 1
-    assert report["unet"]["edit"] == {
-        "forwards": 2,
-        "rows": 5,
-        "backwards": 0,
-    }  # floor(0.99 · 2) = 1 step of three rows
+    assert report["unet"]["edit"] == {"forwards": 2, "rows": 4, "backwards": 0} and not report["memory"]["one_row"]
+    assert report["memory"]["features"] == "store"  # what fits by default, so that no third row replays the source
     assert report["words"]["word"] == "car" and report["words"]["changed"] == ["bus"]
     assert report["mask"]["timestep"] == "every" and report["mask"]["origin"] == "measured"
     assert 0 < report["mask"]["area"] < 1
-    assert set(report["seconds"]) >= {"encode", "invert", "reconstruct", "edit", "decode", "write", "total"}
+    assert set(report["seconds"]) >= {"encode", "invert", "reconstruct", "edit", "decode", "write", "shown", "total"}
+    assert report["seconds"]["shown"] < report["seconds"]["total"] - report["seconds"]["reconstruct"]
     figures = {"clip", "clip_temporal", "frame_accuracy", "toy_likeness"}
     assert report["metrics"].keys() == {"reconstruction_psnr", "background_psnr"} | figures
     assert report["metrics"]["toy_likeness"] > LIKE
@@ -104,7 +104,7 @@ def test_a_still_is_edited_as_its_one_frame(tmp_path):
         shown = np.asarray(written)
         assert written.size == (128, 128) and written.text["Comment"].startswith("Made with AI")
     assert psnr(read_clip(tmp_path / "out" / "edited.mp4", frames=1).frames[0], shown) > 25
-    assert probe(tmp_path / "out" / "comparison.mp4").still
+    assert probe(make_extra(tmp_path / "out", "comparison.mp4")).still
     with zipfile.ZipFile(tmp_path / "out" / "masks.zip") as packed:
         assert packed.namelist() == ["00000.png"]
 
@@ -117,7 +117,7 @@ def test_a_long_clip_keeps_its_rate_and_duration(tmp_path):
     info = probe(tmp_path / "out" / "edited.mp4")
     assert info.fps == pytest.approx(12, abs=0.01) and info.duration == pytest.approx(16 / 12, abs=0.05)
     assert report["unet"]["invert"] == {"forwards": 6, "rows": 6, "backwards": 0}
-    assert np.load(tmp_path / "out" / "words.npz")["mask"].shape[0] == 16
+    assert np.load(make_extra(tmp_path / "out", "words.npz"))["mask"].shape[0] == 16
 
 
 def test_its_settings_make_the_same_edit_again(done, tmp_path):
@@ -174,20 +174,65 @@ def test_a_second_edit_of_a_clip_begins_at_denoising(tmp_path):
     first.close()
     assert len(list(kept.iterdir())) == 1 and not (tmp_path / "cancelled").exists()
     second = finish(run_steps(SHAPE.clip, replace(settings, guidance=5.0), tmp_path / "second", kept=kept))
-    assert second["unet"]["invert"]["forwards"] == second["unet"]["reconstruct"]["forwards"] == 0
+    assert second["unet"]["invert"]["forwards"] == 0 and second["unet"]["reconstruct"]["forwards"] == 2
     assert second["unet"]["edit"]["forwards"] == 2 and second["inversion"].startswith("kept")
+    third = finish(run_steps(SHAPE.clip, settings, tmp_path / "third", kept=kept))
+    assert third["unet"]["invert"]["forwards"] == third["unet"]["reconstruct"]["forwards"] == 0
+    assert third["metrics"]["reconstruction_psnr"] == second["metrics"]["reconstruction_psnr"]
     alone = finish(run_steps(SHAPE.clip, replace(settings, guidance=5.0), tmp_path / "alone"))
     assert alone["inversion"] == "made" and alone["metrics"] == second["metrics"]
     for name in ("edited", "reconstruction"):
         assert (tmp_path / "second" / f"{name}.mp4").read_bytes() == (tmp_path / "alone" / f"{name}.mp4").read_bytes()
     other = replace(settings, source=settings.source.replace("red ", ""))
-    assert finish(run_steps(SHAPE.clip, other, tmp_path / "third", kept=kept))["inversion"] == "made"
+    assert finish(run_steps(SHAPE.clip, other, tmp_path / "other", kept=kept))["inversion"] == "made"
     solved = finish(run_steps(SHAPE.clip, replace(settings, solver="dpm"), tmp_path / "solved", kept=kept))
     assert solved["inversion"] == "made" and solved["unet"]["invert"]["forwards"] == 3
     again = finish(run_steps(SHAPE.clip, replace(settings, solver="dpm"), tmp_path / "solved again", kept=kept))
     assert again["inversion"].startswith("kept") and again["metrics"] == solved["metrics"]
     stored = replace(settings, features="store")
     assert finish(run_steps(SHAPE.clip, stored, tmp_path / "fourth", kept=kept))["inversion"] == "made"
+
+
+def test_a_second_edit_in_the_same_process_replays_nothing(tmp_path, written):
+    """The features of the last inversion stay in RAM; another clip's inversion lets them go."""
+    settings, kept = replace(QUICK, features="auto"), tmp_path / "kept"
+    run = lambda name, settings: finish(run_steps(SHAPE.clip, settings, tmp_path / name, kept=kept))  # noqa: E731
+    assert [run(name, settings)["unet"]["edit"]["rows"] for name in ("first", "second")] == [4, 4]
+    assert np.array_equal(written[tmp_path / "first"], written[tmp_path / "second"])
+    other = replace(settings, source=settings.source.replace("red ", ""))
+    assert run("other", other)["unet"]["edit"]["rows"] == 4
+    replayed = run("replayed", settings)
+    assert (replayed["unet"]["edit"]["rows"], replayed["memory"]["features"]) == (5, "replay")
+    assert psnr(written[tmp_path / "replayed"], written[tmp_path / "first"]) >= ALIKE
+
+
+def test_an_edit_is_shown_before_its_reconstruction_and_stands_without_it(tmp_path, monkeypatch):
+    steps = run_steps(SHAPE.clip, QUICK, tmp_path)
+    shown = next(step.result for step in steps if step.result)
+    there = {path.name for path in tmp_path.iterdir()}
+    assert there == {"source.mp4", "edited.mp4", "masks.zip", "words", "report.json", "settings.json"}
+    assert shown["metrics"] == {} and shown["verdict"] is None and shown["words"]["word"] == "car"
+    assert json.loads((tmp_path / "report.json").read_text()) == shown
+    short_of_memory(monkeypatch, lambda n: False)
+    report = finish(steps)
+    assert report["metrics"]["reconstruction_psnr"] is None and report["metrics"]["background_psnr"] > 10
+    assert [told for told in report["words"]["warnings"] if told.startswith("Memory ran out for the reconstruction")]
+    assert report["verdict"]["level"] and not (tmp_path / "reconstruction.mp4").exists()
+
+
+def test_other_files_are_made_when_they_are_asked_for(plain, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(plain[0], out)
+    assert not {*EXTRAS} & {path.name for path in out.iterdir()}
+    made = make_extra(out, "comparison.mp4", tmp_path)  # the folder may be another
+    assert (made, probe(made).width) == (tmp_path / "comparison.mp4", 3 * 128) and made.name not in os.listdir(out)
+    with pytest.raises(SettingError, match="did you mean 'edited.gif'"):
+        make_extra(out, "edit.gif")
+    (out / "reconstruction.mp4").unlink()
+    with pytest.raises(SettingError, match="gone: run the edit again"):
+        make_extra(out, "comparison.mp4")
+    (out / "edited.gif").write_bytes(b"there already")
+    assert make_extra(out, "edited.gif").read_bytes() == b"there already"
 
 
 def short_of_memory(monkeypatch, fits):
@@ -230,12 +275,12 @@ def plain(tmp_path_factory):
 def watch_files(patch):
     frames = {}
 
-    def save(out, trace, edited, result, *rest, **options):
+    def save(out, trace, edited, result, **options):
         frames[out] = result.frames
         frames[out, "plan"], frames[out, "source"] = edited.plan, trace.clip.frames
-        save_files(out, trace, edited, result, *rest, **options)
+        save_edit(out, trace, edited, result, **options)
 
-    patch.setattr("freemask.jobs.stages.save_files", save)
+    patch.setattr("freemask.jobs.stages.save_edit", save)
     return frames
 
 
@@ -279,7 +324,7 @@ def test_the_figure_of_what_is_kept_is_of_the_kept_pixels(tmp_path, written, nam
 
 def test_where_nothing_fits_the_inversion_is_kept(tmp_path, monkeypatch):
     kept, calls = tmp_path / "kept", []
-    short_of_memory(monkeypatch, lambda n: len(calls) < 4 and not calls.append(n))
+    short_of_memory(monkeypatch, lambda n: len(calls) < 3 and not calls.append(n))
     with pytest.raises(MemoryShortage, match="smaller size"):
         finish(run_steps(SHAPE.clip, QUICK, tmp_path / "out", kept=kept))
     assert len(list(kept.glob("inversion-*.safetensors"))) == 1
@@ -495,7 +540,7 @@ def test_an_image_model_edits_a_clip(tmp_path, method, told):
     report = finish(run_steps(SHAPE.clip, settings, tmp_path / "out"))
     assert (report["settings"]["method"], report["clip"]["width"]) == (method, 128)
     assert sum("no temporal attention" in one for one in report["words"]["warnings"]) == told
-    with np.load(tmp_path / "out" / "words.npz") as maps:
+    with np.load(make_extra(tmp_path / "out", "words.npz")) as maps:
         assert {"maps_16x16", "maps_8x8", "maps_4x4"} <= set(maps.files)
     again = make_settings(**read_settings(tmp_path / "out" / "report.json"))
     assert again == replace(settings, word="car")

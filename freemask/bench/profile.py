@@ -66,7 +66,7 @@ def profile_steps(
     frames: int = 8,
     size: tuple[int, int] | None = None,
     repeats: int = 5,
-    features: str = "replay",
+    features: str = "auto",
     ratio_steps: int | None = None,
     figures: dict[str, Any] | None = None,
 ) -> Generator[Step, None, dict[str, Any]]:

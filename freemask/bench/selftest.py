@@ -27,7 +27,7 @@ from ..families.ddim import timesteps
 from ..families.devices import default_device
 from ..families.specs import ROOT, BackboneSpec, backbone_spec
 from ..families.weights import fetch
-from ..jobs.files import save_masks
+from ..jobs.files import word_arrays
 from ..jobs.memory import Peak
 from ..jobs.metrics import psnr
 from ..masks.mmc import codebook_path, iou, read_codebook
@@ -112,7 +112,7 @@ def selftest_steps(
     """Tests the backbone `name` (a short name, a hub id or a folder) and returns the figures.
 
     `passed` says whether all is well, `words` says it in lines for a person. Writes into the folder `out` `masks.png`,
-    the sheet of the word's maps, and what it is made from. Raises SettingError for an unknown name, BackboneError where
+    the sheet of the word's maps. Raises SettingError for an unknown name, BackboneError where
     the backbone cannot be loaded at all.
     """
     start = time.perf_counter()
@@ -131,16 +131,15 @@ def selftest_steps(
     begun = time.perf_counter()
     trace = yield from editor.invert_steps(clip, prompt=PROMPT, steps=steps, latents=latents)
     seconds["invert"] = time.perf_counter() - begun
-    trace = replace(trace, restored=(yield from editor.reconstruct_steps(trace)))
-    assert trace.restored is not None
-    restored = psnr(backbone.decode(trace.restored), clip.frames)
+    latents = yield from editor.reconstruct_steps(trace)
+    restored = psnr(backbone.decode(latents), clip.frames)
     spread = float(trace.latents[trace.timesteps[-1]].std())
     area, overlap, sheet = 0.0, 0.0, None
     try:
         plan = editor.plan_masks(trace, word=WORD, task=load_preset("attribute"))
         area, overlap = plan.area, iou(plan.shown, _place(size))
         out.mkdir(parents=True, exist_ok=True)
-        every = save_masks(out, trace, Denoised(trace.restored, plan), WORD, PROMPT)
+        every = word_arrays(trace, Denoised(latents, plan), PROMPT)
         save_png(out / "masks.png", mask_sheet(every, WORD, frame=0))
         sheet = str(out / "masks.png")
     except MaskError:  # what the last two checks then say

@@ -135,7 +135,7 @@ def profile(
         int | None,
         typer.Option(help="Steps of each repetition; 6 on CUDA, else as --steps, where left out.", min=2, max=200),
     ] = None,
-    features: Annotated[str, typer.Option(help=FEATURES + " Of the whole edit in the table.")] = "replay",
+    features: Annotated[str, typer.Option(help=FEATURES + " Of the whole edit in the table.")] = "auto",
     dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
 ) -> None:
     """Time inversion and edit against the plain UNet forwards that they cannot avoid, and against the arithmetic.

@@ -40,6 +40,10 @@ def edit(
             "--fast", help="--steps 15 --solver dpm, and no null-text optimisation: about as good as 50 of ddim."
         ),
     ] = False,
+    every: Annotated[
+        bool,
+        typer.Option("--all/--few", help="Also the GIF, the comparison, the sheet of maps and the maps as arrays."),
+    ] = True,
     dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
     **options: Any,
 ) -> None:
@@ -69,7 +73,7 @@ def edit(
 
         warn_of_outside(clip, settings)
         editor = load(settings.backbone, dtype, settings.low_vram) if dtype else None
-        report = watch(run_steps(clip, settings, out, editor=editor, likeness=likeness))
+        report = watch(run_steps(clip, settings, out, editor=editor, likeness=likeness, extras=every))
     for warning in report["words"]["warnings"]:
         console.print(f"Note: {warning}", markup=False, soft_wrap=True)
     verdict = " ".join([f"Verdict: {report['verdict']['level']}.", *report["verdict"]["sentences"]])

@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..families.devices import is_out_of_memory
+from ..masks.features import Features
 from ..masks.trace import Trace, load_trace, save_trace
 from ..methods.base import Prepared
 from ..settings import Settings
+from .memory import HOST
 
-__all__ = ["KeptPrepared", "inversion_file", "read_inversion", "save_inversion"]
+__all__ = ["KeptFeatures", "KeptPrepared", "inversion_file", "read_inversion", "save_inversion"]
 
 T = TypeVar("T")
 DIGITS = 32  # of an inversion's name
@@ -55,7 +57,7 @@ class KeptPrepared(dict[str, Prepared]):
     def __init__(self, file: Path | None, device: torch.device) -> None:
         super().__init__()
         self._file, self._device = file, device
-        self.found = False  # whether some of it was read from there
+        self.found = set[str]()  # what was read from there
 
     def _path(self, key: object) -> Path | None:
         return self._file.with_name(f"{self._file.stem}-{key}.safetensors") if self._file else None
@@ -66,7 +68,7 @@ class KeptPrepared(dict[str, Prepared]):
             made = _read(path, lambda: load_file(path, device=str(self._device)))
             if made is not None:
                 super().__setitem__(str(key), made)
-                self.found = True
+                self.found.add(str(key))
         return super().__contains__(key)
 
     def __setitem__(self, key: str, made: Prepared) -> None:
@@ -77,6 +79,25 @@ class KeptPrepared(dict[str, Prepared]):
             part = path.with_suffix(".part")
             save_file({name: one.contiguous().cpu() for name, one in made.items()}, part)
             part.replace(path)
+
+
+class KeptFeatures:
+    """The source's features of the last inversion, where they are in this process's RAM: a second edit of the clip then
+    replays nothing."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Path, Features] | None = None
+
+    def keep(self, file: Path, features: Features, size: int) -> None:
+        """Those of the inversion in a file, of so many bytes; too many, or those on a GPU, are let go."""
+        self._kept = (file, features) if size <= HOST and features.in_ram else None
+
+    def take(self, file: Path | None) -> Features | None:
+        """Those of the inversion in a file, where they are still here."""
+        return self._kept[1] if self._kept and self._kept[0] == file else None
+
+    def clear(self) -> None:
+        self._kept = None
 
 
 def _read(path: Path, read: Callable[[], T]) -> T | None:

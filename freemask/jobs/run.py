@@ -13,8 +13,9 @@ import numpy as np
 
 from ..methods.editor import Editor
 from ..settings import Settings
-from ..steps import Step, Steps
+from ..steps import Steps
 from .check import check
+from .extras import make_extras
 from .stages import Job, load_editor
 
 __all__ = ["load_editor", "run_steps"]
@@ -29,8 +30,12 @@ def run_steps(
     kept: Path | None = None,
     glances: int = 0,
     likeness: Callable[[np.ndarray], float] | None = None,
+    extras: bool = False,
 ) -> Steps[dict[str, Any]]:
     """Edits the clip at `path` into the folder `out` and returns the report.
+
+    The edit is there before what is only for the record: the step that ends its writing carries the report so far, and
+    the reconstruction, the figures and the verdict come after it. With `extras` the files of `EXTRAS` too.
 
     In the folder `kept`, finished inversions stay for later edits of the same clip and source prompt, which then begin
     at denoising; they are what a cancelled or failed edit leaves behind. Edits that are asked to store features invert
@@ -45,8 +50,9 @@ def run_steps(
     yield from job.load(editor)
     yield from job.invert(kept)
     yield from job.edit(glances)
-    yield from job.decode()
-    job.write(out)
-    report = job.report(out, likeness)
-    yield Step("decode", 1, 1)
+    yield from job.show(out)
+    yield from job.reconstruct(out)
+    report = job.report(out, job.metrics(out, likeness))
+    if extras:
+        make_extras(out)
     return report

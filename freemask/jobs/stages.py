@@ -1,4 +1,4 @@
-"""The stages of one edit: load, invert, edit, decode, write, report; each takes what those before it have made."""
+"""The stages of one edit: load, invert, edit, show, reconstruct, report; each takes what those before it have made."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from ..settings import FeatureSource, Settings
 from ..steps import Step, Steps
 from ..words.prompts import align, warnings, words
 from .check import Checked, refuse_shape
-from .files import read_videos, save_files
-from .kept import KeptPrepared, inversion_file, read_inversion, save_inversion
+from .files import made_with, read_videos, save_edit, write_video
+from .kept import KeptFeatures, KeptPrepared, inversion_file, read_inversion, save_inversion
 from .memory import Need, Peak, choose_features, free_bytes, need
 from .metrics import clip_metrics, load_clip, psnr
 from .verdict import judged
@@ -42,7 +42,8 @@ from .verdict import judged
 __all__ = ["Job", "load_editor"]
 
 T = TypeVar("T")
-STAGES = ("invert", "reconstruct", "null-text", "edit")  # in which the UNet runs
+STAGES = ("invert", "null-text", "edit", "reconstruct")  # in which the UNet runs
+RESTORED = "reconstruction"  # among what is prepared of an inversion: its reconstruction's latents
 
 
 class _Clock:
@@ -78,6 +79,7 @@ class _Clock:
 
 
 _loaded: dict[tuple[str, bool], Editor] = {}
+_features = KeptFeatures()
 
 
 def load_editor(backbone: str, low_vram: bool = False) -> Editor:
@@ -85,6 +87,7 @@ def load_editor(backbone: str, low_vram: bool = False) -> Editor:
     wanted = backbone, low_vram
     if wanted not in _loaded:
         _loaded.clear()  # two large ones may not fit at once
+        _features.clear()
         free_memory()
         with _told_of_shortage():
             _loaded[wanted] = Editor.load(backbone, low_vram=low_vram)
@@ -152,7 +155,7 @@ class Job:
     trace: Trace = field(init=False)
     edited: Denoised = field(init=False)
     prepared: KeptPrepared = field(init=False)
-    reconstruction: Clip = field(init=False)
+    kept: Path | None = None  # the file of the inversion
     result: Clip = field(init=False)
     guided: Clip | None = None  # the source's reconstruction under guidance, where the method made one
 
@@ -200,16 +203,18 @@ class Job:
             self.notes.append(f"{settings.backbone} has no temporal attention: nothing is fused there.")
 
     def invert(self, kept: Path | None) -> Steps[None]:
-        """The trace of the clip with its reconstruction: made, or read from the folder `kept`."""
+        """The trace of the clip: made, or read from the folder `kept`."""
         settings, device = self.settings, self.editor.backbone.device
         storing = settings.features in ("store", "host") and self.storable
         file = inversion_file(kept, self.path, settings, self.size) if kept and not storing else None
-        self.prepared = KeptPrepared(file, device)
+        self.kept, self.prepared = file, KeptPrepared(file, device)
         found = read_inversion(file, device) if file else None
         if found:
-            self.again, self.trace = True, found
+            stored = _features.take(file) if settings.features == "auto" and self.storable else None
+            self.again, self.trace = True, replace(found, features=stored) if stored else found
             self.clip, latents = self.trace.clip, self.trace.latents[CLEAN]
         else:
+            _features.clear()
             part: dict[str, Any] = {"frames": settings.frames, "start": settings.start, "fps": settings.fps}
             self.clip = self.asked.clip or read_clip(self.path, **part, size=self.size)
             with self.clock.measure("encode"), _told_of_shortage():
@@ -218,6 +223,8 @@ class Job:
         source: FeatureSource = "replay"
         if settings.features != "auto":
             source = settings.features if storing else "replay"
+        elif len(self.trace.features if self.again else ()):
+            source = "store"
         elif self.storable and not self.again and not settings.low_vram:
             source = choose_features(self.needed, device, free_bytes(device))
         self.way = source, settings.low_vram
@@ -226,9 +233,6 @@ class Job:
         with self.clock.measure("invert"):
             ways: list[Way] = [self.way, ("replay", self.way[1])]
             self.trace = yield from _fit(ways, lambda way: self._invert(way, latents), self.notes)
-        with self.clock.measure("reconstruct"), _told_of_shortage():
-            restored = yield from self.editor.reconstruct_steps(self.trace, usage=self.usage["reconstruct"])
-        self.trace = replace(self.trace, restored=restored)
         if file is not None:
             save_inversion(file, self.trace)
 
@@ -250,6 +254,8 @@ class Job:
         ways: list[Way] = [self.way, ("replay", self.way[1]), ("replay", True)]
         steps = _fit(ways, lambda way: self._edit(way, glances), self.notes)
         self.edited = yield from self.clock.follow(steps, "edit")
+        if self.way[0] == "store" and self.kept:
+            _features.keep(self.kept, self.trace.features, self.needed.features)
         self.trace = replace(self.trace, features=Features())
 
     def _edit(self, way: Way, glances: int) -> Steps[Denoised]:
@@ -275,15 +281,51 @@ class Job:
             preparing=self.usage["null-text"],
         )
 
-    def decode(self) -> Steps[None]:
-        """The frames of the reconstruction and of the edit."""
+    def show(self, out: Path) -> Steps[None]:
+        """The edit's frames, and all that the folder holds of it but the reconstruction; its last step carries the
+        report so far."""
         yield Step("decode", 0, 1)
         with self.clock.measure("decode"), _told_of_shortage():
-            assert self.trace.restored is not None
-            self.reconstruction = self.editor.decode(self.trace.restored, self.clip)
             self.result = self.editor.decode(self.edited.latents, self.clip)
             if "reached" in self.edited.prepared:
                 self.guided = self.editor.decode(self.edited.prepared["reached"], self.clip)
+        with self.clock.measure("write"):
+            save_edit(
+                out,
+                self.trace,
+                self.edited,
+                self.result,
+                prompt=self.settings.edit,
+                mask=self.mask,
+                guided=self.guided,
+                **self._written,
+            )
+        self.clock.add("shown", self.start)
+        yield Step("decode", 1, 1, result=self.report(out, {}))
+
+    @property
+    def _written(self) -> dict[str, Any]:
+        """What the videos' sound and comments are made from."""
+        return {"audio": self.path, "start": self.settings.start, "note": made_with(self.settings.backbone)}
+
+    def reconstruct(self, out: Path) -> Steps[None]:
+        """The clip as the inversion can give it back at best: made, or kept from an earlier edit. The edit stands
+        without it where memory runs out."""
+        try:
+            if RESTORED not in self.prepared:
+                steps = self.editor.reconstruct_steps(self.trace, usage=self.usage["reconstruct"])
+                restored = yield from self.clock.follow(steps, "reconstruct")
+                self.prepared[RESTORED] = {"latents": restored}
+            with self.clock.measure("decode"):
+                clip = self.editor.decode(self.prepared[RESTORED]["latents"], self.clip)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            clear_frames(error.__traceback__)
+            self.notes.append("Memory ran out for the reconstruction, so what the inversion lost is not told.")
+            return
+        with self.clock.measure("write"):
+            write_video(out, "reconstruction", clip, **self._written)
 
     @property
     def held(self) -> str:
@@ -296,18 +338,14 @@ class Job:
     def metrics(self, out: Path, likeness: Callable[[np.ndarray], float] | None) -> dict[str, float | None]:
         """The figures of the frames in the folder's videos: PSNR in dB, cosines, shares."""
         settings = self.settings
-        names = "source", "edited", "reconstruction", *(("guided",) if self.guided else ())
-        source, frames, reconstruction, *guided = read_videos(
-            out, *names, frames=len(self.clip.frames), fps=self.clip.fps
-        )
-        shown = self.edited.plan.shown
+        names = [name for name in ("source", "edited", "reconstruction", "guided") if (out / f"{name}.mp4").exists()]
+        read = read_videos(out, *names, frames=len(self.clip.frames), fps=self.clip.fps)
+        found = dict(zip(names, read, strict=True))
+        source, frames, shown = found["source"], found["edited"], self.edited.plan.shown
         keep = {"background": ~shown, "object": shown, "nothing": None}[self.held]
-        metrics = {
-            "reconstruction_psnr": _finite(psnr(reconstruction, source)),
-            "background_psnr": _finite(psnr(frames, source, keep=keep)),
-        }
-        if guided:
-            metrics["guided_psnr"] = _finite(psnr(guided[0], source))
+        metrics: dict[str, float | None] = {"reconstruction_psnr": None}
+        metrics |= {f"{name}_psnr": _finite(psnr(found[name], source)) for name in names[2:]}
+        metrics["background_psnr"] = _finite(psnr(frames, source, keep=keep))
         if known_words(settings.backbone) is None:  # no judge ships with it: `score` has others
             return metrics
         figures = clip_metrics(load_clip(settings.backbone), frames, source=settings.source, edit=settings.edit)
@@ -322,31 +360,15 @@ class Job:
             return None
         rows = self.edited.prepared["losses"].tolist()
         distances = [[float(f"{one:.5g}") for one in row if math.isfinite(one)] for row in rows]
-        return {"made": "kept from an earlier edit" if self.prepared.found else "made", "distances": distances}
+        kept = bool(self.prepared.found - {RESTORED})
+        return {"made": "kept from an earlier edit" if kept else "made", "distances": distances}
 
-    def write(self, out: Path) -> None:
-        """All files of the edit but its report."""
-        with self.clock.measure("write"):
-            save_files(
-                out,
-                self.trace,
-                self.edited,
-                self.result,
-                self.reconstruction,
-                word=self.word,
-                prompt=self.settings.edit,
-                mask=self.mask,
-                guided=self.guided,
-                audio=self.path,
-                start=self.settings.start,
-                note=f"Made with AI: FreeMask, a text-driven edit with the model {self.settings.backbone}.",
-            )
-
-    def report(self, out: Path, likeness: Callable[[np.ndarray], float] | None) -> dict[str, Any]:
-        """What was asked, done and measured, written as settings.json and report.json beside what `write` wrote."""
+    def report(self, out: Path, metrics: dict[str, float | None]) -> dict[str, Any]:
+        """What was asked, done and measured, written as settings.json and report.json into the edit's folder; before
+        anything is measured it holds no verdict."""
         settings, preset, plan = self.settings, self.preset, self.edited.plan
         time_aware = is_time_aware(preset) and plan.choice.origin != "painted"
-        metrics, told = self.metrics(out, likeness), words(settings.edit)
+        told = words(settings.edit)
         self.clock.seconds["total"] = round(time.perf_counter() - self.start, 4)
         report = {
             "settings": settings.record(self.word),
@@ -383,7 +405,7 @@ class Job:
             },
             "metrics": metrics,
             "null_text": self._null_text(),
-            "verdict": asdict(judged(metrics)),
+            "verdict": asdict(judged(metrics)) if metrics else None,
             "clip": {
                 "width": self.size[0],
                 "height": self.size[1],

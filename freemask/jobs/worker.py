@@ -51,6 +51,7 @@ class Snapshot:
     elapsed: seconds since the job began to run, 0 while it waits.
     eta:     seconds left in the present stage, None while nothing is known.
     since:   seconds since the latest step.
+    shown:   what can be shown already: the latest step's `result` that was one.
     timed:   how many of a stage's steps were timed and the seconds that they took, by stage. The first step of a stage
              is not, since what comes before it (loading, warming up) is no step.
     """
@@ -62,6 +63,7 @@ class Snapshot:
     eta: float | None
     since: float = 0.0
     timed: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    shown: Any = None
 
     @property
     def ended(self) -> bool:
@@ -97,6 +99,7 @@ class Job:
     _ended: float = 0.0
     _timed: dict[str, tuple[int, float]] = field(default_factory=dict)
     _last: float = 0.0
+    _shown: Any = None
     _value: Any = None
     _error: BaseException | None = None
 
@@ -163,7 +166,7 @@ class Job:
         elapsed = now - self._began if self._began else 0.0
         since = now - self._last if self._step else 0.0
         place, timed = self._worker._place(self), dict(self._timed)
-        return Snapshot(self._state, place, self._step, elapsed, self._eta(since), since, timed)
+        return Snapshot(self._state, place, self._step, elapsed, self._eta(since), since, timed, self._shown)
 
     def _eta(self, since: float) -> float | None:
         """The stage's mean time a step over the steps that are left, less what has passed since the last one; a step
@@ -181,6 +184,8 @@ class Job:
             done, took = self._timed.get(step.stage, (0, 0.0))
             self._timed[step.stage] = done + step.index - before.index, took + now - self._last
         self._step, self._last = step, now
+        if step.result is not None:
+            self._shown = step.result
 
 
 class Worker:

@@ -37,6 +37,11 @@ class Features:
     def __len__(self) -> int:
         return len(self._kept)
 
+    @property
+    def in_ram(self) -> bool:
+        """Whether they are in the RAM of this process, not on a device of its own."""
+        return self.host or self._device.type == "cpu"
+
     def keep(self, key: Key, *each: Tensor) -> None:
         self._device = each[0].device
         if self._last is not None and self._last[0] == key[0]:

@@ -96,9 +96,8 @@ class Trace:
 
     `latents` maps each level (timestep, and CLEAN) to (1, c, f, h, w) float32: the pivots. `timesteps`
     rise from low to high noise. `tokens` lists, for every word of the prompt, the rows of the maps that
-    belong to it. `features` holds Q and K of the fused sites where they were stored, else nothing. `restored` are the
-    latents (1, c, f, h, w) of the reconstruction, once there is one. `solver` is the one that made the latents, "ddim"
-    or "dpm", and that denoises from them.
+    belong to it. `features` holds Q and K of the fused sites where they were stored, else nothing. `solver` is the one
+    that made the latents, "ddim" or "dpm", and that denoises from them.
     """
 
     clip: Clip
@@ -109,7 +108,6 @@ class Trace:
     latents: dict[int, Tensor] = field(default_factory=dict)
     maps: dict[tuple[int, str], SoftMap] = field(default_factory=dict)
     features: Features = field(default_factory=Features)
-    restored: Tensor | None = None
     solver: Solver = "ddim"
 
     def below(self, t: int) -> int:
@@ -146,8 +144,6 @@ def save_trace(path: Path, trace: Trace) -> None:
         "frames": torch.from_numpy(trace.clip.frames),
         "latents": torch.stack([trace.latents[level] for level in levels]),
     }
-    if trace.restored is not None:
-        tensors["restored"] = trace.restored
     for site in trace.sites:
         if site.kind == "cross":
             maps = [trace.maps[t, site.name] for t in trace.timesteps]
@@ -169,7 +165,6 @@ def load_trace(path: Path, device: torch.device) -> Trace:
         if site.kind == "cross":
             values, scales = (tensors[f"{what} {site.name}"].numpy() for what in ("maps", "scales"))
             maps |= {(t, site.name): SoftMap(values[i], scales[i]) for i, t in enumerate(timesteps)}
-    restored = tensors.get("restored")
     return Trace(
         Clip(tensors["frames"].numpy(), about["fps"]),
         about["prompt"],
@@ -178,6 +173,5 @@ def load_trace(path: Path, device: torch.device) -> Trace:
         tuple(map(tuple, about["tokens"])),
         dict(zip([CLEAN, *timesteps], tensors["latents"].to(device), strict=True)),
         maps,
-        restored=None if restored is None else restored.to(device),
         solver=about["solver"],
     )

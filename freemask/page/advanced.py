@@ -159,12 +159,12 @@ class Advanced:
         )
         features = gr.Radio(
             [
+                ("auto: by what is free", "auto"),
                 ("replay: least memory", "replay"),
                 ("store: less computing", "store"),
                 ("host: stored in RAM", "host"),
-                ("auto: by what is free", "auto"),
             ],
-            value="replay",
+            value="auto",
             label="Source features",
         )
         low_vram = gr.Checkbox(label="Least memory, for the most time (low VRAM)")

@@ -11,10 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..clips.video import Clip, read_clip, side_by_side, write_clip
+from ..clips.video import Clip, read_clip, write_clip
 from ..jobs.check import check
 from ..pictures.mask_zip import save_mask_zip
-from ..pictures.sheets import distances_figure, mask_sheet, save_png
+from ..pictures.sheets import distances_figure, save_png
 from ..pictures.word_maps import save_word_files
 from ..settings import MASKS, NULL_TEXT, Settings
 from ..steps import Step
@@ -47,37 +47,33 @@ def painted_circles(
     word, settings = asked.word, asked.settings
     source = read_clip(clip, frames=settings.frames, start=settings.start, size=settings.size)
     n, tuned = settings.steps, settings.preset().null_text_steps
-    stages = {"load": 1, "invert": n, "reconstruct": n, "null-text": n if tuned else 0, "edit": n, "decode": 1}
-    for stage, total in stages.items():
-        if not total:
-            continue
-        yield Step(stage, 0, total)
-        for index in range(1, total + 1):
-            pause()
-            yield Step(stage, index, total)
+
+    def stages(**totals: int) -> Generator[Step, None, None]:
+        for stage, total in totals.items():
+            for index in range(bool(total) + total):
+                if index:
+                    pause()
+                yield Step(stage, index, total)
+
+    yield from stages(load=1, invert=n, **({"null-text": n} if tuned else {}), edit=n)
+    yield Step("decode", 0, 1)
+    pause()
     blurred = Clip(np.stack([cv2.GaussianBlur(frame, (3, 3), 0) for frame in source.frames]), source.fps)
     painted = Clip(np.stack([_circle(frame, i) for i, frame in enumerate(source.frames)]), source.fps)
-    for name, video in (
-        ("source", source),
-        ("reconstruction", blurred),
-        ("edited", painted),
-        ("comparison", side_by_side(source, blurred, painted)),
-    ):
-        write_clip(out / f"{name}.mp4", video)
+    write_clip(out / "source.mp4", source)
+    write_clip(out / "edited.mp4", painted)
     delta = settings.preset().delta
     timesteps = np.linspace(1, 961, settings.steps).astype(int)
     chosen = int(timesteps[np.abs(timesteps - 200).argmin()])
     fresh, told = align(settings.source, settings.edit).changed, words(settings.edit)
     tokens = [*words(settings.source), *(told[j] for j in fresh)]
-    every = _maps(out / "words.npz", tokens, fresh, timesteps, settings.frames, chosen if delta else -1)
-    own = _maps(out / "masks.npz", [word], (), timesteps, settings.frames, chosen if delta else -1)
+    every = _maps(tokens, fresh, timesteps, settings.frames, chosen if delta else -1)
     save_word_files(out, every)
-    save_mask_zip(out / MASKS, own["mask"])
+    save_mask_zip(out / MASKS, every["mask"])
     if tuned:
         distances = np.outer(np.linspace(0.02, 0.03, n), np.linspace(1, 0.5, tuned + 1)).astype(np.float32)
         save_png(out / NULL_TEXT, distances_figure(distances, timesteps[::-1].tolist()))
     null_text = {"made": "made", "distances": distances.tolist()} if tuned else None
-    save_png(out / "masks.png", mask_sheet(every, word, frame=0))
     report: dict[str, Any] = {
         "settings": settings.record(word),
         "words": {"word": word, "delta": delta, "warnings": warnings(settings.source, settings.edit, word, delta)},
@@ -94,8 +90,13 @@ def painted_circles(
         | {"frames": len(source.frames), "fps": source.fps},
         "null_text": null_text,
         "seconds": {"total": 1.0},
-        "metrics": {"reconstruction_psnr": 34.5, "background_psnr": 31.2},
+        "metrics": {},
     }
+    (out / "report.json").write_text(json.dumps(report, indent=2))
+    yield Step("decode", 1, 1, result=report)
+    yield from stages(reconstruct=n)
+    write_clip(out / "reconstruction.mp4", blurred)
+    report = report | {"metrics": {"reconstruction_psnr": 34.5, "background_psnr": 31.2}}
     (out / "report.json").write_text(json.dumps(report, indent=2))
     return report
 
@@ -117,7 +118,7 @@ def _circle(frame: np.ndarray, at: int) -> np.ndarray:
 
 
 def _maps(
-    path: Path, tokens: list[str], fresh: tuple[int, ...], timesteps: np.ndarray, frames: int, chosen: int
+    tokens: list[str], fresh: tuple[int, ...], timesteps: np.ndarray, frames: int, chosen: int
 ) -> dict[str, np.ndarray]:
     """Blobs that sharpen toward low noise, in two grids; the last tokens are the edit prompt's words at `fresh`."""
     stored: dict[str, Any] = {"timesteps": timesteps, "tokens": np.array(tokens), "sites": np.array(SITES)}
@@ -133,5 +134,4 @@ def _maps(
         stored[f"scales_{side}x{side}"] = np.full((len(timesteps), len(sites), len(tokens), frames), 0.1, np.float32)
         stored[f"sites_{side}x{side}"] = np.array(sites)
     stored["mask"] = stored["maps_16x16"][0, -1, 0] > 76
-    np.savez_compressed(path, **stored)
     return stored

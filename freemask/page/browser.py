@@ -4,7 +4,7 @@ import json
 
 from .advanced import PACES
 
-__all__ = ["ARRIVE", "FOLLOW_PACE", "FREE", "HOLD", "LET_GO", "PROGRESS", "REVEAL", "TAKE_PACE"]
+__all__ = ["ARRIVE", "FOLLOW_PACE", "FREE", "HOLD", "LET_GO", "PROGRESS", "REVEAL", "TAKE_PACE", "fetch"]
 
 _PACES = json.dumps({name: [pace["steps"], pace["solver"]] for name, pace in PACES.items()})
 # The steps and the solver of a pace, and the pace that has these, if any: here, where no answer can come late.
@@ -45,7 +45,8 @@ PROGRESS = """(told) => {
     const title = card?.querySelector("strong").innerHTML;
     if (!card || card.dataset.state === "idle" || title.startsWith("Made beforehand")) return "";
     const detail = card.dataset.state === "running" ? " · " + card.querySelector("p").innerHTML : "";
-    const there = ["done", "failed"].includes(card.dataset.state) ? ' <a href="#status">See it</a>' : "";
+    const seen = ["done", "failed"].includes(card.dataset.state) || "shown" in card.dataset;
+    const there = seen ? ' <a href="#status">See it</a>' : "";
     return `<p class="fm-note">${title}${detail}${there}</p>`;
 }"""
 # A result that comes is brought into view, but not under the hands of who types.
@@ -56,3 +57,16 @@ REVEAL = """() => {
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     status.scrollIntoView({ behavior: still ? "auto" : "smooth" });
 }"""
+
+
+def fetch(name: str) -> str:
+    """Downloads a file as soon as the list of downloads holds it."""
+    return f"""() => {{
+        const until = Date.now() + 5000;
+        const look = () => {{
+            const link = document.querySelector({json.dumps(f"#files a[download='{name}']")});
+            if (link) link.click();
+            else if (Date.now() < until) setTimeout(look, 50);
+        }};
+        look();
+    }}"""

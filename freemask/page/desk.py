@@ -10,7 +10,7 @@ import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
@@ -24,8 +24,8 @@ from ..families.specs import usual_guidance
 from ..jobs.check import check, fitting
 from ..jobs.worker import Job, QueueFull, Worker
 from ..pictures.mask_zip import save_mask_zip
-from ..settings import Example, Settings, make_settings, read_size
-from ..steps import Step
+from ..settings import EXAMPLES, Example, Settings, make_settings, read_size
+from ..steps import Step, mapped
 from ..words.prompts import usual_task
 from . import status
 from .advanced import MASK_OWN
@@ -200,6 +200,31 @@ class Desk:
         run = Run(example.made, json.loads(path.read_text(encoding="utf-8")), example.clip)
         return _results(run, status.done(run.report, None))
 
+    def make_file(self, name: str, run: Run | None, request: gr.Request) -> Any:
+        """One more file of the last edit in this session, made when it is asked for.
+
+        Args:
+            name: Which file.
+        """
+        if run is None:
+            raise shown(SettingError("There is no edit yet: edit a clip first."))
+        # what ships is everybody's, so what a visitor asks for of it is kept with the visitor
+        own = self._visits.of(request.session_hash or "").folder / f"of-{run.folder.name}"
+        with collecting() as errors:
+            from ..jobs.extras import make_extra  # which imports torch, and the page is painted before that
+
+            return file_data(make_extra(run.folder, name, own if run.folder.is_relative_to(EXAMPLES) else None))
+        raise shown(errors[0])
+
+    def adds_file(self, name: str) -> Callable[[Run | None, gr.Request], list[Any]]:
+        """A handler that makes that file, and gives it with the others."""
+
+        def add(run: Run | None, request: gr.Request) -> list[Any]:
+            made = self.make_file(name, run, request)
+            return [made, *(one for one in _files(run) if one["orig_name"] != name)] if run else []
+
+        return add
+
     def take_painting(self, run: Run, event: gr.EventData, request: gr.Request) -> list[Any]:
         """Masks painted in the studio, kept as a zip, as fields of the next edit of the clip that is shown."""
         with collecting() as errors:
@@ -276,34 +301,45 @@ class Desk:
 
     def _follow(self, job: Job, settings: Settings) -> Generator[tuple[Any, ...], None, None]:
         """The status at each change, then the results."""
-        glance, left = "", self.estimates.countdown(settings)
+        glance, left, early = "", self.estimates.countdown(settings), False
         for now in job.follow():
             if job.cancelled and now.state != "done":
-                yield status.cancelled(), *SKIPPED
+                yield status.cancelled(now.shown is not None), *SKIPPED
                 return
             if now.step and now.step.picture is not None:
                 glance = picture_uri(now.step.picture)
             if not now.ended:
-                yield status.running(now, glance, *left(now)), *SKIPPED
+                line = status.running(now, "" if now.shown else glance, *left(now))
+                yield _results(now.shown, line) if now.shown and not early else (line, *SKIPPED)
+                early = now.shown is not None
         with collecting() as errors:
             run: Run = job.result()
         for error in errors:
-            yield status.failed((told := shown(error)).message), *SKIPPED
+            yield status.failed((told := shown(error)).message, early), *SKIPPED
             raise told
         yield _results(run, status.done(run.report, job.snapshot.elapsed))
 
     def _work(self, clip: Path, settings: Settings, visit: Visit) -> Generator[Step, None, Run]:
-        """One job in a fresh folder; nothing is left of it unless it ends well."""
+        """One job in a fresh folder; nothing is left of it unless it comes as far as to be shown."""
         folder = visit.folder / secrets.token_urlsafe(16)
         folder.mkdir(parents=True)
+        run: Run | None = None
+
+        def keep(step: Step) -> Step:
+            nonlocal run
+            if step.result is None:
+                return step
+            visit.keep(run := Run(folder, step.result, clip))
+            return replace(step, result=run)
+
         try:
-            report = yield from self._body(clip, settings, folder, visit.folder / "inversions")
+            report = yield from mapped(self._body(clip, settings, folder, visit.folder / "inversions"), keep)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            if run is None:
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         self.estimates.learn(settings, report)
-        run = Run(folder, report, clip)
-        visit.keep(run)
+        visit.keep(run := Run(folder, report, clip))
         return run
 
 
@@ -313,7 +349,10 @@ def _report(example: Example) -> Path:
 
 
 def _results(run: Run, line: str) -> tuple[Any, ...]:
-    """A run as the page's and the API's outputs."""
-    videos = [file_data(run.folder / f"{name}.mp4") for name in VIDEOS]
-    files = [file_data(path) for path in sorted(run.folder.iterdir()) if path.is_file()]
-    return line, *videos, run.report, files, run
+    """A run as the page's and the API's outputs; what is yet to come of it is None."""
+    videos = [run.folder / f"{name}.mp4" for name in VIDEOS]
+    return line, *(file_data(path) if path.exists() else None for path in videos), run.report, _files(run), run
+
+
+def _files(run: Run) -> list[Any]:
+    return [file_data(path) for path in sorted(run.folder.iterdir()) if path.is_file()]

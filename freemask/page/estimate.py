@@ -26,7 +26,7 @@ from ..settings import Settings, batch_rows
 
 __all__ = ["Estimates", "rows", "sized", "volume"]
 
-STAGES = ("invert", "reconstruct", "null-text", "edit")  # in which the UNet runs
+STAGES = ("invert", "null-text", "edit", "reconstruct")  # in which the UNet runs
 BACKWARD = 2  # batch rows that a backward pass takes as long as
 # Latent cells of a frame for which attention takes as long as all else. mini's seconds a row, frame and cell on grids
 # of 32², 48² and 64² are .99, 1.13 and 1.31 times those on 16²; by this they are 1.07, 1.19 and 1.34 times.
@@ -35,12 +35,13 @@ LEVELS = 8  # latent cells that the coarsest cell of a UNet with four levels hol
 TRUST = 0.03  # of an edit, which what is expected counts for
 
 
-def rows(settings: Settings) -> dict[str, float]:
+def rows(settings: Settings, stored: bool = False) -> dict[str, float]:
     """Batch rows of the UNet in the stages of an edit that inverts: one a step to invert and to reconstruct, two to
-    edit, and one more where the source's features are replayed; with gradients, as many as take as long."""
+    edit, and one more where the source's features are replayed, as "auto" does unless they were `stored` here last;
+    with gradients, as many as take as long."""
     preset = settings.preset()
     replayed = max(preset.alpha_self, preset.alpha_cross, preset.alpha_temporal)
-    again: float = replayed if settings.features in ("replay", "auto") else 0
+    again: float = replayed if settings.features == "replay" or settings.features == "auto" and not stored else 0
     n, tuned = settings.steps, 0
     if own := preset.director:
         guided = 2 + BACKWARD if own.stdg else 0
@@ -49,20 +50,21 @@ def rows(settings: Settings) -> dict[str, float]:
             tuned = 2 + guided + own.null_text_steps * (1 + BACKWARD)
     return {
         "invert": n + (settings.solver != "ddim"),
-        "reconstruct": n,
         "null-text": n * tuned,
         "edit": n * (2 + again),
+        "reconstruct": n,
     }
 
 
 @dataclass
 class _Cost:
     """Seconds for a row, frame and pixel (see `_dearer`), by stage; of a frame and pixel beside the UNet, without those
-    of loading; peak in MiB."""
+    of loading; peak in MiB; whether the source's features were stored last."""
 
     each: dict[str, float]
     rest: float
     memory: float
+    stored: bool
 
 
 class Estimates:
@@ -87,12 +89,14 @@ class Estimates:
         each = {stage: seconds[stage] / used[stage] for stage in STAGES if stage in seconds and used.get(stage)}
         rest = seconds["total"] - sum(seconds[stage] for stage in each) - seconds.get("load", 0.0)
         rest /= clip["frames"] * pixels
+        stored = report["memory"].get("features") in ("store", "host")
         with self._lock:
             old = self._costs.get(settings.backbone)
             if old is None:
                 if {"invert", "reconstruct", "edit"} <= each.keys():
-                    self._costs[settings.backbone] = _Cost(each, rest, report["memory"]["peak_mib"])
+                    self._costs[settings.backbone] = _Cost(each, rest, report["memory"]["peak_mib"], stored)
                 return
+            old.stored = stored
             old.each |= {stage: (old.each.get(stage, cost) + cost) / 2 for stage, cost in each.items()}
             old.rest, old.memory = (old.rest + rest) / 2, max(old.memory, report["memory"]["peak_mib"])
 
@@ -142,8 +146,8 @@ class Estimates:
         if cost:
             return cost.memory
         spec = known_backbone(settings.backbone)
-        source = settings.features
-        if source == "auto" or source == "store":  # as much as the device has
+        source = "replay" if settings.features == "auto" else settings.features  # the least that it needs
+        if source == "store":  # as much as the device has
             return None
         if not (spec and spec.hub_id and spec.working_set and spec.weight_bytes):
             return None
@@ -159,7 +163,7 @@ def _stages(settings: Settings, cost: _Cost) -> dict[str, float]:
     width, height = settings.size or size
     seen = volume(settings) * _dearer(width * height, factor)
     each = {"null-text": cost.each["edit"]} | cost.each
-    return {stage: each[stage] * n * seen for stage, n in rows(settings).items()}
+    return {stage: each[stage] * n * seen for stage, n in rows(settings, cost.stored).items()}
 
 
 def sized(settings: Settings, clip: Path | None) -> Settings:

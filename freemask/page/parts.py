@@ -12,7 +12,7 @@ import gradio as gr
 from ..families.reach import obstacle
 from ..families.specs import backbones, known_words
 from ..presets import load_preset, task_names
-from ..settings import Example
+from ..settings import EXTRAS, Example
 from . import status
 from .advanced import PACES, Advanced, first_pace
 from .wording import INFERRED
@@ -203,6 +203,7 @@ class Results:
     null_text: gr.Image
     report: gr.JSON
     files: gr.File
+    extras: dict[str, gr.Button]  # by the names of the files that they make
     run: gr.State
 
     @property
@@ -226,6 +227,8 @@ class Results:
         with gr.Tabs():
             with gr.Tab("Downloads", id="downloads"):
                 files = gr.File(label="Downloads", file_count="multiple", interactive=False, elem_id="files")
+                with gr.Row(elem_id="extras"):
+                    extras = {name: gr.Button(title, size="sm", min_width=120) for name, title in EXTRAS.items()}
                 link = gr.HTML("", elem_id="link")
             with gr.Tab("Contact sheet", id="sheet-tab"):
                 with gr.Row():
@@ -262,5 +265,6 @@ class Results:
             null_text,
             report,
             files,
+            extras,
             run,
         )

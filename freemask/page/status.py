@@ -15,10 +15,10 @@ __all__ = ["CLIPS", "cancelled", "done", "estimate", "failed", "history", "idle"
 STAGES = {
     "load": ("Load", "Loading the model"),
     "invert": ("Invert", "Inverting"),
-    "reconstruct": ("Reconstruct", "Reconstructing"),
     "null-text": ("Null text", "Optimising the null text"),
     "edit": ("Edit", "Editing"),
     "decode": ("Write", "Writing the videos"),
+    "reconstruct": ("Check", "Edited. Checking what the inversion lost"),
 }
 TUNED = "null-text"  # the stage that few methods have
 TRUST = {"good": "", "doubtful": ", but look at it with care", "poor": ", but the edit is not to be trusted"}
@@ -44,7 +44,8 @@ def running(now: Snapshot, glance: str = "", left: float | None = None, whole: b
     detail = " · ".join([*parts, f"{_duration(now.elapsed)} so far"])
     tuned = step.stage == TUNED or TUNED in now.timed
     share = step.index / max(1, step.total)
-    return _line("running", title, detail, stage=step.stage, share=share, glance=glance, tuned=tuned)
+    shown = now.shown is not None
+    return _line("running", title, detail, stage=step.stage, share=share, glance=glance, tuned=tuned, shown=shown)
 
 
 def done(report: dict[str, Any], elapsed: float | None) -> str:
@@ -52,7 +53,7 @@ def done(report: dict[str, Any], elapsed: float | None) -> str:
     beforehand. A report without a verdict is judged by the figures that it has."""
     metrics, mask = report["metrics"], report["mask"]
     verdict = judged(metrics)
-    figures = []
+    figures = [] if metrics else ["nothing was measured, since the edit was ended when it was there"]
     if metrics.get("background_psnr") is not None:
         kept = {"background": "background kept", "object": "object kept", "nothing": "likeness to the source"}
         figures.append(f"{kept[mask['kept']]} <b>{metrics['background_psnr']:.1f} dB</b>")
@@ -66,15 +67,17 @@ def done(report: dict[str, Any], elapsed: float | None) -> str:
     title = "Made beforehand: press Edit to make it here" if elapsed is None else f"Done in {_duration(elapsed)}"
     detail = "<br>".join([*told, " · ".join(figures), *warned])
     tuned = bool(report.get("null_text"))
-    return _line("done", title + TRUST[verdict.level], detail, stage="", share=1, verdict=verdict.level, tuned=tuned)
+    level = verdict.level if metrics else ""
+    return _line("done", title + TRUST[verdict.level], detail, stage="", share=1, verdict=level, tuned=tuned)
 
 
-def failed(why: str) -> str:
-    return _line("failed", "Not edited", why)
+def failed(why: str, shown: bool = False) -> str:
+    return _line("failed", "Edited, but not measured" if shown else "Not edited", why)
 
 
-def cancelled() -> str:
-    return _line("cancelled", "Cancelled", "Nothing is lost: press Edit to run it again.")
+def cancelled(shown: bool = False) -> str:
+    kept = "The edit stays, without figures and a verdict:" if shown else "Nothing is lost:"
+    return _line("cancelled", "Cancelled", f"{kept} press Edit to run it again.")
 
 
 def note(text: str, *, bad: bool = False, doubt: bool = False) -> str:
@@ -151,9 +154,11 @@ def _line(
     glance: str = "",
     verdict: str = "",
     tuned: bool = False,
+    shown: bool = False,
 ) -> str:
     """The status: a title, a detail, and a segment for each stage, filled as far as it has come; for null-text
-    optimisation too where the edit is `tuned`. The colour follows the state, and of an edit that is done the verdict.
+    optimisation too where the edit is `tuned`. An edit may be `shown` before all of its stages are through. The colour
+    follows the state, and of an edit that is done the verdict.
 
     The page changes only the nodes that differ, by their place. The title stays the first, so that it is one live
     region from beginning to end, and a screen reader tells each new title once; the rest it does not tell.
@@ -167,7 +172,7 @@ def _line(
         f"{STAGES[name][0]}</li>"
         for name, fill in zip(names, fills, strict=True)
     )
-    quality = f' data-verdict="{verdict}"' if verdict else ""
+    quality = (f' data-verdict="{verdict}"' if verdict else "") + (" data-shown" if shown else "")
     return (
         f'<div class="fm-status" data-state="{state}"{quality}><div role="status"><strong>{title}</strong></div>'
         f"<p>{detail}</p><ol aria-label='Stages'>{segments}</ol>{picture}</div>"

@@ -46,7 +46,8 @@ WHY = {
 
 
 def open_studio(run: Run | None) -> dict[str, Any] | None:
-    """Everything that `static/studio/` draws from, or None before the first edit; files are fetched by the browser."""
+    """Everything that `static/studio/` draws from, or None before the first edit; files are fetched by the browser. The
+    reconstruction may be yet to come."""
     if run is None:
         return None
     from ..masks.mmc import read_codebook
@@ -63,7 +64,8 @@ def open_studio(run: Run | None) -> dict[str, Any] | None:
         for k, (token, name) in enumerate(zip(tokens, numbered(tokens), strict=True))
     ]
     return index | {
-        "videos": {name: file_data(run.folder / f"{name}.mp4") for name in VIDEOS},
+        "run": run.folder.name,
+        "videos": {name: file_data(path) for name in VIDEOS if (path := run.folder / f"{name}.mp4").exists()},
         "fps": report["clip"]["fps"],
         "size": [report["clip"]["width"], report["clip"]["height"]],
         "edit_words": [

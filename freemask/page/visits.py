@@ -22,9 +22,10 @@ __all__ = ["Run", "Visit", "Visits"]
 RUNS = 6  # of a visitor that are kept, the newest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # Gradio tells by identity whether another is shown
 class Run:
-    """A finished edit: the folder with its files, which only this visitor is given, the report, and the clip."""
+    """An edit that can be shown: the folder with its files, which only this visitor is given, the report, and the clip.
+    Its reconstruction and its figures may be yet to come, or not, if it was cancelled then."""
 
     folder: Path
     report: dict[str, Any]
@@ -49,8 +50,8 @@ class Visit:
         return [run for run in list(self._runs) if (run.folder / "edited.mp4").exists()]
 
     def keep(self, run: Run) -> None:
-        """Add a run; the oldest goes."""
-        self._runs.append(run)
+        """Add a run, in the place of what was shown of it before; the oldest goes."""
+        self._runs = [*(one for one in self._runs if one.folder != run.folder), run]
         while len(self._runs) > RUNS:
             shutil.rmtree(self._runs.pop(0).folder, ignore_errors=True)
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from ..clips.video import read_clip
+from ..jobs.extras import make_extra
 from ..jobs.run import run_steps
 from ..settings import Example, examples
 from ..steps import Steps
@@ -40,6 +41,8 @@ def showcase_steps(static: Path) -> Steps[list[Path]]:
         with tempfile.TemporaryDirectory() as folder:
             yield from run_steps(example.clip, example.settings, Path(folder), likeness=likeness)
             shutil.copytree(Path(folder) / "words", out / "words")
+            for name in ("edited.gif", "comparison.mp4"):
+                make_extra(Path(folder), name)
             for name in SHIPPED:
                 shutil.copy(Path(folder) / name, out / name)
         draw_picture(example)

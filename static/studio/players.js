@@ -4,13 +4,15 @@
 function players(value, state, act, signal) {
   const { frames, fps, size, videos } = value;
   const figures = [["source", "Source"], ["reconstruction", "Reconstruction"], ["edited", "Edit"]].map(([key, title]) => {
-    const video = el("video", { src: videos[key].url, muted: true, loop: true, playsInline: true, preload: "auto" });
-    const caption = el("figcaption", {}, title);
+    const video = el("video", { muted: true, loop: true, playsInline: true, preload: "auto" });
+    if (videos[key]) video.src = videos[key].url;
+    const caption = el("figcaption", {}, videos[key] ? title : `${title}: on its way`);
     video.onclick = () => toggle();
     video.onerror = () => caption.append(" (could not be loaded)");
     return el("figure", { className: `fm-${key}` }, video, caption);
   });
   const clips = figures.map((figure) => figure.firstChild), [lead, ...others] = clips;
+  const there = () => clips.filter((clip) => clip.src);
   const divider = el("input", { type: "range", className: "fm-divider", min: 0, max: 100, step: 0.5, value: 50 });
   divider.ariaLabel = "Divider between source and edit";
   const stage = el("div", { className: "fm-players", style: `--ratio: ${size[0] / size[1]}; --share: 0.5` }, ...figures, divider);
@@ -24,7 +26,7 @@ function players(value, state, act, signal) {
   let beat = 0;
 
   function seek() {
-    for (const clip of clips) if (clip.readyState) clip.currentTime = (state.frame + 0.5) / fps;
+    for (const clip of there()) if (clip.readyState) clip.currentTime = (state.frame + 0.5) / fps;
   }
   function go(frame) {
     pause();
@@ -42,7 +44,7 @@ function players(value, state, act, signal) {
   function play() {
     state.playing = true;
     startStop.set("pause", "Pause (Space)");
-    Promise.all(clips.map((clip) => clip.play())).then(() => tick(lead.currentTime), (error) => error.name !== "AbortError" && pause());
+    Promise.all(there().map((clip) => clip.play())).then(() => tick(lead.currentTime), (error) => error.name !== "AbortError" && pause());
   }
   const toggle = () => (state.playing ? pause() : play());
 
@@ -54,7 +56,7 @@ function players(value, state, act, signal) {
     stop(beat);
     if (!state.playing || signal.aborted) return;
     beat = next();
-    for (const clip of others) {
+    for (const clip of others.filter((clip) => clip.src)) {
       const drift = Math.abs(clip.currentTime - lead.currentTime);
       if (!clip.seeking && Math.min(drift, Math.abs(lead.duration - drift)) > 0.5 / fps) clip.currentTime = lead.currentTime;
     }
@@ -79,12 +81,22 @@ function players(value, state, act, signal) {
     }
   }
 
+  /** The reconstruction has come: whether that is all that is new. */
+  function complete(newer) {
+    const late = clips[1];
+    if (late.src || !newer.reconstruction) return false;
+    late.onloadeddata = () => (state.playing ? late.play().catch(() => {}) : seek());
+    late.src = newer.reconstruction.url;
+    figures[1].lastChild.textContent = "Reconstruction";
+    return true;
+  }
+
   if (frames > 1 && !matchMedia("(prefers-reduced-motion: reduce)").matches) play();
   const back = icon("back", "Previous frame (,)", () => step(-1)), on = icon("on", "Next frame (.)", () => step(1));
   const transport = el("div", { className: "fm-transport" }, ...(frames > 1 ? [startStop, back, on, position.node] : []), wipe);
   return {
     node: el("section", { className: "fm-panel", ariaLabel: "Players" }, stage, transport),
-    source: lead, keys, pause, close,
+    source: lead, keys, pause, close, complete,
     update(what) {
       if (what === "frame") position.set(state.frame + 1);
       if (what === "pause") startStop.set("play", "Play (Space)");

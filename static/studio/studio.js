@@ -7,13 +7,15 @@ const FETCHED = 12; // words whose maps are fetched before they are asked for
 const HINT = "Click a word to see its maps. Outlined: the edited word.";
 
 function studio(element, props, trigger, watch) {
-  let close = () => {};
+  let shown = { close() {} };
   const open = () => {
-    close();
+    // the page's value is a reactive proxy, slow to read in loops: a plain copy
+    const value = props.value && JSON.parse(JSON.stringify(props.value));
+    if (value && value.run === shown.run && shown.complete(value)) return; // the same edit, its reconstruction there now
+    shown.close();
     for (const key of ["ready", "cell", "frame", "words"]) delete element.dataset[key];
     const root = element.querySelector(".fm-studio") ?? element.appendChild(el("div", { className: "fm-studio" }));
-    // the page's value is a reactive proxy, slow to read in loops: a plain copy
-    close = props.value ? session(element, root, JSON.parse(JSON.stringify(props.value)), trigger) : empty(root);
+    shown = value ? session(element, root, value, trigger) : empty(root);
   };
   watch("value", open);
   open();
@@ -22,10 +24,10 @@ function studio(element, props, trigger, watch) {
 function empty(root) {
   delete root.dataset.size;
   root.replaceChildren(el("div", { className: "fm-quiet" }, "The players and the attention explorer appear here after an edit."));
-  return () => {};
+  return { close() {} };
 }
 
-/** One edit on the page: what is chosen, the parts that show it, and their end.
+/** One edit on the page: what is chosen, the parts that show it, and their end; its reconstruction may come later.
  *
  * Changes: size, words, cell, frame, tau, look (how maps are drawn), overlay (what lies over the picture), pause.
  */
@@ -91,10 +93,14 @@ function session(element, root, value, trigger) {
     Object.assign(element.dataset, { cell: `${sites[s].name}@${timesteps[k]}`, frame: state.frame + 1, words, ready: "1" });
   }
 
-  return () => {
-    life.abort();
-    observer.disconnect();
-    clips.close();
-    root.replaceChildren();
+  return {
+    run: value.run,
+    complete: ({ videos }) => clips.complete(videos),
+    close() {
+      life.abort();
+      observer.disconnect();
+      clips.close();
+      root.replaceChildren();
+    },
   };
 }

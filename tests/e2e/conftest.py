@@ -87,4 +87,5 @@ def page(tab: Tab, address: str, tap: Tap) -> Iterator[Page]:
     opened = tab(address)
     expect(opened.get_by_role("button", name="Edit", exact=True)).to_be_visible()
     yield opened
+    tap.halting = False
     tap.flowing.set()

@@ -123,6 +123,39 @@ def test_cancel_stops_the_run_and_keeps_the_fields(page: Page, clip: Path, tap: 
     state(page, "done")
 
 
+def test_an_edit_is_shown_before_it_is_checked(page: Page, clip: Path, tap: Tap) -> None:
+    """Its reconstruction then comes into the same players; and who cancels meanwhile keeps the edit."""
+    fill(page, clip)
+    tap.halting = True
+    press_edit(page)
+    explorer(page)
+    reconstruction = page.locator("#studio .fm-reconstruction")
+    expect(reconstruction).to_contain_text("on its way")
+    expect(page.locator(".fm-status[data-state=running][data-shown]")).to_contain_text("Edited")
+    page.locator("#studio .fm-chip", has_text="grass").first.click()
+    explorer(page, words="grass")
+    tap.flowing.set()
+    state(page, "done")
+    expect(reconstruction).to_have_text("Reconstruction")
+    expect(reconstruction.locator("video")).to_have_js_property("readyState", 4)
+    explorer(page, words="grass")  # what was chosen meanwhile stays
+    with page.expect_download() as download:
+        page.get_by_role("button", name="GIF").click()
+    assert download.value.suggested_filename == "edited.gif"
+    press_edit(page)
+    page.locator(".fm-status[data-shown]").wait_for(timeout=1000 * PATIENCE)
+    expect(reconstruction).to_contain_text("on its way")
+    page.get_by_role("button", name="Cancel").click()
+    state(page, "cancelled")
+    tap.flowing.set()
+    assert tap.ended.wait(PATIENCE)
+    expect(page.locator(".fm-status")).to_contain_text("The edit stays")
+    page.reload()
+    explorer(page)
+    expect(page.locator(".fm-status")).to_contain_text("nothing was measured")
+    expect(page.get_by_label("What it should show")).to_have_value(EDIT)
+
+
 def test_the_queue_tells_a_visitors_place(page: Page, tab: Tab, address: str, clip: Path, tap: Tap) -> None:
     fill(page, clip)
     tap.flowing.clear()

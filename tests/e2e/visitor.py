@@ -16,7 +16,7 @@ import app
 from freemask import page as parts
 from freemask.jobs.worker import Worker
 from freemask.settings import Example, Settings
-from freemask.steps import Step
+from freemask.steps import Step, mapped
 
 CHROMIUM = Path("/usr/bin/chromium")
 # Playwright's own, which the switch replaces, and the address bar's pages, which a window would load beside ours.
@@ -57,19 +57,25 @@ expect.set_options(timeout=1000 * PATIENCE)
 
 
 class Tap:
-    """Paints circles; while it is closed, a running job stops before its next step."""
+    """Paints circles; while it is closed, a running job stops before its next step. Where it is `halting` it closes as
+    soon as an edit can be shown."""
 
     def __init__(self) -> None:
         self.flowing = threading.Event()
         self.flowing.set()
         self.ended = threading.Event()
+        self.halting = False
+
+    def look(self, step: Step) -> Step:
+        if step.result is not None and self.halting:
+            self.flowing.clear()
+        return step
 
     def __call__(self, clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
         self.ended.clear()
         try:
-            return (
-                yield from parts.painted_circles(clip, settings, out, kept, pause=lambda: self.flowing.wait(PATIENCE))
-            )
+            body = parts.painted_circles(clip, settings, out, kept, pause=lambda: self.flowing.wait(PATIENCE))
+            return (yield from mapped(body, self.look))
         finally:
             self.ended.set()
 
