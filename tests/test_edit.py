@@ -11,12 +11,13 @@ from tiny import tiny_scheduler
 from freemask.clips.video import Clip, read_clip
 from freemask.errors import MaskError, PromptError, SettingError
 from freemask.families.ddim import CLEAN, denoise, levels
+from freemask.families.graphs import Usage
 from freemask.jobs.metrics import psnr
 from freemask.masks.candidates import candidate, extract, resize
 from freemask.masks.features import Features
 from freemask.masks.trace import load_trace, save_trace
 from freemask.methods.base import fused_sites
-from freemask.methods.editor import Editor, Usage
+from freemask.methods.editor import Editor
 from freemask.methods.sessions import SESSIONS
 from freemask.presets import load_preset
 from freemask.settings import examples

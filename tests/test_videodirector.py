@@ -9,9 +9,9 @@ import torch
 from freemask.clips.video import Clip
 from freemask.errors import SettingError
 from freemask.families.attention import attend
+from freemask.families.graphs import Usage
 from freemask.families.loading import load_backbone
 from freemask.methods import videodirector
-from freemask.methods.base import Usage
 from freemask.methods.editor import Editor
 from freemask.methods.videodirector import STDG, VideoDirector, attend_both
 from freemask.presets import Director, load_preset

@@ -177,7 +177,7 @@ class Backbone(ABC):
             yield
 
     @abstractmethod
-    def output(self, x: Tensor, t: int, text: Tensor) -> Tensor:
+    def output(self, x: Tensor, t: int | Tensor, text: Tensor) -> Tensor:
         """What the network itself says (b, c, f, h, w) float32 of latents under label `t`, inside `over`."""
 
     def predict(
@@ -197,9 +197,9 @@ class Backbone(ABC):
         """
         with ExitStack() as own:
             (held or own).enter_context(self.over(x.shape[2], hooks, text))
-            return self._noise(x, self.output(x, t, text), t, level)
+            return self.noise(x, self.output(x, t, text), t, level)
 
-    def _noise(self, x: Tensor, out: Tensor, t: int, level: float | None) -> Tensor:
+    def noise(self, x: Tensor, out: Tensor, t: int, level: float | None) -> Tensor:
         """The noise that the network's output for `x` means."""
         if self.scheduler.config["prediction_type"] == "v_prediction":
             a = float(self.scheduler.alphas_cumprod[t]) if level is None else level

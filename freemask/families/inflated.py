@@ -42,7 +42,7 @@ def attended_frames(attends: Sequence[Attended], frames: int) -> Tensor:
 
 def _gather(frames: Tensor, x: Tensor) -> Tensor:
     """Keys or values (b·f, heads, p, d) of each frame's list `frames` (f, l): (b·f, heads, l·p, d)."""
-    each = rearrange(x, "(b f) heads p d -> b f heads p d", f=len(frames))[:, frames.to(x.device)]
+    each = rearrange(x, "(b f) heads p d -> b f heads p d", f=len(frames))[:, frames]
     return rearrange(each, "b f l heads p d -> (b f) heads (l p) d")
 
 
@@ -81,13 +81,13 @@ class Inflated(Backbone):
 
     @contextmanager
     def over(self, frames: int, hooks: Mapping[Site, Hook] | None = None, text: Tensor | None = None) -> Iterator[None]:
-        gather = partial(_gather, attended_frames(self.inflation.attends, frames))
+        gather = partial(_gather, attended_frames(self.inflation.attends, frames).to(self.device))
         shared = dict.fromkeys(self._shared, gather)
         placed = {**dict.fromkeys(shared, plainly), **(hooks or {})}
         with installed(self.unet, placed, shared), over_frames(self._timed, frames):
             yield
 
-    def output(self, x: Tensor, t: int, text: Tensor) -> Tensor:
+    def output(self, x: Tensor, t: int | Tensor, text: Tensor) -> Tensor:
         dtype, frames = self.unet.dtype, x.shape[2]
         z, told = rearrange(x.to(dtype), "b c f h w -> (b f) c h w"), per_frame(text.to(dtype), frames)
         out = self.unet(z, t, encoder_hidden_states=told).sample.float()

@@ -27,7 +27,7 @@ class Motion(Backbone):
     def asked(self, latents: tuple[int, ...], text: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return latents, (text[0] * latents[2], *text[1:])
 
-    def output(self, x: Tensor, t: int, text: Tensor) -> Tensor:
+    def output(self, x: Tensor, t: int | Tensor, text: Tensor) -> Tensor:
         told = per_frame(text.to(self.unet.dtype), x.shape[2])
         return self.unet(x.to(self.unet.dtype), t, encoder_hidden_states=told).sample.float()
 

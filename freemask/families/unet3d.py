@@ -34,7 +34,7 @@ class UNet3D(Backbone):
         with installed(self.unet, hooks or {}, text=each):
             yield
 
-    def output(self, x: Tensor, t: int, text: Tensor) -> Tensor:
+    def output(self, x: Tensor, t: int | Tensor, text: Tensor) -> Tensor:
         dtype = self.unet.dtype
         told = text if text.ndim == 3 else text[:, 0]
         return self.unet(x.to(dtype), t, encoder_hidden_states=told.to(dtype)).sample.float()

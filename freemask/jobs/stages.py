@@ -20,13 +20,13 @@ from ..clips.video import Clip, probe, read_clip
 from ..errors import MemoryShortage
 from ..families.ddim import CLEAN
 from ..families.devices import free_memory, is_out_of_memory
+from ..families.graphs import Usage
 from ..families.specs import known_words
 from ..masks.candidates import resize
 from ..masks.features import Features
 from ..masks.mmc import find_site
 from ..masks.plan import is_time_aware
 from ..masks.trace import Trace
-from ..methods.base import Usage
 from ..methods.editor import Denoised, Editor
 from ..presets import Preset, load_method
 from ..settings import FeatureSource, Settings
@@ -394,7 +394,7 @@ class Job:
                 "area": round(plan.area, 4),
             },
             "inversion": "kept from an earlier edit" if self.again else "made",
-            "unet": {stage: asdict(used) for stage, used in self.usage.items() if used.rows or stage != "null-text"},
+            "unet": {stage: used.told() for stage, used in self.usage.items() if used.rows or stage != "null-text"},
             "seconds": self.clock.seconds,
             "memory": {
                 "features": self.way[0],

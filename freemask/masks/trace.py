@@ -61,14 +61,15 @@ def _quantised(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class MapSum:
-    """The soft maps of one forward pass, put together from spans of frames by their shares.
+    """The soft maps of one forward pass after the other, each put together from spans of frames by their shares.
 
-    They stay on the device until all are there: fetched one by one, each would make it wait for the host.
+    Those of a pass leave a GPU in one copy beside what computes there, so that neither waits for the other.
     """
 
     def __init__(self, frames: int) -> None:
         self.frames = frames
         self.sums: dict[str, Tensor] = {}
+        self._packed: list[tuple[int, dict[str, torch.Size], Tensor, Tensor]] = []
 
     def add(self, site: str, maps: Tensor, span: Span) -> None:
         """Adds a span's probabilities (k, its frames, h, w) float32."""
@@ -84,10 +85,32 @@ class MapSum:
         taken, self.sums = self.sums, {}
         return taken
 
-    def pack(self, t: int) -> dict[tuple[int, str], SoftMap]:
-        """The maps of every site under label `t`, as `SoftMap.pack` makes them; what was added is forgotten."""
-        packed = {site: _quantised(maps) for site, maps in self.take().items()}
-        return {(t, site): SoftMap(*(part.cpu().numpy() for part in parts)) for site, parts in packed.items()}
+    def pack(self, t: int) -> None:
+        """What was added is of label `t`: it is sent to the host as `SoftMap.pack` makes it."""
+        if not self.sums:
+            return
+        shapes = {site: maps.shape for site, maps in self.sums.items()}
+        parts = zip(*map(_quantised, self.take().values()), strict=True)
+        values, scales = (_to_host(torch.cat([part.flatten() for part in each])) for each in parts)
+        self._packed.append((t, shapes, values, scales))
+
+    def packed(self) -> dict[tuple[int, str], SoftMap]:
+        """The maps of every label and site that were packed, when all have arrived."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found = {}
+        for t, shapes, values, scales in self._packed:
+            each = torch.split(values, [shape.numel() for shape in shapes.values()])
+            by_frame = torch.split(scales, [shape[:2].numel() for shape in shapes.values()])
+            for (site, shape), one, scale in zip(shapes.items(), each, by_frame, strict=True):
+                found[t, site] = SoftMap(one.reshape(shape).numpy().copy(), scale.reshape(shape[:2]).numpy().copy())
+        return found
+
+
+def _to_host(x: Tensor) -> Tensor:
+    if x.device.type != "cuda":
+        return x.cpu()
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
 
 
 @dataclass(frozen=True)

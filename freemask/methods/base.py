@@ -8,8 +8,8 @@ method, classifier-free guidance under the edit prompt; a paper's method adds to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,29 +20,17 @@ from ..clips.spans import Span, spans
 from ..families.attention import Hook, attend, word_probabilities
 from ..families.backbone import Backbone
 from ..families.ddim import CLEAN, guide
+from ..families.graphs import Usage, taken
 from ..families.sites import Site
 from ..masks.plan import MaskPlan
-from ..masks.trace import MapSum, SoftMap, Trace, shared
+from ..masks.trace import MapSum, Trace, shared
 from ..presets import Preset
 from ..steps import Steps
 from ..words.prompts import align
 
-__all__ = ["Prepared", "Row", "Session", "Usage", "fused_sites", "over_spans", "window", "windows"]
+__all__ = ["Prepared", "Row", "Session", "fused_sites", "over_spans", "window", "windows"]
 
 Prepared = Mapping[str, Tensor]  # what a method makes of a trace before it edits, by name
-
-
-@dataclass
-class Usage:
-    """UNet calls of a stage: how many forwards, how many batch rows in all, and how many backward passes."""
-
-    forwards: int = 0
-    rows: int = 0
-    backwards: int = 0
-
-    def add(self, rows: int) -> None:
-        self.forwards += 1
-        self.rows += rows
 
 
 def window(alpha: float, steps: int) -> int:
@@ -93,7 +81,7 @@ class Session:
     """One edit of a trace under a plan of masks.
 
     With `watch` the maps of the words that the source prompt lacks are kept: `watched` are those words by position,
-    `maps` their maps in that order, by (t, site name), as the edit looks before anything is fused.
+    `seen` their maps in that order, by (t, site name), as the edit looks before anything is fused.
     """
 
     def __init__(
@@ -121,7 +109,6 @@ class Session:
         self.watched_tokens = [list(self.edit_tokens[j]) for j in self.watched]
         self.order = {t: j for j, t in enumerate(reversed(trace.timesteps))}
         frames = len(trace.clip.frames)
-        self.maps: dict[tuple[int, str], SoftMap] = {}
         self.seen = MapSum(frames)
         self.t, self.span = CLEAN, spans(frames, frames)[0]
         self.now: tuple[str, ...] = ()
@@ -144,22 +131,29 @@ class Session:
         return self.trace.latents[self.trace.timesteps[-1]]
 
     def rows(self, t: int, x: Tensor) -> tuple[Row, ...]:
-        """A step with label `t` begins at latents x: the rows that the network is to see, unconditional and told."""
+        """A step with label `t` begins at latents x: the rows that the network is to see, unconditional and told; a
+        guidance of 1 is the second alone."""
         self.t = t
-        return tuple(Row(name, x[:1], self.text[name]) for name in ("plain", "edit"))
+        names = ("plain", "edit") if self.guidance != 1 else ("edit",)
+        return tuple(Row(name, x[:1], self.text[name]) for name in names)
 
     def hooks(self, span: Span, names: tuple[str, ...]) -> Mapping[Site, Hook]:
         """The hooks of a forward with the rows of these names over a span."""
         self.span, self.now = span, names
         return dict.fromkeys(self.seen_sites if "edit" in names else (), self.look)
 
+    def kind(self, names: tuple[str, ...]) -> Hashable:
+        """What the forwards with the rows of these names in this step have in common with those of other steps, so that
+        one may be recorded for all (`graphs`); None where it cannot be."""
+        return names, len(self.seen_sites)
+
     def passed(self) -> None:
         """All rows of a span have been seen."""
 
     def combine(self, x: Tensor, eps: Mapping[str, Tensor]) -> Tensor:
         """The noise (n, c, f, h, w) in the step's latents x by the predictions of the rows, when all are there."""
-        self.maps |= self.seen.pack(self.t)
-        return guide(eps["plain"], eps["edit"], self.guidance, self.task.rescale)
+        self.seen.pack(self.t)
+        return guide(eps["plain"], eps["edit"], self.guidance, self.task.rescale) if "plain" in eps else eps["edit"]
 
     def settle(self, level: int, x: Tensor) -> Tensor:
         """What becomes of the latents x that a step reached at a level."""
@@ -177,10 +171,10 @@ class Session:
         at, count = self.now.index("edit"), len(self.now)
         last = max(token for tokens in self.watched_tokens for token in tokens) + 1
         soft = word_probabilities(q.chunk(count)[at], k.chunk(count)[at], slice(0, last))
-        self.see(self.seen, site, soft, self.watched_tokens)
+        taken(partial(self.see, self.seen, site, self.watched_tokens), soft)
         return attend(q, k, v)
 
-    def see(self, into: MapSum, site: Site, soft: Tensor, each: list[list[int]]) -> None:
+    def see(self, into: MapSum, site: Site, each: list[list[int]], soft: Tensor) -> None:
         """Adds the maps of some words, each a list of columns of head-mean probabilities (f, p, k)."""
         h, w = site.grid(self.trace.grid)
         maps = torch.stack([soft[..., columns].sum(-1) for columns in each])

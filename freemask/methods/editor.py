@@ -11,7 +11,7 @@ Both are generators of `Step` that return their result, so bars, previews and ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,9 +23,10 @@ from torch import Tensor
 from ..clips.spans import Span, spans
 from ..clips.video import Clip
 from ..errors import SettingError
-from ..families.attention import Hook, attend, word_probabilities
+from ..families.attention import attend, word_probabilities
 from ..families.backbone import Backbone
 from ..families.ddim import CLEAN, denoise, invert, levels, timesteps
+from ..families.graphs import Forwards, Usage, taken
 from ..families.loading import load_backbone
 from ..families.sites import Site
 from ..families.specs import Solver, fit, frame_size
@@ -36,7 +37,7 @@ from ..masks.trace import MapSum, SoftMap, Trace
 from ..presets import Preset, load_preset
 from ..steps import Step, Steps, finish
 from ..words.prompts import infer_word
-from .base import Prepared, Usage, fused_sites, over_spans, windows
+from .base import Prepared, fused_sites, over_spans, windows
 from .sessions import SESSIONS
 
 __all__ = ["Denoised", "Edited", "Editor", "Usage"]
@@ -94,12 +95,6 @@ class Editor:
         """What is predicted for a whole clip, (b, c, f, h, w), put together from its spans."""
         return over_spans(frames, self.backbone.native_frames, predict)
 
-    def _forward(
-        self, x: Tensor, t: int, text: Tensor, level: float, usage: Usage, hooks: Mapping[Site, Hook] | None = None
-    ) -> Tensor:
-        usage.add(len(x))
-        return self.backbone.predict(x, t, text, level, hooks)
-
     def decode(self, latents: Tensor, like: Clip) -> Clip:
         """Latents (1, c, f, h, w) to a clip at the frame rate of another."""
         return Clip(self.backbone.decode(latents), like.fps)
@@ -148,10 +143,10 @@ class Editor:
         def look(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if site.kind == "cross":
                 gh, gw = site.grid(trace.grid)
-                soft = word_probabilities(q, k, slice(0, last))
-                maps.add(site.name, rearrange(soft, "f (h w) k -> k f h w", h=gh, w=gw), part)
+                soft = rearrange(word_probabilities(q, k, slice(0, last)), "f (h w) k -> k f h w", h=gh, w=gw)
+                taken(lambda soft: maps.add(site.name, soft, part), soft)
             if site in storing:
-                trace.features.keep((label, site.name, part.start), q, k)
+                taken(lambda q, k: trace.features.keep((label, site.name, part.start), q, k), q, k)
             return attend(q, k, v)
 
         fused = windows(store, len(ts)) if store else {}
@@ -163,21 +158,24 @@ class Editor:
             kinds = {kind for kind, n in fused.items() if t in ts[len(ts) - n :]}
             storing = set(fused_sites(sites, trace.grid, kinds, store)) if store else set()
             hooks = dict.fromkeys([*cross, *storing] if t in ts else (), look)
+            kind = None if host and storing else (t in ts, *sorted(site.name for site in storing))
 
             def one(span: Span) -> Tensor:
                 nonlocal part
                 part = span
-                return self._forward(x[:, :, span.frames], t, text, level, usage, hooks)
+                return forwards.predict(x[:, :, span.frames], t, text, level, hooks, kind)
 
             eps = self._over(x.shape[2], one)
-            trace.maps.update(maps.pack(t))
+            maps.pack(t)
             return eps
 
-        for i, (t, x) in enumerate(invert(predict, latents, alpha, solver=solver)):
-            trace.latents[t] = x = x.contiguous()  # so that a trace read from a file gives the same to the last bit
-            if solver != "ddim" and t == ts[-1]:  # the highest level's own maps and features: no step asked for them
-                predict(x, t, alpha[t])
-            yield Step("invert", i + 1, len(ts), t)
+        with Forwards(backbone, usage) as forwards:
+            for i, (t, x) in enumerate(invert(predict, latents, alpha, solver=solver)):
+                trace.latents[t] = x = x.contiguous()  # so that a trace read from a file gives the same to the last bit
+                if solver != "ddim" and t == ts[-1]:  # the highest level's maps and features: no step asked for them
+                    predict(x, t, alpha[t])
+                yield Step("invert", i + 1, len(ts), t)
+        trace.maps.update(maps.packed())
         return trace
 
     @torch.inference_mode()
@@ -187,12 +185,16 @@ class Editor:
         text = backbone.text([trace.prompt])
 
         def predict(x: Tensor, t: int, level: float) -> Tensor:
-            return self._over(x.shape[2], lambda span: self._forward(x[:, :, span.frames], t, text, level, usage))
+            def one(span: Span) -> Tensor:
+                return forwards.predict(x[:, :, span.frames], t, text, level, kind="plain")
+
+            return self._over(x.shape[2], one)
 
         x = trace.latents[trace.timesteps[-1]]
         alpha = levels(backbone.scheduler, trace.timesteps)
-        for i, (t, x) in enumerate(denoise(predict, x, alpha, solver=trace.solver)):  # noqa: B007, B020
-            yield Step("reconstruct", i + 1, len(trace.timesteps), t)
+        with Forwards(backbone, usage) as forwards:
+            for i, (t, x) in enumerate(denoise(predict, x, alpha, solver=trace.solver)):  # noqa: B007, B020
+                yield Step("reconstruct", i + 1, len(trace.timesteps), t)
         return x.contiguous()
 
     def reconstruct(self, trace: Trace) -> Clip:
@@ -291,7 +293,8 @@ class Editor:
                     names = tuple(row.name for row in group)
                     z = torch.cat([row.x[:, :, span.frames] for row in group])
                     told = _together([row.text for row in group], span)
-                    eps = self._forward(z, t, told, level, usage, session.hooks(span, names))
+                    hooks = session.hooks(span, names)
+                    eps = forwards.predict(z, t, told, level, hooks, session.kind(names))
                     seen |= dict(zip(names, eps.chunk(len(names)), strict=True))
                 session.passed()
                 return torch.cat([seen[row.name] for row in rows])
@@ -304,9 +307,10 @@ class Editor:
 
         alpha = levels(self.backbone.scheduler, trace.timesteps)
         walk = denoise(predict, session.noise, alpha, solver=trace.solver, eta=eta, seed=seed, adjust=session.settle)
-        for i, (t, x) in enumerate(walk):  # noqa: B007
-            yield Step("edit", i + 1, len(trace.timesteps), t, picture)
-        return Denoised(x[:1], plan, session.watched, session.maps, session.prepared)
+        with Forwards(self.backbone, usage) as forwards:
+            for i, (t, x) in enumerate(walk):  # noqa: B007
+                yield Step("edit", i + 1, len(trace.timesteps), t, picture)
+        return Denoised(x[:1], plan, session.watched, session.seen.packed(), session.prepared)
 
     def _glance(self, x: Tensor, eps: Tensor, level: float) -> np.ndarray:
         """The middle frame (h, w, 3) uint8 of the clean clip that latents (1, c, f, h, w) and their noise predict."""

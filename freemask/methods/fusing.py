@@ -12,8 +12,9 @@ E·A1 + (1−E)·A0 applied to V1.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from ..clips.spans import Span
 from ..families.attention import Hook, attend, probabilities
+from ..families.graphs import given, taken
 from ..families.sites import Site
 from ..masks.candidates import extract, resize
 from ..masks.features import Features
@@ -44,6 +46,9 @@ class TokenMap:
 
     source_of: Tensor
     changed: Tensor
+
+    def to(self, device: torch.device) -> TokenMap:
+        return TokenMap(self.source_of.to(device), self.changed.to(device))
 
 
 def token_map(
@@ -101,7 +106,7 @@ class Fusing(Session, ABC):
             trace.tokens,
             self.edit_tokens,
             self.text["edit"].shape[1],
-        )
+        ).to(self.text["edit"].device)
         self.windows = windows(task, steps)
         self.changed_window = window(task.alpha_cross if task.alpha_changed is None else task.alpha_changed, steps)
         self.blended = window(task.alpha_latent, steps)
@@ -190,7 +195,7 @@ class Fusing(Session, ABC):
         """Latent blending: outside E the source's latent of the same level, while that window is open."""
         if self.order[self.t] >= self.blended:
             return x
-        e = torch.from_numpy(self.editable(self.t)).to(x.device)
+        e = torch.from_numpy(self.editable(self.t)).to(x.device, non_blocking=True)
         return torch.cat([fuse_latent(self.trace.latents[level], x[:1], e), x[1:]])
 
     # ------------------------------------------------------------------ masks
@@ -215,9 +220,24 @@ class Fusing(Session, ABC):
                 whole = self.free(self.t) if what == "free" else self.moved(self.t)
                 mask = resize(whole, site.grid(self.trace.grid))
             flat = torch.from_numpy(rearrange(mask, "f h w -> f (h w)"))
-            self.cached[key] = flat.to(device), True if flat.all() else None if flat.any() else False
+            same = True if flat.all() else None if flat.any() else False
+            self.cached[key] = flat.to(device, non_blocking=True), same
         there, same = self.cached[key]
         return there[self.span.frames], same
+
+    def each(self, what: str, site: Site, device: torch.device) -> Tensor:
+        """`mask`'s first, which differs from step to step."""
+        return given((what, site.level), lambda: (self.mask(what, site, device)[0],))[0]
+
+    def kind(self, names: tuple[str, ...]) -> Hashable:
+        """What the fused forwards of this step have in common with others: see `graphs`."""
+        fused = [site for site, hook in self.sites.items() if hook == self.fuse]
+        if "edit" not in names or fused and "source" not in names and self.features.host:
+            return None  # Q and K wait in host RAM for another forward
+        levels = {site.level: site for site in fused if site.kind == "self"}
+        same = [(level, self.mask("free", site, self.text["edit"].device)[1]) for level, site in sorted(levels.items())]
+        late = self.order[self.t] >= self.changed_window
+        return super().kind(names), tuple(site.name for site in fused), tuple(same), late
 
     # ------------------------------------------------------------------ hooks
 
@@ -226,36 +246,41 @@ class Fusing(Session, ABC):
         self.features.keep((self.t, site.name, self.span.start), q, k)
         return attend(q, k, v)
 
+    def read(self, site: Site) -> tuple[Tensor, Tensor]:
+        """The source's Q and K of this step where they are kept."""
+        q0, k0 = given(("kept", site.name), lambda: self.features.read((self.t, site.name, self.span.start)))
+        return q0, k0
+
     def fuse(self, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of all rows, the edit's fused with the source's."""
         count, at = len(self.now), self.now.index("edit")
         qs, ks, vs = q.chunk(count), k.chunk(count), v.chunk(count)
         if "source" in self.now:
-            q0, k0 = qs[2], ks[2]
+            q0, k0 = (each[self.now.index("source")] for each in (qs, ks))
         else:
-            q0, k0 = self.features.read((self.t, site.name, self.span.start))
+            q0, k0 = self.read(site)
         q1, k1, v1 = qs[at], ks[at], vs[at]
         if site.kind == "temporal":
-            m = rearrange(self.mask("moved in time", site, q.device)[0], "f p -> p f")
+            m = rearrange(self.each("moved in time", site, q.device), "f p -> p f")
             q1.copy_(self.fuse_temporal(q0, q1, m))
             k1.copy_(self.fuse_temporal(k0, k1, m))
             return attend(q, k, v)
         if site.kind == "self":
-            e, same = self.mask("free", site, q.device)
+            same = self.mask("free", site, q.device)[1]
             if same is False:  # A0 alone
                 q1.copy_(q0)
                 k1.copy_(k0)
             out = attend(q, k, v)
             if same is None:
                 edit = out.chunk(count)[at]
-                edit.copy_(fuse_self(q0, k0, v1, edit, e))
+                edit.copy_(fuse_self(q0, k0, v1, edit, self.each("free", site, q.device)))
             return out
         a1 = probabilities(q1, k1)
         if self.watched:
-            self.see(self.seen, site, a1.mean(1), self.watched_tokens)
+            taken(partial(self.see, self.seen, site, self.watched_tokens), a1.mean(1))
         if self.task.union and site == self.plan.choice.site and self.edit_columns:
-            self.see(self.edit_seen, site, a1.mean(1), [self.edit_columns])
-        a = self.fuse_cross(probabilities(q0, k0), a1, self.mask("moved", site, q.device)[0])
+            taken(partial(self.see, self.edit_seen, site, [self.edit_columns]), a1.mean(1))
+        a = self.fuse_cross(probabilities(q0, k0), a1, self.each("moved", site, q.device))
         a = self.weighed(a, a1)
         outs = [a.to(v1.dtype) @ v1 if i == at else attend(qs[i], ks[i], vs[i]) for i in range(count)]
         return torch.cat(outs)

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
@@ -47,12 +47,13 @@ from ..errors import SettingError
 from ..families.attention import Hook, attend, probabilities
 from ..families.backbone import Backbone
 from ..families.ddim import guide, levels, lower
+from ..families.graphs import Usage
 from ..families.sites import Site
 from ..masks.candidates import resize
 from ..masks.features import Features
 from ..presets import Director
 from ..steps import Step, Steps
-from .base import Prepared, Row, Usage, over_spans
+from .base import Prepared, Row, over_spans
 from .fusing import Fusing, remap
 
 __all__ = ["STDG", "VideoDirector", "attend_both"]
@@ -328,6 +329,9 @@ class VideoDirector(Fusing):
         self.cached = {}
         self.sites = {**dict.fromkeys(self.seen_sites, self.look), **dict.fromkeys(fused, self.fuse)}
         self.replays, self.features = bool(fused), Features(host=True)
+
+    def kind(self, names: tuple[str, ...]) -> Hashable:
+        return None
 
     def hooks(self, span: Span, names: tuple[str, ...]) -> Mapping[Site, Hook]:
         found = super().hooks(span, names)
