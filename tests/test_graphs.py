@@ -16,6 +16,7 @@ from freemask.families.attention import attend
 from freemask.families.graphs import Forwards, Usage, given, taken
 from freemask.families.loading import load_backbone
 from freemask.methods.editor import Editor
+from freemask.methods.freemask import FreeMask
 from freemask.presets import load_preset
 from freemask.steps import finish
 
@@ -113,7 +114,7 @@ CASES = [
     ("style", "fatezero", False, {}),
     ("shape", "fatezero", True, {}),
     *(("shape", "freemask", stored, {}) for stored in (False, True)),
-    ("attribute", "freemask", True, {"alpha_cross": 0.6, "alpha_changed": 0.2, "reweight": 2.0}),
+    ("attribute", "freemask", True, {"alpha_cross": 0.6, "alpha_changed": 0.25, "reweight": 2.0}),
     ("place", "freemask", True, {"free_self": True, "time_aware": True, "selection": "codebook", "tau": 0.3}),
     ("shape", "freemask", False, {"union": True, "max_positions": 60}),
 ]
@@ -129,15 +130,7 @@ def test_an_edit_by_recordings(editor, clip, monkeypatch, task, method, stored, 
         preset = load_preset(task, method)
     monkeypatch.setattr(graphs, "recorder", never)
     trace = editor.invert(clip, prompt=SOURCE, steps=STEPS, store=preset if stored else None)
-    found = []
-    for recorder in (never, always):
-        monkeypatch.setattr(graphs, "recorder", recorder)
-        usage = Usage()
-        about = {"prompt": EDIT, "task": preset, "word": "car", "watch": True, "usage": usage}
-        found.append((finish(editor.edit_steps(trace, **about)), usage))
-    (theirs, _), (ours, used) = found
-    assert close(ours.latents, theirs.latents) and theirs.maps and alike(ours.maps, theirs.maps)
-    assert used.why == "" and 0 < used.recorded < used.forwards
+    assert by_both(editor, trace, monkeypatch, task=preset).recorded > 0
 
 
 def test_what_waits_in_host_ram_is_not_recorded(editor, clip, monkeypatch):
@@ -152,9 +145,41 @@ def test_what_waits_in_host_ram_is_not_recorded(editor, clip, monkeypatch):
         assert used.recorded < used.forwards and used.why == ""
 
 
+def by_both(editor, trace, monkeypatch, **options):
+    """An edit as ever and by recordings: latents, maps, and the usage of the second."""
+    found = []
+    for recorder in (never, always):
+        monkeypatch.setattr(graphs, "recorder", recorder)
+        about = {"prompt": EDIT, "word": "car", "watch": True, "usage": (used := Usage())} | options
+        found.append(finish(editor.edit_steps(trace, **about)))
+    assert used.why == "" and close(found[1].latents, found[0].latents) and alike(found[1].maps, found[0].maps)
+    return used
+
+
+def test_a_mask_that_is_whole_or_empty_on_some_steps(editor, clip, monkeypatch):
+    """Which other operations then serve."""
+
+    def free(self, t):
+        object = self.object(t)
+        return (np.zeros_like(object), object, np.ones_like(object))[self.order[t] % 3]
+
+    monkeypatch.setattr(FreeMask, "free", free)
+    monkeypatch.setattr(graphs, "recorder", never)
+    trace = editor.invert(clip, prompt=SOURCE, steps=6)
+    used = by_both(editor, trace, monkeypatch, task=replace(load_preset("shape"), alpha_self=1.0, alpha_cross=1.0))
+    assert used.recorded >= 6  # of 12: a coarser grid may be whole where the finest is not
+
+
+def test_rows_one_at_a_time(editor, clip, monkeypatch):
+    monkeypatch.setattr(graphs, "recorder", never)
+    trace = editor.invert(clip, prompt=SOURCE, steps=STEPS)
+    used = by_both(editor, trace, monkeypatch, task=load_preset("shape", "plain"), one_row=True)
+    assert used.recorded == used.forwards - 2
+
+
 def asked(backbone, seed):
     x = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return x, 100 * seed, backbone.text(["a car"])
+    return x, 100 * seed, backbone.text(["a car" + " red" * seed])
 
 
 def test_a_recording_gets_what_each_step_has_of_its_own_and_hands_out_what_it_saw(editor, monkeypatch):
