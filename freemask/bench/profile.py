@@ -1,13 +1,14 @@
 """What the method costs beside the plain UNet forwards that a job cannot avoid, and beside the arithmetic.
 
 `overhead_invert` and `overhead_edit` are ratios measured in one run: a stage's time without the autoencoder over that
-of stock-processor forwards with the very rows of its steps. After each step comes its plain forward, so what else the
-machine does falls on both alike. `peer` is our denoising without fusion over diffusers' own text-to-video denoising, on
-the same rows and step by step in the same way.
+of stock-processor forwards with the very rows of its steps, recorded where ours are (`graphs`). After each step comes
+its plain forward, so what else the machine does falls on both alike. `peer` is our denoising without fusion over
+diffusers' own text-to-video denoising, on the same rows and step by step in the same way.
 
 `table` has a whole edit's stages, and comes first: seconds, the UNet's floating-point operations, the rate, and its
 share of the rate of one large matrix product on this device. `floor_seconds` is what those operations take at that
-rate, and `others` are the largest costs of a fused step that are no matrix products.
+rate, and `others` are the largest costs of a fused step that are no matrix products. On CUDA `pace` has of each stage
+how often the host waited for the device, and the share of its time in which the host was at work.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from ..clips.video import Clip
 from ..errors import SettingError
 from ..families.ddim import timesteps
+from ..families.graphs import Forwards
 from ..families.unet3d import UNet3D
 from ..jobs.memory import Peak
 from ..masks.trace import Trace
@@ -32,7 +34,7 @@ from ..methods.base import windows
 from ..methods.editor import Denoised, Editor
 from ..presets import Preset, load_preset
 from ..steps import Step, Steps, finish
-from .speed import beside_peer, circumstances, in_turn, matrix_rate, other_costs, row_flops, whole_edit
+from .speed import beside_peer, circumstances, host_pace, in_turn, matrix_rate, other_costs, row_flops, whole_edit
 
 __all__ = ["extra_peak", "profile_steps"]
 
@@ -94,9 +96,11 @@ def profile_steps(
 
     n, kinds, device = len(ts), ("replay", "store"), backbone.device
 
+    forwards = Forwards(backbone)
+
     @torch.inference_mode()
     def plain(rows: int) -> None:
-        backbone.predict(latents.expand(rows, -1, -1, -1, -1), ts[0], text[:rows])
+        forwards.predict(latents.expand(rows, -1, -1, -1, -1), ts[0], text[:rows], kind="plain")
 
     def invert(store: bool) -> Steps[Trace]:
         kept = task if store else None
@@ -142,8 +146,14 @@ def profile_steps(
     figures["extra_peak_mib"] = {
         kind: round(extra_peak(partial(whole, kind == "store"), device)[0], 1) for kind in kinds
     }
-    trace = finish(invert(False))
+    forwards.close()
+    pace = {}
+    pace["invert"], trace = host_pace(invert(False), device)
     figures["others"] = other_costs(lambda: next(edit(trace)), device)
+    for kind in kinds:
+        pace[f"edit_{kind}"], _ = host_pace(edit(finish(invert(True)) if kind == "store" else trace), device)
+    if device.type == "cuda":
+        figures["pace"] = pace
     yield Step("profile", repeats + 2, repeats + 2)
     return figures
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +41,7 @@ __all__ = [
     "beside_peer",
     "circumstances",
     "full_backbone",
+    "host_pace",
     "in_turn",
     "matrix_rate",
     "other_costs",
@@ -140,6 +143,36 @@ def in_turn(
     seconds, end = timed(partial(_advance, steps), device)
     assert end, "there are more steps than there is to compare them with"
     return (mine + seconds, theirs), end.value
+
+
+def host_pace(steps: Steps[T], device: torch.device) -> tuple[dict[str, float], T]:
+    """Of a stage: `waits`, how often the host waited for the device from the second step to the last; `host`, the
+    share of the time from there to the device's end in which the host was at work. And what the stage returns."""
+    next(steps)
+    _synchronize(device)
+    start = time.perf_counter()
+    with warnings.catch_warnings(record=True) as told, _waits_told(device):
+        warnings.simplefilter("always")
+        while True:
+            host, waits = time.perf_counter() - start, len(told)
+            if end := _advance(steps):
+                break
+    _synchronize(device)
+    share = host / (time.perf_counter() - start)
+    return {"waits": waits, "host": round(share, 3)}, end.value
+
+
+@contextmanager
+def _waits_told(device: torch.device) -> Iterator[None]:
+    """torch warns of each time that the host waits for a CUDA device."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @torch.inference_mode()
