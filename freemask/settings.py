@@ -118,6 +118,11 @@ class Settings:
         Literal[FeatureSource, "auto"],
         Told("Source features: auto (what fits), replay (least memory), store (on the device), host (in RAM)."),
     ] = "auto"
+    deep_cache: Annotated[
+        int,
+        Field(ge=1, le=4),
+        Told("Of so many steps of the edit one computes the coarse layers, and the others take its; 1: each does."),
+    ] = 1
     low_vram: Annotated[bool, Told("Take the least memory, for the most time.")] = False
     tau: Annotated[
         Annotated[float, Field(gt=0, lt=1)] | None, Told("Mask threshold, 0 to 1. Left out, as below: the task's own.")

@@ -75,8 +75,8 @@ def clip():
     return Clip(np.random.default_rng(3).integers(0, 255, (12, 32, 48, 3), dtype=np.uint8), 8.0)
 
 
-def close(a, b):
-    return float((a - b).abs().max()) <= 1e-4 * float(b.abs().max())
+def close(a, b, relative=1e-4):
+    return float((a - b).abs().max()) <= relative * float(b.abs().max())
 
 
 def alike(ours, theirs):

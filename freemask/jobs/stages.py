@@ -277,6 +277,7 @@ class Job:
             glances=0 if settings.low_vram else glances,
             watch=True,
             one_row=way[1],
+            deep_cache=settings.deep_cache,
             prepared=self.prepared,
             preparing=self.usage["null-text"],
         )

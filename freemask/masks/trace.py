@@ -69,6 +69,7 @@ class MapSum:
     def __init__(self, frames: int) -> None:
         self.frames = frames
         self.sums: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}
         self._packed: list[tuple[int, dict[str, torch.Size], Tensor, Tensor]] = []
 
     def add(self, site: str, maps: Tensor, span: Span) -> None:
@@ -86,11 +87,13 @@ class MapSum:
         return taken
 
     def pack(self, t: int) -> None:
-        """What was added is of label `t`: it is sent to the host as `SoftMap.pack` makes it."""
+        """What was added is of label `t`: it is sent to the host as `SoftMap.pack` makes it. A site that a pass did not
+        meet, since its layer was taken from the pass before, has the maps of that one."""
         if not self.sums:
             return
-        shapes = {site: maps.shape for site, maps in self.sums.items()}
-        parts = zip(*map(_quantised, self.take().values()), strict=True)
+        self._before = every = self._before | self.take()
+        shapes = {site: maps.shape for site, maps in every.items()}
+        parts = zip(*map(_quantised, every.values()), strict=True)
         values, scales = (_to_host(torch.cat([part.flatten() for part in each])) for each in parts)
         self._packed.append((t, shapes, values, scales))
 

@@ -84,6 +84,8 @@ class Session:
     `seen` their maps in that order, by (t, site name), as the edit looks before anything is fused.
     """
 
+    cacheable = True  # whether coarse layers may be taken from the step before
+
     def __init__(
         self,
         backbone: Backbone,

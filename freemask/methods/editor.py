@@ -26,6 +26,7 @@ from ..errors import SettingError
 from ..families.attention import attend, word_probabilities
 from ..families.backbone import Backbone
 from ..families.ddim import CLEAN, denoise, invert, levels, timesteps
+from ..families.deep import DeepCache
 from ..families.graphs import Forwards, Usage, taken
 from ..families.loading import load_backbone
 from ..families.sites import Site
@@ -259,6 +260,7 @@ class Editor:
         glances: int = 0,
         watch: bool = False,
         one_row: bool = False,
+        deep_cache: int = 1,
         prepared: MutableMapping[str, Prepared] | None = None,
         preparing: Usage | None = None,
     ) -> Steps[Denoised]:
@@ -267,8 +269,9 @@ class Editor:
         The source's features are read from the trace where the inversion stored them, else replayed. About `glances`
         of the steps carry a picture (h, w, 3) uint8: the middle frame of the clean clip as it is predicted then.
         `watch` keeps the maps of the words that the source prompt lacks. With `one_row` batch rows run one at a
-        time, in a third of the memory; the source's features of the step wait in host RAM meanwhile. What a method
-        prepares is put into `prepared` and taken from there if it is there already; `preparing` counts its UNet calls.
+        time, in a third of the memory; the source's features of the step wait in host RAM meanwhile. Of `deep_cache`
+        steps one computes the coarse layers (`families.deep`). What a method prepares is put into `prepared` and taken
+        from there if it is there already; `preparing` counts its UNet calls.
         """
         usage, prepared = usage or Usage(), {} if prepared is None else prepared
         plan = self.plan_masks(trace, word=word, task=task, mask=mask, site=site, timestep=timestep)
@@ -278,6 +281,7 @@ class Editor:
             if key not in prepared:
                 prepared[key] = yield from session.prepare(preparing or Usage())
             session.prepared = prepared[key]
+        deep = DeepCache(self.backbone.unet, deep_cache if session.cacheable else 1)
         every = -(-len(trace.timesteps) // glances) if glances else len(trace.timesteps) + 1
         picture: np.ndarray | None = None
         done = 0
@@ -285,6 +289,7 @@ class Editor:
         def predict(x: Tensor, t: int, level: float) -> Tensor:
             nonlocal picture, done
             rows = session.rows(t, x)
+            deep.begin(tuple(row.name for row in rows))
             groups = [(row,) for row in reversed(rows)] if one_row else [rows]
 
             def one(span: Span) -> Tensor:
@@ -293,8 +298,9 @@ class Editor:
                     names = tuple(row.name for row in group)
                     z = torch.cat([row.x[:, :, span.frames] for row in group])
                     told = _together([row.text for row in group], span)
-                    hooks = session.hooks(span, names)
-                    eps = forwards.predict(z, t, told, level, hooks, session.kind(names))
+                    hooks, kind = session.hooks(span, names), session.kind(names)
+                    with deep.over((names, span.start)):
+                        eps = forwards.predict(z, t, told, level, hooks, kind and (kind, deep.reused))
                     seen |= dict(zip(names, eps.chunk(len(names)), strict=True))
                 session.passed()
                 return torch.cat([seen[row.name] for row in rows])

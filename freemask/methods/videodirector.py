@@ -186,6 +186,8 @@ class STDG:
 class VideoDirector(Fusing):
     """Both stages; stage 1 is what it prepares."""
 
+    cacheable = False  # its guidance compares coarse layers of this very step
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.director = self.task.director or Director()
