@@ -119,10 +119,9 @@ class Settings:
         Told("Source features: auto (what fits), replay (least memory), store (on the device), host (in RAM)."),
     ] = "auto"
     deep_cache: Annotated[
-        int,
-        Field(ge=1, le=4),
-        Told("Of so many steps of the edit one computes the coarse layers, and the others take its; 1: each does."),
-    ] = 1
+        Annotated[int, Field(ge=1, le=4)] | None,
+        Told("Of how many steps of the edit one computes the coarse layers, 1 to 4. Left out: the backbone's own."),
+    ] = None
     low_vram: Annotated[bool, Told("Take the least memory, for the most time.")] = False
     tau: Annotated[
         Annotated[float, Field(gt=0, lt=1)] | None, Told("Mask threshold, 0 to 1. Left out, as below: the task's own.")

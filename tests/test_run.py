@@ -23,6 +23,7 @@ from freemask import Clip, write_clip
 from freemask.cli import app
 from freemask.clips.video import probe, read_clip
 from freemask.errors import MemoryShortage, SettingError
+from freemask.families.specs import usual_deep_cache
 from freemask.families.unet3d import UNet3D
 from freemask.jobs.extras import make_extra
 from freemask.jobs.files import read_videos, save_edit
@@ -73,6 +74,7 @@ def test_the_report_accounts_for_the_run(done):
     assert report["null_text"] is None and "null-text" not in report["unet"].keys() | report["seconds"].keys()
     assert 0 <= report["metrics"]["frame_accuracy"] <= 1 and -1 <= report["metrics"]["clip"] <= 1
     assert report["unet"]["edit"] == {"forwards": 2, "rows": 4, "backwards": 0} and not report["memory"]["one_row"]
+    assert report["deep_cache"] == usual_deep_cache("mini")
     assert report["memory"]["features"] == "store"  # what fits by default, so that no third row replays the source
     assert report["words"]["word"] == "car" and report["words"]["changed"] == ["bus"]
     assert report["mask"]["timestep"] == "every" and report["mask"]["origin"] == "measured"
@@ -149,7 +151,7 @@ def test_null_text_is_kept_with_the_inversion(tmp_path):
     assert alone["null_text"]["made"] == "made" and alone["seconds"]["null-text"] > 0
     # at each of two levels: two forwards of STDG, the prompt's, and one before and one after the iteration
     assert alone["unet"]["null-text"] == {"forwards": 10, "rows": 10, "backwards": 4}
-    assert alone["unet"]["edit"]["backwards"] == 2
+    assert alone["unet"]["edit"]["backwards"] == 2 and alone["deep_cache"] == 1
     assert alone["metrics"] == again["metrics"] and alone["metrics"]["guided_psnr"] > 10
     assert again["null_text"]["distances"] == alone["null_text"]["distances"]
     assert [len(row) for row in alone["null_text"]["distances"]] == [2, 2]
@@ -218,6 +220,14 @@ def test_an_edit_is_shown_before_its_reconstruction_and_stands_without_it(tmp_pa
     assert report["metrics"]["reconstruction_psnr"] is None and report["metrics"]["background_psnr"] > 10
     assert [told for told in report["words"]["warnings"] if told.startswith("Memory ran out for the reconstruction")]
     assert report["verdict"]["level"] and not (tmp_path / "reconstruction.mp4").exists()
+
+
+def test_every_layer_of_every_step_where_it_is_asked_for(tmp_path, written):
+    for every in (1, 2, None):
+        report = finish(run_steps(SHAPE.clip, replace(QUICK, deep_cache=every), tmp_path / str(every)))
+        assert report["deep_cache"] == (every or usual_deep_cache("mini"))
+    drawn = [written[tmp_path / name] for name in ("1", "2", "None")]
+    assert (drawn[0] != drawn[1]).any() and np.array_equal(drawn[1], drawn[2])  # of two steps the second takes
 
 
 def test_other_files_are_made_when_they_are_asked_for(plain, tmp_path):

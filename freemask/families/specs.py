@@ -38,6 +38,7 @@ __all__ = [
     "known_words",
     "kindred",
     "native_size",
+    "usual_deep_cache",
     "usual_guidance",
     "vae_factor",
 ]
@@ -81,13 +82,13 @@ class BackboneSpec:
     `name` is the short one that every part of FreeMask takes; `title` is its line in a list. The weights are in
     `folder`, or on the hub as `hub_id` (`aliases`: other ids of the same weights). `size` is (width, height) in pixels
     and `frames` the clip length that it was trained on, or sees at once; one latent cell stands for `vae_factor` pixels
-    along a side, and the network's coarsest cell for `downsampling` of these. `guidance` is what suits it, `parameters`
-    counts each part's, None where they have not been counted; `working_set` is what a part computes in at its peak, in
-    bytes a latent cell, frame and batch row in halves (see `memory`); `codebook` is the file under presets/codebooks/
-    that holds its measured masks, once they are. `inflation` is how an image model runs over frames, None for a model
-    of clips. `motion_adapter` holds the motion modules that make an image model one of clips, where they do not lie
-    beside its other parts: a folder of this project, or a hub id. `beta_schedule` is what these were trained on, where
-    it is not the image model's own.
+    along a side, and the network's coarsest cell for `downsampling` of these. `guidance` is what suits it, and so is
+    `deep_cache` (`families.deep`); `parameters` counts each part's, None where they have not been counted;
+    `working_set` is what a part computes in at its peak, in bytes a latent cell, frame and batch row in halves (see
+    `memory`); `codebook` is the file under presets/codebooks/ that holds its measured masks, once they are. `inflation`
+    is how an image model runs over frames, None for a model of clips. `motion_adapter` holds the motion modules that
+    make an image model one of clips, where they do not lie beside its other parts: a folder of this project, or a hub
+    id. `beta_schedule` is what these were trained on, where it is not the image model's own.
     """
 
     name: str
@@ -98,6 +99,7 @@ class BackboneSpec:
     vae_factor: Annotated[int, Field(ge=1, le=64)]
     downsampling: Annotated[int, Field(ge=1, le=64)] = 8
     guidance: Annotated[float, Field(ge=1, le=30)] = 7.5
+    deep_cache: Annotated[int, Field(ge=1, le=4)] = 1
     hub_id: str | None = None
     aliases: tuple[str, ...] = ()
     folder: Path | None = None
@@ -177,6 +179,12 @@ def usual_guidance(name: str) -> float:
     """The classifier-free guidance that suits a backbone, or what it was tuned from, where it is known, else 7.5."""
     spec = kindred(name)
     return spec.guidance if spec else 7.5
+
+
+def usual_deep_cache(name: str) -> int:
+    """Of how many steps of an edit one computes the coarse layers (`deep`), by what suits a backbone."""
+    spec = kindred(name)
+    return spec.deep_cache if spec else 1
 
 
 def backbone_name(name: str) -> str:

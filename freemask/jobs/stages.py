@@ -21,13 +21,14 @@ from ..errors import MemoryShortage
 from ..families.ddim import CLEAN
 from ..families.devices import free_memory, is_out_of_memory
 from ..families.graphs import Usage
-from ..families.specs import known_words
+from ..families.specs import known_words, usual_deep_cache
 from ..masks.candidates import resize
 from ..masks.features import Features
 from ..masks.mmc import find_site
 from ..masks.plan import is_time_aware
 from ..masks.trace import Trace
 from ..methods.editor import Denoised, Editor
+from ..methods.sessions import SESSIONS
 from ..presets import Preset, load_method
 from ..settings import FeatureSource, Settings
 from ..steps import Step, Steps
@@ -174,6 +175,13 @@ class Job:
         return self.settings.preset()
 
     @property
+    def deep_cache(self) -> int:
+        """Of how many steps of the edit one computes the coarse layers."""
+        settings = self.settings
+        wanted = settings.deep_cache or usual_deep_cache(settings.backbone)
+        return wanted if SESSIONS[settings.method].cacheable else 1
+
+    @property
     def storable(self) -> bool:
         """Whether the features that the method fuses are the inversion's, which may be stored."""
         return load_method(self.settings.method).features == "inversion"
@@ -277,7 +285,7 @@ class Job:
             glances=0 if settings.low_vram else glances,
             watch=True,
             one_row=way[1],
-            deep_cache=settings.deep_cache,
+            deep_cache=self.deep_cache,
             prepared=self.prepared,
             preparing=self.usage["null-text"],
         )
@@ -395,6 +403,7 @@ class Job:
                 "area": round(plan.area, 4),
             },
             "inversion": "kept from an earlier edit" if self.again else "made",
+            "deep_cache": self.deep_cache,
             "unet": {stage: used.told() for stage, used in self.usage.items() if used.rows or stage != "null-text"},
             "seconds": self.clock.seconds,
             "memory": {

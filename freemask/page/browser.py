@@ -44,8 +44,8 @@ PROGRESS = """(told) => {
     const card = new DOMParser().parseFromString(told, "text/html").querySelector(".fm-status");
     const title = card?.querySelector("strong").innerHTML;
     if (!card || card.dataset.state === "idle" || title.startsWith("Made beforehand")) return "";
-    const detail = card.dataset.state === "running" ? " · " + card.querySelector("p").innerHTML : "";
     const seen = ["done", "failed"].includes(card.dataset.state) || "shown" in card.dataset;
+    const detail = card.dataset.state === "running" && !seen ? " · " + card.querySelector("p").innerHTML : "";
     const there = seen ? ' <a href="#status">See it</a>' : "";
     return `<p class="fm-note">${title}${detail}${there}</p>`;
 }"""

@@ -213,6 +213,9 @@ def follow_link(query: str, offered: Sequence[str]) -> list[Any] | None:
     return [left.get(name, value) for name, value in zip(NAMES[1:], filled, strict=True)]
 
 
+NO_FIELD = ("alpha_changed", "reweight", "rescale", "deep_cache")  # on the page
+
+
 def _filled(values: dict[str, Any], offered: Sequence[str], notes: list[str]) -> list[Any]:
     """The fields of settings from elsewhere. One toast tells what was not taken: `notes`, and what is found here."""
     backbone = values.pop("backbone", None)
@@ -220,7 +223,7 @@ def _filled(values: dict[str, Any], offered: Sequence[str], notes: list[str]) ->
     settings = make_settings(**values)
     filled = field_values(settings)
     filled[NAMES.index("backbone") - 1] = backbone if backbone in offered else gr.skip()
-    lost = [name for name in ("alpha_changed", "reweight", "rescale") if getattr(settings, name) is not None]
+    lost = [name for name in NO_FIELD if getattr(settings, name) is not None]
     if backbone not in (None, *offered):
         notes.append(_not_offered(str(backbone)))
     if lost:
