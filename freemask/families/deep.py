@@ -3,6 +3,12 @@ next, so that every other step need only compute the finest.
 
 A U-Net's finest level is its first down and its last up block; what lies between has one output that the last up block
 sees. That output is kept by a whole pass and stands in the place of all that lies between in the passes after it.
+
+mini, FreeMask, 9 scenes from seed 3,000,000 (3 of attribute, 2 of each other task; 25 steps, guidance 3), against all
+layers in every step: of two steps one whole .75 of the edit's time, +.1, +.1, +.3, +.2 dB to the true edit (attribute,
+shape, style, place) and .0 in what is kept; of three .65 of the time, +.1, +.1, +.6, +.2 dB and -.1 (place -.7). In 15
+steps of the solver "dpm" of three +.1, +.2, +.9, +.6 dB. So mini's own is three. Of other models nothing is measured,
+and each computes every layer unless it is asked not to.
 """
 
 from __future__ import annotations
