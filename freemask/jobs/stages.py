@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
+from ..clips.ffmpeg import whole
 from ..clips.video import Clip, probe, read_clip
-from ..errors import MemoryShortage
 from ..families.ddim import CLEAN
 from ..families.devices import free_memory, is_out_of_memory
 from ..families.graphs import Usage
@@ -38,6 +38,7 @@ from .files import made_with, read_videos, save_edit, write_video
 from .kept import KeptFeatures, KeptPrepared, inversion_file, read_inversion, save_inversion
 from .memory import Need, Peak, choose_features, free_bytes, need
 from .metrics import clip_metrics, load_clip, psnr
+from .shortage import Way, fit, told_of_shortage
 from .verdict import judged
 
 __all__ = ["Job", "load_editor"]
@@ -90,49 +91,9 @@ def load_editor(backbone: str, low_vram: bool = False) -> Editor:
         _loaded.clear()  # two large ones may not fit at once
         _features.clear()
         free_memory()
-        with _told_of_shortage():
+        with told_of_shortage():
             _loaded[wanted] = Editor.load(backbone, low_vram=low_vram)
     return _loaded[wanted]
-
-
-SHORTAGE = (
-    "Memory ran out even in the most frugal way. Take a smaller size, or end what else uses this device's memory; "
-    "fewer frames help up to the number that the backbone sees at once. The inversion, where it was done, is kept."
-)
-
-
-@contextmanager
-def _told_of_shortage() -> Iterator[None]:
-    """Raises MemoryShortage where memory runs out, without what the failure still holds."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        clear_frames(error.__traceback__)
-        raise MemoryShortage(SHORTAGE) from None
-
-
-Way = tuple[FeatureSource, bool]  # where the source's features come from, and whether batch rows run one at a time
-
-
-def _fit(ways: Sequence[Way], attempt: Callable[[Way], Steps[T]], notes: list[str]) -> Steps[T]:
-    """The first attempt for which memory suffices; `notes` are told of those for which it did not.
-
-    Raises MemoryShortage where it suffices for none.
-    """
-    ways = list(dict.fromkeys(ways))
-    for i, way in enumerate(ways):
-        try:
-            return (yield from attempt(way))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        free_memory()
-        if i + 1 < len(ways):
-            how = "one batch row at a time, which is slower" if ways[i + 1][1] > way[1] else "replaying the source"
-            notes.append(f"Memory ran out, so the edit went on {how}.")
-    raise MemoryShortage(SHORTAGE)
 
 
 @dataclass
@@ -225,7 +186,7 @@ class Job:
             _features.clear()
             part: dict[str, Any] = {"frames": settings.frames, "start": settings.start, "fps": settings.fps}
             self.clip = self.asked.clip or read_clip(self.path, **part, size=self.size)
-            with self.clock.measure("encode"), _told_of_shortage():
+            with self.clock.measure("encode"), told_of_shortage():
                 latents = self.editor.backbone.encode(self.clip.frames)
         self.needed = need(self.editor.backbone, self.preset, steps=settings.steps, shape=tuple(latents.shape))
         source: FeatureSource = "replay"
@@ -240,7 +201,7 @@ class Job:
             return
         with self.clock.measure("invert"):
             ways: list[Way] = [self.way, ("replay", self.way[1])]
-            self.trace = yield from _fit(ways, lambda way: self._invert(way, latents), self.notes)
+            self.trace = yield from fit(ways, lambda way: self._invert(way, latents), self.notes)
         if file is not None:
             save_inversion(file, self.trace)
 
@@ -260,7 +221,7 @@ class Job:
     def edit(self, glances: int) -> Steps[None]:
         """The latents of the edited clip, and the masks that made it."""
         ways: list[Way] = [self.way, ("replay", self.way[1]), ("replay", True)]
-        steps = _fit(ways, lambda way: self._edit(way, glances), self.notes)
+        steps = fit(ways, lambda way: self._edit(way, glances), self.notes)
         self.edited = yield from self.clock.follow(steps, "edit")
         if self.way[0] == "store" and self.kept:
             _features.keep(self.kept, self.trace.features, self.needed.features)
@@ -294,7 +255,7 @@ class Job:
         """The edit's frames, and all that the folder holds of it but the reconstruction; its last step carries the
         report so far."""
         yield Step("decode", 0, 1)
-        with self.clock.measure("decode"), _told_of_shortage():
+        with self.clock.measure("decode"), told_of_shortage():
             self.result = self.editor.decode(self.edited.latents, self.clip)
             if "reached" in self.edited.prepared:
                 self.guided = self.editor.decode(self.edited.prepared["reached"], self.clip)
@@ -423,8 +384,9 @@ class Job:
                 "fps": self.clip.fps,
             },
         }
-        (out / "settings.json").write_text(json.dumps(report["settings"], indent=2) + "\n")
-        (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        for name, record in (("settings.json", report["settings"]), ("report.json", report)):
+            with whole(out / name) as part:  # who reads it meanwhile, reads the one or the other
+                part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return report
 
 

@@ -355,4 +355,6 @@ def _results(run: Run, line: str) -> tuple[Any, ...]:
 
 
 def _files(run: Run) -> list[Any]:
-    return [file_data(path) for path in sorted(run.folder.iterdir()) if path.is_file()]
+    """All of a run's files; those that begin with a dot are still being written."""
+    paths = sorted(path for path in run.folder.iterdir() if not path.name.startswith("."))
+    return [file_data(path) for path in paths if path.is_file()]
