@@ -203,7 +203,7 @@ def test_watched_words_are_seen_as_the_edit_looks_before_any_fusion(kinds):
     end(one)
     for i, columns in enumerate(([1], [2, 3])):
         wanted = maps(q1, k1).mean(1)[..., columns].sum(-1).reshape(FRAMES, *GRID).numpy()
-        assert np.allclose(one.maps[FIRST, CROSS.name].of([i]), wanted, atol=wanted.max() / 255)
+        assert np.allclose(one.seen.packed()[FIRST, CROSS.name].of([i]), wanted, atol=wanted.max() / 255)
 
 
 @pytest.mark.parametrize(
