@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import BackboneError
 from .backbone import Backbone
-from .devices import LOADING, default_device, default_dtype
+from .devices import LOADING, default_device, default_dtype, lay_out_for_cpu
 from .inflated import Inflated
 from .motion import Motion, add_motion
 from .specs import ADAPTER, TEMPORAL, Inflation, backbone_name, backbone_spec
@@ -154,6 +154,8 @@ def load_backbone(
         model.eval().requires_grad_(False)
         if not low_vram or at.type == "cpu":
             model.to(at)
+    for model in (unet, vae) if at.type == "cpu" else ():
+        lay_out_for_cpu(model)
     if low_vram:
         _take_turns(at, vae, text_encoder, unet)
     models = unet, vae, text_encoder, tokenizer, scheduler
