@@ -147,13 +147,11 @@ def profile_steps(
         kind: round(extra_peak(partial(whole, kind == "store"), device)[0], 1) for kind in kinds
     }
     forwards.close()
-    pace = {}
-    pace["invert"], trace = host_pace(invert(False), device)
+    trace = finish(invert(False))
     figures["others"] = other_costs(lambda: next(edit(trace)), device)
-    for kind in kinds:
-        pace[f"edit_{kind}"], _ = host_pace(edit(finish(invert(True)) if kind == "store" else trace), device)
     if device.type == "cuda":
-        figures["pace"] = pace
+        stages = {"invert": invert(False), "edit_replay": edit(trace), "edit_store": edit(finish(invert(True)))}
+        figures["pace"] = {stage: host_pace(steps, device)[0] for stage, steps in stages.items()}
     yield Step("profile", repeats + 2, repeats + 2)
     return figures
 

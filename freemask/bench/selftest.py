@@ -112,8 +112,8 @@ def selftest_steps(
     """Tests the backbone `name` (a short name, a hub id or a folder) and returns the figures.
 
     `passed` says whether all is well, `words` says it in lines for a person. Writes into the folder `out` `masks.png`,
-    the sheet of the word's maps. Raises SettingError for an unknown name, BackboneError where
-    the backbone cannot be loaded at all.
+    the sheet of the word's maps. Raises SettingError for an unknown name, BackboneError where the backbone cannot be
+    loaded at all.
     """
     start = time.perf_counter()
     memory = Peak(torch.device(default_device()))

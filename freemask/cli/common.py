@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..errors import FreeMaskError, InputError, SettingError
-from ..steps import Step
+from ..steps import Step, finish
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,14 +83,13 @@ def watch(steps: Generator[Step, None, Any]) -> Any:
     )
     with Progress(*columns, console=console) as progress:
         tasks: dict[str, Any] = {}
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as stop:
-                return stop.value
+
+        def hear(step: Step) -> None:
             if step.stage not in tasks:
                 tasks[step.stage] = progress.add_task(step.stage, total=step.total)
             progress.update(tasks[step.stage], completed=step.index)
+
+        return finish(steps, hear)
 
 
 def warn_of_outside(clip: Path, settings: Settings) -> None:

@@ -23,17 +23,12 @@ from ..pictures.word_maps import save_word_files
 from ..settings import MASKS, NULL_TEXT
 from ..words.prompts import words
 
-__all__ = ["made_with", "read_kept", "read_videos", "save_edit", "word_arrays", "write_video"]
+__all__ = ["made_with", "read_kept", "read_videos", "save_edit", "word_arrays"]
 
 
 def made_with(backbone: str) -> str:
     """The comment in every file that a model made."""
     return f"Made with AI: FreeMask, a text-driven edit with the model {backbone}."
-
-
-def write_video(out: Path, name: str, clip: Clip, *, audio: Path, start: float = 0.0, note: str = "") -> None:
-    """One of an edit's videos, such as "edited", with the sound of `audio` from `start` seconds on."""
-    write_clip(out / f"{name}.mp4", clip, audio_from=audio, start=start, note=note)
 
 
 def save_edit(
@@ -54,7 +49,7 @@ def save_edit(
     that it was made from, and of null-text optimisation the reconstruction `guided` by it and its distances."""
 
     def video(name: str, shown: Clip, told: str) -> None:
-        write_video(out, name, shown, audio=audio, start=start, note=told)
+        write_clip(out / f"{name}.mp4", shown, audio_from=audio, start=start, note=told)
 
     def distances() -> None:
         losses = edited.prepared["losses"].cpu().numpy()

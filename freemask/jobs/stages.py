@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from ..clips.ffmpeg import whole
-from ..clips.video import Clip, probe, read_clip
+from ..clips.video import Clip, probe, read_clip, write_clip
 from ..families.ddim import CLEAN
 from ..families.devices import free_memory, is_out_of_memory
 from ..families.graphs import Usage
@@ -34,7 +34,7 @@ from ..settings import FeatureSource, Settings
 from ..steps import Step, Steps
 from ..words.prompts import align, warnings, words
 from .check import Checked, refuse_shape
-from .files import made_with, read_videos, save_edit, write_video
+from .files import made_with, read_videos, save_edit
 from .kept import KeptFeatures, KeptPrepared, inversion_file, read_inversion, save_inversion
 from .memory import Need, Peak, choose_features, free_bytes, need
 from .metrics import clip_metrics, load_clip, psnr
@@ -178,8 +178,8 @@ class Job:
         file = inversion_file(kept, self.path, settings, self.size) if kept and not storing else None
         self.kept, self.prepared = file, KeptPrepared(file, device)
         found = read_inversion(file, device) if file else None
+        stored = _features.take(file) if found and settings.features == "auto" and self.storable else None
         if found:
-            stored = _features.take(file) if settings.features == "auto" and self.storable else None
             self.again, self.trace = True, replace(found, features=stored) if stored else found
             self.clip, latents = self.trace.clip, self.trace.latents[CLEAN]
         else:
@@ -192,7 +192,7 @@ class Job:
         source: FeatureSource = "replay"
         if settings.features != "auto":
             source = settings.features if storing else "replay"
-        elif len(self.trace.features if self.again else ()):
+        elif stored:
             source = "store"
         elif self.storable and not self.again and not settings.low_vram:
             source = choose_features(self.needed, device, free_bytes(device))
@@ -268,15 +268,12 @@ class Job:
                 prompt=self.settings.edit,
                 mask=self.mask,
                 guided=self.guided,
-                **self._written,
+                audio=self.path,
+                start=self.settings.start,
+                note=made_with(self.settings.backbone),
             )
         self.clock.add("shown", self.start)
         yield Step("decode", 1, 1, result=self.report(out, {}))
-
-    @property
-    def _written(self) -> dict[str, Any]:
-        """What the videos' sound and comments are made from."""
-        return {"audio": self.path, "start": self.settings.start, "note": made_with(self.settings.backbone)}
 
     def reconstruct(self, out: Path) -> Steps[None]:
         """The clip as the inversion can give it back at best: made, or kept from an earlier edit. The edit stands
@@ -295,7 +292,8 @@ class Job:
             self.notes.append("Memory ran out for the reconstruction, so what the inversion lost is not told.")
             return
         with self.clock.measure("write"):
-            write_video(out, "reconstruction", clip, **self._written)
+            note, start = made_with(self.settings.backbone), self.settings.start
+            write_clip(out / "reconstruction.mp4", clip, audio_from=self.path, start=start, note=note)
 
     @property
     def held(self) -> str:

@@ -25,7 +25,7 @@ from visitor import EDIT, PATIENCE, SOURCE, Tap, example, explorer, press_edit, 
 from freemask import page as parts
 from freemask.clips.video import Clip, write_clip
 from freemask.settings import Settings
-from freemask.steps import Step
+from freemask.steps import Step, mapped
 
 PREFIX = "/demo/freemask"
 EXAMPLE = "Red car to blue car"
@@ -139,12 +139,8 @@ def test_a_screen_reader_hears_of_each_stage_once(browser: Browser, clip: Path, 
     def in_turns(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
         """Painted circles, a step a turn; while it edits, each step has a glance at the edit."""
         steps = parts.painted_circles(clip, settings, out, kept, pause=lambda: turn.acquire(timeout=PATIENCE))
-        while True:
-            try:
-                step = next(steps)
-            except StopIteration as end:
-                return end.value
-            yield replace(step, picture=np.zeros((64, 64, 3), np.uint8)) if step.stage == "edit" else step
+        seen = np.zeros((64, 64, 3), np.uint8)
+        return (yield from mapped(steps, lambda step: replace(step, picture=seen) if step.stage == "edit" else step))
 
     with served(in_turns, tmp_path, [example(clip, steps=3)]) as address, visiting(browser, address) as (page, _):
         page.get_by_role("button", name="Red car, blue car").click()
