@@ -100,7 +100,7 @@ def test_an_inversion_by_recordings(editor, clip, monkeypatch, solver):
     ours, theirs = traces[1], traces[0]
     spans = len(editor.spans(12))
     kinds = 3 + (editor.backbone.network.__name__ != "UNet2DConditionModel") + (solver == "dpm")
-    assert used.why == "" and used.recorded == used.forwards - kinds and used.forwards >= STEPS * spans
+    assert used.why == "" and used.recorded == used.forwards - kinds and used.rows >= STEPS * spans
     assert all(close(ours.latents[t], theirs.latents[t]) for t in theirs.latents) and alike(ours.maps, theirs.maps)
     kept = theirs.features._kept
     assert len(kept) == len(ours.features) and kept

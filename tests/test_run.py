@@ -118,7 +118,7 @@ def test_a_long_clip_keeps_its_rate_and_duration(tmp_path):
     report = finish(run_steps(tmp_path / "disc.mp4", settings, tmp_path / "out"))
     info = probe(tmp_path / "out" / "edited.mp4")
     assert info.fps == pytest.approx(12, abs=0.01) and info.duration == pytest.approx(16 / 12, abs=0.05)
-    assert report["unet"]["invert"] == {"forwards": 6, "rows": 6, "backwards": 0}
+    assert report["unet"]["invert"] == {"forwards": 4, "rows": 6, "backwards": 0}
     assert np.load(make_extra(tmp_path / "out", "words.npz"))["mask"].shape[0] == 16
 
 

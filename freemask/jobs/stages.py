@@ -201,6 +201,8 @@ class Job:
             return
         with self.clock.measure("invert"):
             ways: list[Way] = [self.way, ("replay", self.way[1])]
+            if len(self.editor.spans(len(self.clip.frames))) > 1:
+                ways.append(("replay", True))
             self.trace = yield from fit(ways, lambda way: self._invert(way, latents), self.notes)
         if file is not None:
             save_inversion(file, self.trace)
@@ -216,6 +218,7 @@ class Job:
             host=way[0] == "host",
             latents=latents,
             usage=self.usage["invert"],
+            one_row=way[1],
         )
 
     def edit(self, glances: int) -> Steps[None]:
@@ -280,7 +283,7 @@ class Job:
         without it where memory runs out."""
         try:
             if RESTORED not in self.prepared:
-                steps = self.editor.reconstruct_steps(self.trace, usage=self.usage["reconstruct"])
+                steps = self.editor.reconstruct_steps(self.trace, self.usage["reconstruct"], one_row=self.way[1])
                 restored = yield from self.clock.follow(steps, "reconstruct")
                 self.prepared[RESTORED] = {"latents": restored}
             with self.clock.measure("decode"):

@@ -54,17 +54,18 @@ def fused_sites(sites: Iterable[Site], grid: tuple[int, int], kinds: Collection[
     return [site for site in sites if site.kind in kinds and small(site)]
 
 
-def over_spans(frames: int, native: int, predict: Callable[[Span], Tensor]) -> Tensor:
-    """What is predicted for a whole clip, (b, c, f, h, w), put together from its spans of `native` frames."""
+def over_spans(frames: int, native: int, predict: Callable[..., Tensor], together: int = 1) -> Tensor:
+    """What is predicted for a whole clip, (b, c, f, h, w), put together from its spans of `native` frames; `predict`
+    takes up to so many of them `together` and says the rows of one after those of the other."""
     parts = spans(frames, native)
     if len(parts) == 1:
         return predict(parts[0])
     total: Tensor | None = None
-    for span in parts:
-        eps = predict(span)
-        if total is None:
-            total = eps.new_zeros((*eps.shape[:2], frames, *eps.shape[3:]))
-        total[:, :, span.frames] += shared(eps, span)
+    for group in (parts[i : i + together] for i in range(0, len(parts), together)):
+        for span, eps in zip(group, predict(*group).chunk(len(group)), strict=True):
+            if total is None:
+                total = eps.new_zeros((*eps.shape[:2], frames, *eps.shape[3:]))
+            total[:, :, span.frames] += shared(eps, span)
     assert total is not None
     return total
 

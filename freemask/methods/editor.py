@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ from .base import Prepared, fused_sites, over_spans, windows
 from .sessions import SESSIONS
 
 __all__ = ["Denoised", "Edited", "Editor", "Usage"]
+
+TOGETHER = 2  # spans of a long clip that run as rows of one forward where no guidance adds rows: as many as an edit has
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,9 @@ class Editor:
         """The spans of frames in which the UNet sees a clip of that length."""
         return spans(frames, self.backbone.native_frames)
 
-    def _over(self, frames: int, predict: Callable[[Span], Tensor]) -> Tensor:
+    def _over(self, frames: int, predict: Callable[..., Tensor], together: int = 1) -> Tensor:
         """What is predicted for a whole clip, (b, c, f, h, w), put together from its spans."""
-        return over_spans(frames, self.backbone.native_frames, predict)
+        return over_spans(frames, self.backbone.native_frames, predict, together)
 
     def decode(self, latents: Tensor, like: Clip) -> Clip:
         """Latents (1, c, f, h, w) to a clip at the frame rate of another."""
@@ -118,12 +121,14 @@ class Editor:
         host: bool = False,
         latents: Tensor | None = None,
         usage: Usage | None = None,
+        one_row: bool = False,
     ) -> Steps[Trace]:
         """Inversion with the source prompt, without guidance; sides must be multiples of the VAE's factor.
 
         `solver` is "ddim" or "dpm", which asks for one forward more and is as exact in fewer steps (`ddim.py`).
         With `store`, Q and K of the sites that this preset fuses are kept in its windows, with `host` in host RAM.
-        `latents` are the clip's where the caller has encoded it already.
+        `latents` are the clip's where the caller has encoded it already. With `one_row` the spans of a long clip run
+        one at a time.
         """
         backbone, usage = self.backbone, usage or Usage()
         h, w = clip.frames.shape[1:3]
@@ -139,15 +144,25 @@ class Editor:
         text = backbone.text([prompt])
         maps = MapSum(len(clip.frames))
         label, storing = CLEAN, set[Site]()
-        part = self.spans(len(clip.frames))[0]
+        parts: tuple[Span, ...] = ()
+        together = 1 if one_row or host else TOGETHER  # from host RAM the edit reads in the order of keeping
+
+        def add(site: Site, soft: Tensor) -> None:
+            for part, one in zip(parts, soft, strict=True):
+                maps.add(site.name, one, part)
+
+        def keep(site: Site, *each: Tensor) -> None:
+            for part, *ours in zip(parts, *(x.chunk(len(parts)) for x in each), strict=True):
+                trace.features.keep((label, site.name, part.start), *ours)
 
         def look(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if site.kind == "cross":
                 gh, gw = site.grid(trace.grid)
-                soft = rearrange(word_probabilities(q, k, slice(0, last)), "f (h w) k -> k f h w", h=gh, w=gw)
-                taken(lambda soft: maps.add(site.name, soft, part), soft)
+                soft = word_probabilities(q, k, slice(0, last))
+                soft = rearrange(soft, "(n f) (h w) k -> n k f h w", n=len(parts), h=gh, w=gw)
+                taken(partial(add, site), soft)
             if site in storing:
-                taken(lambda q, k: trace.features.keep((label, site.name, part.start), q, k), q, k)
+                taken(partial(keep, site), q, k)
             return attend(q, k, v)
 
         fused = windows(store, len(ts)) if store else {}
@@ -161,12 +176,12 @@ class Editor:
             hooks = dict.fromkeys([*cross, *storing] if t in ts else (), look)
             kind = None if host and storing else (t in ts, *sorted(site.name for site in storing))
 
-            def one(span: Span) -> Tensor:
-                nonlocal part
-                part = span
-                return forwards.predict(x[:, :, span.frames], t, text, level, hooks, kind)
+            def some(*spans: Span) -> Tensor:
+                nonlocal parts
+                parts = spans
+                return forwards.predict(*_rows(x, text, spans, t), level, hooks, kind)
 
-            eps = self._over(x.shape[2], one)
+            eps = self._over(x.shape[2], some, together)
             maps.pack(t)
             return eps
 
@@ -180,16 +195,17 @@ class Editor:
         return trace
 
     @torch.inference_mode()
-    def reconstruct_steps(self, trace: Trace, usage: Usage | None = None) -> Steps[Tensor]:
-        """Denoises with the source prompt and guidance 1: the latents that the inversion can give back at best."""
+    def reconstruct_steps(self, trace: Trace, usage: Usage | None = None, one_row: bool = False) -> Steps[Tensor]:
+        """Denoises with the source prompt and guidance 1: the latents that the inversion can give back at best. With
+        `one_row` the spans of a long clip run one at a time."""
         backbone, usage = self.backbone, usage or Usage()
         text = backbone.text([trace.prompt])
 
         def predict(x: Tensor, t: int, level: float) -> Tensor:
-            def one(span: Span) -> Tensor:
-                return forwards.predict(x[:, :, span.frames], t, text, level, kind="plain")
+            def some(*spans: Span) -> Tensor:
+                return forwards.predict(*_rows(x, text, spans, t), level, kind="plain")
 
-            return self._over(x.shape[2], one)
+            return self._over(x.shape[2], some, 1 if one_row else TOGETHER)
 
         x = trace.latents[trace.timesteps[-1]]
         alpha = levels(backbone.scheduler, trace.timesteps)
@@ -323,6 +339,11 @@ class Editor:
         middle = x.shape[2] // 2
         clean = (x - (1 - level) ** 0.5 * eps) / level**0.5
         return self.backbone.decode(clean[:, :, middle : middle + 1])[0]
+
+
+def _rows(x: Tensor, text: Tensor, spans: Sequence[Span], t: int) -> tuple[Tensor, int, Tensor]:
+    """Spans of latents (1, c, f, h, w) as rows, the label, and the text (1, k, d) of each."""
+    return torch.cat([x[:, :, span.frames] for span in spans]), t, text.expand(len(spans), -1, -1)
 
 
 def _together(texts: Sequence[Tensor], span: Span) -> Tensor:
