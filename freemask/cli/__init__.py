@@ -16,6 +16,7 @@ from ..errors import SettingError
 from ..settings import make_settings, read_size
 from ..validation import refuse_unknown
 from . import toyworld
+from .batch import batch, score_batch
 from .common import (
     BACKBONE,
     DTYPE,
@@ -44,6 +45,7 @@ def main() -> None:
 
 
 app.command("edit")(edit)
+app.command("batch")(batch)
 
 
 @app.command()
@@ -98,14 +100,20 @@ def selftest(
 
 @app.command()
 def score(
-    folder: Annotated[Path, typer.Argument(help="What an edit wrote: report.json and its videos.")],
+    folder: Annotated[Path, typer.Argument(help="What an edit wrote: report.json and its videos; or a batch.")],
+    five: Annotated[
+        Path | None, typer.Option(help="FiVE-Bench's folder: its own figures of a batch that was made from it.")
+    ] = None,
 ) -> None:
     """Score an edit: CLIP against its prompt and from frame to frame, SSIM and LPIPS against its source.
 
     Real clips are scored by CLIP ViT-L/14 and the Pick score, 1.7 and 4 GB from the hub on the first call; LPIPS wants
     `pip install lpips`. Masked figures are of what the edit was to keep.
-    What is not to be had is null, with the reason.
+    What is not to be had is null, with the reason. With --five: FiVE-Bench's figures by task and overall, beside ours,
+    and those of each edit in five.jsonl (`pip install -r requirements-batch.txt`).
     """
+    if five:
+        return score_batch(folder, five)
     with refusals():
         from ..jobs.files import read_kept, read_videos
         from ..jobs.metrics import score as measure

@@ -1,0 +1,108 @@
+"""The batch's groups on Ray Data: an actor a GPU, or a few cores, each with the backbone loaded once.
+
+Without `RAY_ADDRESS` that is this machine's own processors or GPUs, with it a cluster's: each of its machines then has
+this code and FreeMask's requirements, and sees the manifest's clips and the batch's folder under the same paths.
+A group whose worker dies is given to another, which goes on behind the edits that are done.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import SettingError
+from ..families.specs import ROOT
+from ..settings import make_settings
+from .manifest import Edit
+from .work import make_group
+
+__all__ = ["run_groups"]
+
+
+def run_groups(
+    out: Path, groups: Sequence[Sequence[Edit]], *, workers: int | None = None, extras: bool = False
+) -> Iterator[str]:
+    """Makes the groups, several at once; yields each edit's folder name when its group is done. `workers` None means
+    one a GPU, or a core where there is none.
+
+    Raises SettingError where Ray is not installed, or more workers are asked than there are GPUs or cores.
+    """
+    if not groups:
+        return
+    try:
+        import ray
+        from ray.data import ActorPoolStrategy, DataContext
+    except ImportError:
+        raise SettingError(
+            "A batch on several workers runs on Ray: pip install -r requirements-batch.txt, or take --shard 1/1."
+        ) from None
+    cluster = os.environ.get("RAY_ADDRESS")
+    ray.init(
+        address=cluster or "local",
+        include_dashboard=None if cluster else False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))}},
+    )
+    try:
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = False
+        size, each = _shares(ray.nodes(), len(groups), workers)
+        items = [{"group": _packed(group)} for group in groups]
+        done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            Worker,
+            fn_constructor_args=(str(out.resolve()), extras),
+            batch_size=1,
+            compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
+            num_cpus=each.get("CPU"),
+            num_gpus=each.get("GPU"),
+        )
+        for row in done.iter_rows():
+            yield from json.loads(row["folders"])
+    finally:
+        ray.shutdown()
+
+
+class Worker:
+    """Makes one group after the other."""
+
+    def __init__(self, out: str, extras: bool) -> None:
+        self.out, self.extras = Path(out), extras
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        made = [list(make_group(self.out, _unpacked(str(text)), extras=self.extras)) for text in batch["group"]]
+        return {"folders": [json.dumps(folders) for folders in made]}
+
+
+def _shares(nodes: Sequence[dict[str, Any]], groups: int, asked: int | None) -> tuple[int, dict[str, float]]:
+    """How many workers there are, no more than groups, and what each has of its machine."""
+    found = [node["Resources"] for node in nodes if node["Alive"]]
+    kind = "GPU" if any(one.get("GPU") for one in found) else "CPU"
+    each = [int(one.get(kind, 0)) for one in found if one.get(kind)]
+    if asked is not None and asked > sum(each):
+        raise SettingError(f"{asked} workers are asked, and there are {sum(each)} {kind}s: ask for no more than those.")
+    size = max(1, min(asked or sum(each), groups, sum(each)))
+    return size, {kind: 1 if kind == "GPU" else max(1, min(sum(each) // size, min(each)))}
+
+
+def _packed(group: Sequence[Edit]) -> str:
+    rows = []
+    for edit in group:
+        assert edit.settings
+        masks = edit.settings.masks
+        record = edit.settings.record(edit.settings.word or "")
+        settings = record | {"word": edit.settings.word, "masks": str(masks.resolve()) if masks else None}
+        rows.append([edit.name, str(edit.clip.resolve()), settings, edit.folder, edit.group])
+    return json.dumps(rows)
+
+
+def _unpacked(text: str) -> list[Edit]:
+    return [
+        Edit(name, Path(clip), make_settings(**settings), folder, group)
+        for name, clip, settings, folder, group in json.loads(text)
+    ]
