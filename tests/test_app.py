@@ -404,6 +404,29 @@ def test_a_second_press_waits_for_the_first_edit(clip: Path, gate: Gate, tmp_pat
         assert isinstance(done[-1], page.Run)
 
 
+def test_one_address_of_the_internet_holds_four_places(clip: Path, tmp_path: Path) -> None:
+    """By however many sessions; a local network's, and those of a proxy that does not tell, are not counted."""
+    gate = Gate()
+    with Worker(limit=12) as worker:
+        desk = page.Desk(worker, gate, folder=tmp_path)
+
+        def ask(session: int, host: str) -> Any:
+            request = SimpleNamespace(session_hash=str(session), client=SimpleNamespace(host=host))
+            told = desk.edit(request, **(fields(None, seed=1) | {"clip": str(clip)}))
+            next(told)
+            return told
+
+        asked = [ask(k, "93.184.216.34") for k in range(4)]
+        with pytest.raises(gr.Error, match="4 edits from your address wait or run already"):
+            list(ask(4, "93.184.216.34"))
+        asked += [ask(10 + k, host) for k, host in enumerate(["127.0.0.1"] * 5 + ["2606:2800:220:1::1", "10.0.0.7"])]
+        asked[1].close()  # who leaves gives the place back
+        asked.append(ask(5, "93.184.216.34"))
+        gate.open.set()
+        for told in asked:
+            told.close()
+
+
 def test_a_cancel_is_heard_while_the_input_is_checked(
     clip: Path, gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

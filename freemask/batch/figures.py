@@ -159,7 +159,8 @@ def self_similarity(model: Any, frame: Tensor) -> Tensor:
     resized = F.interpolate(frame[None], (round(h * scale), round(w * scale)), mode="bilinear", antialias=True)
     mean, spread = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, SPREAD))
     keys: list[Tensor] = []
-    hook = model.encoder.layer[-1].attention.attention.key.register_forward_hook(lambda *seen: keys.append(seen[2]))
+    last = [module for name, module in model.named_modules() if name.endswith(("k_proj", "attention.key"))][-1]
+    hook = last.register_forward_hook(lambda *seen: keys.append(seen[2]))
     try:
         model((resized - mean) / spread, interpolate_pos_encoding=True)
     finally:

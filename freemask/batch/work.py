@@ -2,6 +2,7 @@
 
 In the batch's folder: `edits/FOLDER/` holds what `edit` writes of each edit, and `poster.jpg`; `errors/FOLDER.json` why
 there is none; `.work/` what is being made. What is there says how far the batch is, so that it goes on after anything.
+Maps of words, most of an edit's bytes, are written where all files are asked for.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def _make(out: Path, edit: Edit, kept: Path, extras: bool) -> None:
     tries.write_text(str(begun + 1))  # stays where the process is killed
     try:
         assert edit.settings
-        finish(run_steps(edit.clip, edit.settings, part, kept=kept, likeness=likeness, extras=extras))
+        steps = run_steps(edit.clip, edit.settings, part, kept=kept, likeness=likeness, extras=extras, maps=extras)
+        finish(steps)
         _poster(part)
         shutil.rmtree(out / EDITS / edit.folder, ignore_errors=True)  # one that somebody emptied
         part.rename(out / EDITS / edit.folder)

@@ -34,7 +34,7 @@ def batch(
     ] = "",
     every: Annotated[
         bool,
-        typer.Option("--all/--few", help="Also the GIF, the comparison, the sheet of maps and the maps as arrays."),
+        typer.Option("--all/--few", help="Also the GIF, the comparison and every word's maps."),
     ] = False,
 ) -> None:
     """Make thousands of edits: one inversion serves all of a clip, and an edit that fails is a row of the results.

@@ -43,10 +43,12 @@ def save_edit(
     audio: Path,
     start: float = 0.0,
     note: str,
+    maps: bool = True,
 ) -> None:
     """Writes all but the reconstruction and the report of an edit under a prompt: source and edit with the sound of
     `audio` from `start` seconds on, what was made told by a `note`, the mask (f, h, w) bool in use, or the one `mask`
-    that it was made from, and of null-text optimisation the reconstruction `guided` by it and its distances."""
+    that it was made from, of null-text optimisation the reconstruction `guided` by it and its distances, and every
+    word's `maps` where they are wanted."""
 
     def video(name: str, shown: Clip, told: str) -> None:
         write_clip(out / f"{name}.mp4", shown, audio_from=audio, start=start, note=told)
@@ -62,7 +64,8 @@ def save_edit(
             writing.append(pool.submit(write_png, out / "edited.png", result.frames[0], note=note))
         if guided:
             writing += [pool.submit(video, "guided", guided, note), pool.submit(distances)]
-        save_word_files(out, word_arrays(trace, edited, prompt))
+        if maps:
+            save_word_files(out, word_arrays(trace, edited, prompt))
         save_mask_zip(out / MASKS, edited.plan.shown if mask is None else mask)
     for done in writing:
         done.result()

@@ -31,11 +31,13 @@ def run_steps(
     glances: int = 0,
     likeness: Callable[[np.ndarray], float] | None = None,
     extras: bool = False,
+    maps: bool = True,
 ) -> Steps[dict[str, Any]]:
     """Edits the clip at `path` into the folder `out` and returns the report.
 
     The edit is there before what is only for the record: the step that ends its writing carries the report so far, and
-    the reconstruction, the figures and the verdict come after it. With `extras` the files of `EXTRAS` too.
+    the reconstruction, the figures and the verdict come after it. With `extras` the files of `EXTRAS` too; without
+    `maps` not those of every word, from which the extras of maps are made.
 
     In the folder `kept`, finished inversions stay for later edits of the same clip and source prompt, which then begin
     at denoising; they are what a cancelled or failed edit leaves behind. Edits that are asked to store features invert
@@ -50,7 +52,7 @@ def run_steps(
     yield from job.load(editor)
     yield from job.invert(kept)
     yield from job.edit(glances)
-    yield from job.show(out)
+    yield from job.show(out, maps)
     yield from job.reconstruct(out)
     report = job.report(out, job.metrics(out, likeness))
     if extras:

@@ -254,9 +254,9 @@ class Job:
             preparing=self.usage["null-text"],
         )
 
-    def show(self, out: Path) -> Steps[None]:
-        """The edit's frames, and all that the folder holds of it but the reconstruction; its last step carries the
-        report so far."""
+    def show(self, out: Path, maps: bool = True) -> Steps[None]:
+        """The edit's frames, and all that the folder holds of it but the reconstruction, every word's `maps` too where
+        they are wanted; its last step carries the report so far."""
         yield Step("decode", 0, 1)
         with self.clock.measure("decode"), told_of_shortage():
             self.result = self.editor.decode(self.edited.latents, self.clip)
@@ -274,6 +274,7 @@ class Job:
                 audio=self.path,
                 start=self.settings.start,
                 note=made_with(self.settings.backbone),
+                maps=maps,
             )
         self.clock.add("shown", self.start)
         yield Step("decode", 1, 1, result=self.report(out, {}))

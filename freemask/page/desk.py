@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import ipaddress
 import json
 import logging
 import secrets
@@ -51,6 +52,7 @@ from .zero import in_context
 __all__ = ["VIDEOS", "Desk"]
 
 log = logging.getLogger(__name__)
+OF_ADDRESS = 4  # edits that wait or run at once for one address of the internet
 AWAY = 60 * 60.0  # seconds that a visitor's files and job outlive the last look at them
 WARM = 4  # steps of the warming up
 VIDEOS = ("source", "reconstruction", "edited")
@@ -77,6 +79,7 @@ class Desk:
         self._worker, self._body, self._backbones, self._warm = worker, body, backbones, warm
         self._visits = Visits(folder, away=away)
         self._warming: Job | None = None
+        self._of_address: dict[str, list[Job]] = {}
         self._greeting = greeting if greeting and _report(greeting).exists() else None
         self.estimates = estimates or Estimates()
 
@@ -88,6 +91,7 @@ class Desk:
         session = request.session_hash or ""
         before = self._cancelled(session)
         with collecting() as errors:
+            self._refuse_crowd(address := _address(request))
             given = {"source": "", "edit": ""} | read_fields(dict(zip(NAMES[1:], values, strict=False)) | named)
             settings = make_settings(
                 labels=LABELS if self._visits.is_page(session) else None,
@@ -112,6 +116,7 @@ class Desk:
             raise told
         visit.asked = path, settings
         visit.jobs = [*visit.active, job]
+        self._of_address.setdefault(address, []).append(job)
         if self._cancelled(session) != before:  # while the input was checked
             job.cancel()
         self._visits.look(visit, job.id)
@@ -121,6 +126,16 @@ class Desk:
             if not self._visits.is_page(session):  # nobody can come back for it
                 job.cancel()
             self._visits.leave(session, job.id)
+
+    def _refuse_crowd(self, address: str) -> None:
+        """Raises SettingError where one address of the internet has as many edits in the queue as it may. Those of a
+        local network and of proxies that do not say for whom they ask are not counted."""
+        known = {one: [job for job in jobs if not job.snapshot.ended] for one, jobs in self._of_address.items()}
+        self._of_address = {one: jobs for one, jobs in known.items() if jobs}
+        if len(self._of_address.get(address, ())) >= OF_ADDRESS and _is_public(address):
+            raise SettingError(
+                f"{OF_ADDRESS} edits from your address wait or run already: try again when one of them has ended."
+            )
 
     @functools.wraps(edit)
     def edit_for_agents(self, *given: Any) -> Generator[tuple[Any, ...], None, None]:
@@ -358,3 +373,15 @@ def _files(run: Run) -> list[Any]:
     """All of a run's files; those that begin with a dot are still being written."""
     paths = sorted(path for path in run.folder.iterdir() if not path.name.startswith("."))
     return [file_data(path) for path in paths if path.is_file()]
+
+
+def _address(request: gr.Request) -> str:
+    """The network address that a request came from, as the server sees it; "" where it has none."""
+    return getattr(getattr(request, "client", None), "host", None) or ""
+
+
+def _is_public(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_global
+    except ValueError:
+        return False
