@@ -21,6 +21,7 @@ from typing import Any
 
 import cv2
 import gradio as gr
+import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
@@ -187,6 +188,13 @@ def test_methods_are_a_choice_beside_the_four_tasks(address: str, clip: Path, tm
 def test_only_two_names_are_public(address: str, tmp_path: Path) -> None:
     api = visitor(address, tmp_path).view_api(return_format="dict", print_info=False)
     assert set(api["named_endpoints"]) == {"/edit", "/file", "/masks"}
+
+
+def test_pages_of_other_origins_are_refused(address: str) -> None:
+    """As Gradio does where a server is on this machine alone: their scripts are not let read an answer."""
+    for origin, let in (("http://evil.example", False), (address.rstrip("/"), True)):
+        answer = httpx.get(f"{address}config", headers={"Origin": origin})
+        assert (answer.headers.get("access-control-allow-origin") == origin) is let
 
 
 def test_no_clip_is_refused(address: str, tmp_path: Path) -> None:

@@ -292,6 +292,29 @@ def test_a_fault_in_the_middle(clips, tmp_path, monkeypatch, error):
     assert {row["state"] for row in collect(tmp_path, edits)} == {"done"}
 
 
+def test_a_time_limit_keeps_what_is_done(clips, tmp_path):
+    """SIGTERM in the middle of the second edit, as a scheduler sends it."""
+    path = manifest(clips, [row | {"steps": 16} for row in rows("one.mp4", changes=CHANGES[:2])], "limit.jsonl")
+    first, second = read_manifest(path)
+    command = [sys.executable, "-m", "freemask", "batch", str(path), "--out", str(tmp_path), "--shard", "1/1"]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while not (tmp_path / ".work" / f"{second.folder}.tries").exists():
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.terminate()
+    told = json.loads(running.communicate()[0].splitlines()[-1])
+    assert running.returncode == 130 and (told["done"], told["open"], told["failed"]) == (1, 1, 0)
+    assert (
+        is_done(tmp_path, first) and not is_done(tmp_path, second) and "1 open" in (tmp_path / "index.html").read_text()
+    )
+
+
+def test_a_shard_has_no_workers(clips, tmp_path):
+    path = manifest(clips, rows("one.mp4"))
+    done = CliRunner().invoke(app, ["batch", str(path), "--out", str(tmp_path), "--shard", "1/2", "--workers", "2"])
+    assert done.exit_code == 2 and "leave --workers out" in done.output
+
+
 def test_the_page_escapes_what_people_wrote(tmp_path):
     evil = '<script>alert(1)</script>"&'
     row = {"name": evil, "source": evil, "edit": evil, "method": evil, "error": evil, "state": "failed", "folder": evil}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ __all__ = ["run_groups"]
 
 def run_groups(
     out: Path, groups: Sequence[Sequence[Edit]], *, workers: int | None = None, extras: bool = False
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Makes the groups, several at once; yields each edit's folder name when its group is done. `workers` None means
     one a GPU, or a core where there is none.
 
@@ -33,6 +33,7 @@ def run_groups(
     """
     if not groups:
         return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is raised
     try:
         import ray
         from ray.data import ActorPoolStrategy, DataContext
@@ -54,10 +55,9 @@ def run_groups(
         context.enable_progress_bars = False
         context.execution_options.preserve_order = False
         size, each = _shares(ray.nodes(), len(groups), workers)
-        items = [{"group": _packed(group)} for group in groups]
+        items = [{"out": str(out.resolve()), "group": _packed(group), "extras": extras} for group in groups]
         done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Worker,
-            fn_constructor_args=(str(out.resolve()), extras),
             batch_size=1,
             compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
             num_cpus=each.get("CPU"),
@@ -70,13 +70,11 @@ def run_groups(
 
 
 class Worker:
-    """Makes one group after the other."""
-
-    def __init__(self, out: str, extras: bool) -> None:
-        self.out, self.extras = Path(out), extras
+    """Makes one group after the other; its process keeps the backbone loaded."""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        made = [list(make_group(self.out, _unpacked(str(text)), extras=self.extras)) for text in batch["group"]]
+        each = zip(batch["out"], batch["group"], batch["extras"], strict=True)
+        made = [list(make_group(Path(out), _unpacked(str(group)), extras=bool(more))) for out, group, more in each]
         return {"folders": [json.dumps(folders) for folders in made]}
 
 

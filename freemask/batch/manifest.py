@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -98,7 +99,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".csv":
-            for row in csv.DictReader(text.splitlines(), strict=True):
+            for row in csv.DictReader(io.StringIO(text, newline=""), strict=True):
                 yield {str(name).strip(): _cell(str(name).strip(), cell) for name, cell in row.items() if cell}
             return
         lines = text.splitlines() if path.suffix.lower() == ".jsonl" else []
@@ -122,11 +123,12 @@ def _cell(name: str, text: Any) -> Any:
 
 def _edit(at: int, root: Path, row: dict[str, Any]) -> Edit:
     values = dict(row)
-    clip, name = root / str(values.pop("clip", "")), str(values.pop("name", ""))
+    given, name = str(values.pop("clip", "")), str(values.pop("name", ""))
+    clip = root / given
     settings, wrong = None, ""
     try:
         if not clip.is_file():
-            raise SettingError(f'there is no clip "{clip.relative_to(root)}": name one, seen from the manifest.')
+            raise SettingError(f'there is no clip "{given}": name one, seen from the manifest.')
         if isinstance(values.get("size"), str):
             values["size"] = read_size(values["size"])
         if values.get("masks"):
@@ -140,8 +142,8 @@ def _edit(at: int, root: Path, row: dict[str, Any]) -> Edit:
         wrong = f"Edit {at}: {error}"
     stem = re.sub(r"[^\w.-]+", "-", name or clip.stem).strip(".-")[:60] or "edit"
     if settings is None:
-        given = {key: str(value) for key, value in row.items()}
-        return Edit(name or stem, clip, None, f"{stem}-{_digest(given)}", "", wrong)
+        told = {key: str(value) for key, value in row.items()}
+        return Edit(name or stem, clip, None, f"{stem}-{_digest(told)}", "", wrong)
     about = asdict(settings) | {"clip": _content(clip)}
     if settings.masks:
         about["masks"] = _content(settings.masks) if settings.masks.is_file() else str(settings.masks)

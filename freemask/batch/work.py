@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def begin(out: Path, edits: Sequence[Edit]) -> None:
             _fail(out, edit, "SettingError", edit.wrong)
 
 
-def make_group(out: Path, group: Sequence[Edit], *, extras: bool = False) -> Iterator[str]:
+def make_group(out: Path, group: Sequence[Edit], *, extras: bool = False) -> Generator[str, None, None]:
     """Makes those edits of one inversion whose results are not there; yields each folder's name when it is dealt
     with."""
     kept = out / WORK / f"{group[0].group}.kept"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from ..errors import SettingError
 from ..settings import read_settings
-from .common import console, refusals
+from .common import console, refusals, told_when_stopped
 
 __all__ = ["batch", "score_batch"]
 
@@ -42,7 +43,11 @@ def batch(
     Writes edits/, results.jsonl, results.parquet and index.html into --out. Several workers run on Ray
     (`pip install -r requirements-batch.txt`), on the cluster that RAY_ADDRESS names where it is set.
     """
-    with refusals():
+    figures: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    with refusals(), told_when_stopped(figures):
+        if part and workers:
+            raise SettingError("A shard is made in this process alone: leave --workers out, or --shard.")
         from ..batch.manifest import grouped, read_manifest, shard
 
         edits = read_manifest(manifest, read_settings(settings_file) if settings_file else None)
@@ -52,29 +57,29 @@ def batch(
 
         begin(out, [edit for group in groups for edit in group] + [edit for edit in edits if edit.wrong])
         groups = [left for group in groups if (left := [edit for edit in group if not is_done(out, edit)])]
-        total = sum(map(len, groups))
         console.print(_told(edits, groups, out), markup=False, soft_wrap=True)
         columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()
         try:
-            with Progress(*columns, console=console) as progress:
-                bar = progress.add_task("", total=total)
-                made = (
-                    (folder for group in groups for folder in make_group(out, group, extras=every))
-                    if part
-                    else run_groups(out, groups, workers=workers, extras=every)
-                )
+            made = (
+                (folder for group in groups for folder in make_group(out, group, extras=every))
+                if part
+                else run_groups(out, groups, workers=workers, extras=every)
+            )
+            with Progress(*columns, console=console) as progress, closing(made):
+                bar = progress.add_task("", total=sum(map(len, groups)))
                 for _ in made:
                     progress.advance(bar)
         except KeyboardInterrupt:
             console.print("Stopped; what is done stays, and the same command goes on.", markup=False)
-            raise typer.Exit(130) from None
+            raise
         finally:
             rows = _write(out, edits)
+            figures |= {state: sum(row["state"] == state for row in rows) for state in ("done", "failed", "open")}
+            figures |= {"edits": len(rows), "index": str(out / "index.html")}
     for row in rows:
         if row["state"] == "failed":
             console.print(f"{row['name']}: {row['error']}", markup=False, soft_wrap=True)
-    counts = {state: sum(row["state"] == state for row in rows) for state in ("done", "failed", "open")}
-    print(json.dumps({"edits": len(rows)} | counts | {"index": str(out / "index.html")}))
+    print(json.dumps(figures))
 
 
 def _told(edits: list[Any], groups: list[list[Any]], out: Path) -> str:
