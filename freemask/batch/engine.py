@@ -33,6 +33,7 @@ def run_groups(
     """
     if not groups:
         return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is raised
     try:
         import ray
@@ -41,14 +42,7 @@ def run_groups(
         raise SettingError(
             "A batch on several workers runs on Ray: pip install -r requirements-batch.txt, or take --shard 1/1."
         ) from None
-    cluster = os.environ.get("RAY_ADDRESS")
-    ray.init(
-        address=cluster or "local",
-        include_dashboard=None if cluster else False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.getenv("PYTHONPATH")]))}},
-    )
+    _start(ray)
     try:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = DataContext.get_current()
@@ -67,6 +61,29 @@ def run_groups(
             yield from json.loads(row["folders"])
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any) -> None:
+    """Joins the cluster, or starts this machine's own; once more where it is too busy to answer in time."""
+    cluster = os.environ.get("RAY_ADDRESS")
+    own: dict[str, Any] = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    for last in (False, True):
+        try:
+            ray.init(
+                **({"address": cluster} if cluster else own),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": {"PYTHONPATH": path}},
+            )
+            return
+        except Exception as error:  # Ray raises bare ones
+            ray.shutdown()
+            if last:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise SettingError(
+                    f"Ray cannot be started ({reason}): look at RAY_ADDRESS, or take --shard."
+                ) from error
 
 
 class Worker:
