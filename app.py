@@ -2,8 +2,15 @@
 
 FREEMASK_BACKBONE       the backbone chosen at first: mini (the default), zeroscope, modelscope, a hub id or a folder;
                         one that cannot be used here is told of in the log, and the page begins with mini
+FREEMASK_CACHE_GB       what the files of all visitors may take on disk, 20 where left out; beyond it those go first
+                        that nobody looks at
 FREEMASK_FAKE=1         paint circles instead of running a model, to try the page itself
 GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_ROOT_PATH   as Gradio reads them
+GRADIO_TEMP_DIR         where visitors' files lie, in a folder that is FreeMask's own; `freemask` among the temporary
+                        files where left out
+
+SIGTERM hands the edits back that wait and run, each with a sentence; a page that is loaded again after the next start
+finds its edits and inversions.
 """
 
 from __future__ import annotations
@@ -11,6 +18,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +45,8 @@ log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
 WAITING = 8  # jobs that may wait behind the running one
 DAY = 24 * 60 * 60
+CACHE_GB = 20.0
+TELLING = 1.0  # seconds in which pages hear that their edit was handed back
 LAUNCH: dict[str, Any] = {
     "theme": page.theme(),
     "css_paths": [HERE / "static" / "style.css"],
@@ -51,9 +66,11 @@ def build(
     estimates: page.Estimates | None = None,
     warm: bool = False,
     judge: bool = True,
+    limit: float | None = None,
 ) -> gr.Blocks:
     """The page over a worker; the caller launches it with `LAUNCH`. `warm`: measure the server for the first one;
-    `judge`: look at uploads for what a toy backbone cannot edit."""
+    `judge`: look at uploads for what a toy backbone cannot edit; `limit`: bytes of all visitors' files, in a folder
+    that is FreeMask's own."""
     shipped = [example for example in examples() if example.clip.exists()]
 
     with gr.Blocks(title="FreeMask", analytics_enabled=False, delete_cache=(3600, DAY), fill_width=True) as demo:
@@ -75,6 +92,7 @@ def build(
             backbones=offered,
             warm=shipped[0] if warm else None,
             greeting=shipped[0] if shipped else None,
+            limit=limit,
         )
 
         agents = os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
@@ -279,7 +297,28 @@ def first_backbone() -> str:
     return name
 
 
+def end_on(worker: Worker) -> Callable[[], None]:
+    """Hands back all edits on SIGTERM and ends; the function that is returned does the same and starts anew."""
+    anew = threading.Event()
+
+    def end(*_: object) -> None:
+        worker.close(timeout=5)
+        time.sleep(TELLING)
+        if anew.is_set():
+            os.execv(sys.executable, sys.orig_argv)
+        raise SystemExit
+
+    def start_anew() -> None:
+        anew.set()
+        time.sleep(TELLING)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    return lambda: threading.Thread(target=start_anew, daemon=True).start()
+
+
 def main() -> None:
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / "freemask"))
     backbone, estimates = first_backbone(), page.Estimates()
     body: page.Body = page.painted_circles if os.environ.get("FREEMASK_FAKE") == "1" else page.diffusion
     if zero_gpu():
@@ -288,13 +327,15 @@ def main() -> None:
         load_editor(backbone)  # into the process that every borrowed GPU's process is made from
         body = zero.borrowing(body, estimates)
     with Worker(limit=WAITING) as worker:
+        start_anew = end_on(worker)
         build(
             worker,
-            body=body,
+            body=body if zero_gpu() else page.outliving(body, start_anew),
             backbone=backbone,
             estimates=estimates,
             warm=backbone == "mini" and not zero_gpu(),
             judge=body is not page.painted_circles,
+            limit=1e9 * float(os.environ.get("FREEMASK_CACHE_GB") or CACHE_GB),
         ).launch(**LAUNCH)
 
 

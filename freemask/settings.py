@@ -40,6 +40,7 @@ __all__ = [
 
 OLD_TASKS = {"official": "shape", "official-style": "style"}  # of the method "released", as they were named before
 EXAMPLES = ROOT / "static" / "examples"  # the edits that ship
+REPORT = "report.json"  # of an edit, written when its folder may be shown
 MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
 NULL_TEXT = "null-text.png"  # and of the curve of its null-text optimisation, where it had one
 EXTRAS = {  # files of a run that are made when somebody asks for them, and what they are

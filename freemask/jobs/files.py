@@ -5,6 +5,7 @@ That is what the page shows. What more a person may ask for is made from these f
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..pictures.word_maps import save_word_files
 from ..settings import MASKS, NULL_TEXT
 from ..words.prompts import words
 
-__all__ = ["made_with", "read_kept", "read_videos", "save_edit", "word_arrays"]
+__all__ = ["made_with", "read_kept", "read_videos", "save_edit", "tidy", "word_arrays"]
 
 
 def made_with(backbone: str) -> str:
@@ -66,6 +67,17 @@ def save_edit(
         save_mask_zip(out / MASKS, edited.plan.shown if mask is None else mask)
     for done in writing:
         done.result()
+
+
+def tidy(out: Path) -> None:
+    """Makes the folder of an edit, and takes away what an edit that was killed there has left half written.
+
+    Raises OSError where nothing can be written there: before the edit rather than after it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out):
+        pass
+    for part in out.glob("*.part"):
+        part.unlink()
 
 
 def read_videos(out: Path, *names: str, frames: int, fps: float) -> list[np.ndarray]:
