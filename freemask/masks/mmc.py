@@ -166,7 +166,7 @@ def read_codebook(backbone: str) -> Codebook | None:
     if not path.exists():
         return None
     try:
-        book: Codebook = TypeAdapter(Codebook).validate_json(path.read_text())
+        book: Codebook = TypeAdapter(Codebook).validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
