@@ -35,7 +35,10 @@ TONE_MAP = (
     "zscale=t=bt709"
 )
 SCALER = "bicubic+accurate_rnd+full_chroma_int"
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)  # as a disk says it
+UNWRITABLE = (  # how a system says that a file or a folder cannot be written
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+)
 _PATIENCE = 600  # seconds until ffmpeg is given up
 _CONTAINERS = "mov,matroska,avi,flv,asf,mpeg,mpegts,ogg,gif,mxf,nut"
 

@@ -70,14 +70,16 @@ def save_edit(
 
 
 def tidy(out: Path) -> None:
-    """Makes the folder of an edit, and takes away what an edit that was killed there has left half written.
-
-    Raises OSError where nothing can be written there: before the edit rather than after it."""
+    """Takes away what an edit that was killed has left half written in its folder. Raises OSError where the folder, or
+    one of that name, cannot be written: before the edit rather than after it."""
+    there = out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=out):
         pass
-    for part in out.glob("*.part"):
+    for part in out.glob(".*.part"):
         part.unlink()
+    if not there:
+        out.rmdir()
 
 
 def read_videos(out: Path, *names: str, frames: int, fps: float) -> list[np.ndarray]:
