@@ -44,7 +44,8 @@ PATIENCE = 60.0
 TOKEN, LIMIT = "t" * 32, 1e9
 GIVEN: dict[str, Any] = {"source": "a red car driving on the grass", "edit": "a blue car driving on the grass"}
 GIVEN |= {"task": "attribute", "steps": 2, "frames": 2}
-QUICK = make_settings(**GIVEN)
+QUICK = make_settings(**GIVEN, size=(64, 64))
+GIVEN["size"] = "64x64"  # as the page has it
 STAGES = ("load", "invert", "keep", "edit", "write", "reconstruct")
 
 
@@ -225,7 +226,7 @@ def test_a_lost_gpu_starts_the_server_anew_and_sigterm_hands_edits_back(clip: Pa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    own = {"GRADIO_TEMP_DIR": str(tmp_path / "served"), "GRADIO_SERVER_PORT": str(port)}
+    own = {"GRADIO_TEMP_DIR": str(tmp_path / "served"), "GRADIO_SERVER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
             [sys.executable, "-c", SERVER, str(tmp_path / "lost")],
@@ -248,7 +249,8 @@ def test_a_lost_gpu_starts_the_server_anew_and_sigterm_hands_edits_back(clip: Pa
     try:
         with pytest.raises(AppError, match="The GPU failed"):
             visitor().predict(**given, api_name="/edit")
-        time.sleep(3)  # it starts anew in one, and would still answer before that
+        while (tmp_path / "log").read_text().count("Running on") < 2 and server.poll() is None:
+            time.sleep(0.1)
         assert "Done" in visitor().predict(**given, api_name="/edit")[0]
         running, waiting = (visitor().submit(**given | {"steps": 200}, api_name="/edit") for _ in range(2))
         assert "ahead" in next(iter(waiting))[0] or "running" in next(iter(waiting))[0]
@@ -503,8 +505,9 @@ def test_where_memory_runs_out_a_sentence_says_so_and_what_was_made_stays(
     out, kept = tmp_path / "out", tmp_path / "kept"
     given: dict[str, Any] = {"editor": None if stage == "load" else editor, "kept": kept}
     if stage == "read":
-        finish(run_steps(clip, QUICK, out, **given))
-        shutil.rmtree(out)
+        before = run_steps(clip, QUICK, out, **given)
+        next(step for step in before if step.stage == "edit")
+        before.close()
     on_host = stage in ("check", "write", "encoders", "keep")
     error = MemoryError() if on_host else torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -520,9 +523,6 @@ def test_where_memory_runs_out_a_sentence_says_so_and_what_was_made_stays(
     assert not list(tmp_path.rglob("*.part"))
     made = list(kept.glob(f"inversion-{'?' * DIGITS}.safetensors"))
     assert bool(made) == (stage not in ("check", "load", "encode", "keep"))
-    if stage == "measure":
-        report = finish(run_steps(clip, QUICK, out, **given))
-        assert report["inversion"] == "kept from an earlier edit" and report["verdict"]
 
 
 def test_memory_that_runs_out_beside_an_edit_is_told_of() -> None:
