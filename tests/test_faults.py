@@ -344,7 +344,7 @@ def largest(size: int) -> Iterator[None]:
 def test_an_edit_without_room_for_its_inversion_is_made_all_the_same(
     editor: Editor, clip: Path, tmp_path: Path
 ) -> None:
-    with largest(200_000):
+    with largest(50_000):
         report = finish(run_steps(clip, QUICK, tmp_path / "out", editor=editor, kept=tmp_path / "kept"))
     assert not list((tmp_path / "kept").iterdir()) and report["verdict"]
     assert any("not kept for later edits" in told for told in report["words"]["warnings"])
@@ -358,7 +358,7 @@ def test_an_edit_without_room_for_its_videos_says_so_and_shows_nothing(
     (out / REPORT).write_text("{}")  # of an earlier edit
     with largest(2000), pytest.raises(StorageError, match="cannot be written"):
         finish(run_steps(clip, QUICK, out, editor=editor))
-    assert not (out / REPORT).exists() and not list(out.glob("*.mp4")) and not list(out.rglob("*.part"))
+    assert not (out / REPORT).exists() and not (out / "edited.mp4").exists() and not list(out.rglob("*.part"))
     monkeypatch.setattr("freemask.page.desk.obstacle", lambda name: None)
     one, served = SimpleNamespace(session_hash="a"), tmp_path / "served"
     with Worker() as worker, largest(2000):
@@ -370,21 +370,21 @@ def test_an_edit_without_room_for_its_videos_says_so_and_shows_nothing(
 
 
 def test_a_disk_that_is_full_leaves_no_half_file(tmp_path: Path) -> None:
-    """On a file system of 1 MiB, which only this process sees."""
+    """On a file system of 100 kB, which only this process sees."""
     code = """
 import sys, numpy as np
 from pathlib import Path
 from freemask.clips.video import Clip, write_clip, write_gif
 from freemask.errors import StorageError
 at = Path(sys.argv[1])
-noise = Clip(np.random.default_rng(0).integers(0, 256, (24, 256, 256, 3), np.uint8), 8.0)
+noise = Clip(np.random.default_rng(0).integers(0, 256, (12, 128, 128, 3), np.uint8), 8.0)
 for name, write in (("a.mp4", write_clip), ("b.gif", write_gif)):
     try:
         write(at / name, noise)
     except StorageError as error:
         print(error, list(at.iterdir()))
 """
-    mounted = f'mount -t tmpfs -o size=1m tmpfs "{tmp_path}" && exec "$@"'
+    mounted = f'mount -t tmpfs -o size=100k tmpfs "{tmp_path}" && exec "$@"'
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounted, "sh"]
     if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True).returncode:
         pytest.skip("this system makes no file system for a test")
