@@ -54,6 +54,7 @@ LAUNCH: dict[str, Any] = {
     "allowed_paths": [HERE / "static" / "clips", HERE / "static" / "examples"],
     "max_file_size": "200mb",
     "ssr_mode": False,
+    "state_session_capacity": 200,
     "footer_links": ["api"],
 }
 
@@ -94,6 +95,12 @@ def build(
             greeting=shipped[0] if shipped else None,
             limit=limit,
         )
+
+        def forget(request: gr.Request) -> None:
+            """Lets go of what Gradio keeps of a session for deep links of its own, which are no part of this page."""
+            sessions = demo.state_holder.session_data
+            if request.session_hash in sessions:
+                sessions[request.session_hash].config_values.clear()
 
         agents = os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -281,6 +288,7 @@ def build(
         )
         demo.load(desk.tell_first_cost, costly, inputs.estimate, concurrency_limit=None, **quiet)
         demo.unload(desk.leave)
+        demo.unload(forget)
     demo.queue(max_size=20, default_concurrency_limit=4)
     return demo
 

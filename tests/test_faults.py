@@ -135,22 +135,19 @@ def test_after_a_kill_a_start_is_clean_and_finds_what_was_finished(stage: str, k
 
 def test_a_start_beside_another_server_clears_nothing(tmp_path: Path) -> None:
     half = tmp_path / "visit-a" / "half" / "edited.mp4"
-    half.parent.mkdir(parents=True)
-    half.touch()
-    code = "import sys, pathlib; from freemask.page.visits import Visits; "
-    code += "Visits(pathlib.Path(sys.argv[1]), away=9, limit=1); print('here', flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", code, str(tmp_path / "other")]
-    (tmp_path / "other").symlink_to(tmp_path, target_is_directory=True)
-    shutil.copytree(tmp_path / "visit-a", tmp_path / "visit-b")
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout and other.stdin and other.stdout.readline() == "here\n"
-        assert not half.exists()  # it was the first there
-        half.parent.mkdir()
+    for cleared in (True, False):
+        half.parent.mkdir(parents=True)
         half.touch()
         Visits(tmp_path, away=PATIENCE, limit=LIMIT)
-        assert half.exists()
-        other.stdin.close()
-    Visits(tmp_path / "other", away=PATIENCE, limit=LIMIT)
+        assert half.exists() != cleared
+
+
+def test_many_who_have_left_cost_no_thread_each(tmp_path: Path) -> None:
+    visits, before = Visits(tmp_path, away=PATIENCE), threading.active_count()
+    for k in range(20):
+        visits.of(str(k))
+        visits.leave(str(k))
+    assert threading.active_count() <= before + 1
 
 
 def test_to_whom_nobody_comes_back_and_what_is_older_than_a_day_goes(tmp_path: Path) -> None:
@@ -162,11 +159,9 @@ def test_to_whom_nobody_comes_back_and_what_is_older_than_a_day_goes(tmp_path: P
         os.utime(tmp_path / name, (now - age, now - age))
     visits = Visits(tmp_path, away=0.1, limit=LIMIT)
     assert {path.name for path in tmp_path.iterdir()} == {"visit-a", "new", "ahead", "behind"}
-    for timer in threading.enumerate():
-        if isinstance(timer, threading.Timer) and timer.args and timer.args[0] == tmp_path / "visit-a":
-            timer.join(PATIENCE)
+    while visits._timer:
+        visits._timer.join(PATIENCE)
     assert not (tmp_path / "visit-a").exists()
-    del visits
 
 
 def test_all_files_together_are_bounded(tmp_path: Path, clip: Path) -> None:

@@ -55,7 +55,7 @@ class Visit:
     asked: tuple[Path, Settings] | None = None
     eyes: set[str] = field(default_factory=set)
     cancelled: int = 0  # how often; an edit whose input is still being checked then ends as it begins
-    left: threading.Timer | None = None
+    due: float | None = None  # when it goes, by the monotonic clock, where nobody looks on
     _runs: list[Run] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -99,6 +99,8 @@ class Visits:
     def __init__(self, folder: Path, *, away: float, limit: float | None = None) -> None:
         self._folder, self._away, self._limit, self._lock = folder, away, limit, threading.Lock()
         self._visits: dict[str, Visit] = {}  # who left last is last
+        self._found: dict[Path, float] = {}  # an earlier server's folders, and when they go
+        self._timer: threading.Timer | None = None
         folder.mkdir(parents=True, exist_ok=True)
         if limit is not None:
             with _sole(folder) as sole:
@@ -145,17 +147,36 @@ class Visits:
             if visit.eyes:
                 return
             self._visits[key] = self._visits.pop(key)
-            if visit.left:
-                visit.left.cancel()
-            visit.left = threading.Timer(self._away, self._forget, [key])
-            visit.left.daemon = True
-            visit.left.start()
+            visit.due = time.monotonic() + self._away
+            self._wake()
 
     def _look(self, visit: Visit, eye: str) -> None:
         visit.eyes.add(eye)
-        if visit.left:
-            visit.left.cancel()
-            visit.left = None
+        visit.due = None
+
+    def _wake(self) -> None:
+        """One timer waits for the first that is due, however many there are. Needs the lock."""
+        due = [*self._found.values(), *(visit.due for visit in self._visits.values() if visit.due is not None)]
+        if self._timer is None and due:
+            self._timer = threading.Timer(max(0.0, min(due) - time.monotonic()), self._sweep)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _sweep(self) -> None:
+        """Forgets what is due."""
+        with self._lock:
+            self._timer, now = None, time.monotonic()
+            gone = [key for key, visit in self._visits.items() if visit.due is not None and visit.due <= now]
+            found = [folder for folder, due in self._found.items() if due <= now]
+            here = [visit.folder for visit in self._visits.values()]
+            for folder in found:
+                del self._found[folder]
+                if folder not in here:
+                    shutil.rmtree(folder, ignore_errors=True)
+        for key in gone:
+            self._forget(key)
+        with self._lock:
+            self._wake()
 
     def _forget(self, key: str) -> None:
         with self._lock:
@@ -194,17 +215,12 @@ class Visits:
             for one in folder.iterdir():
                 if one.is_dir() and one.name != INVERSIONS and not _run(one):
                     shutil.rmtree(one, ignore_errors=True)
-            later = threading.Timer(self._away, self._abandon, [folder])
-            later.daemon = True
-            later.start()
+            self._found[folder] = time.monotonic() + self._away
         for upload in self._folder.iterdir():
             if not upload.name.startswith("visit-") and time.time() - upload.stat().st_mtime > DAY:
                 shutil.rmtree(upload, ignore_errors=True)
-
-    def _abandon(self, folder: Path) -> None:
         with self._lock:
-            if not any(visit.folder == folder for visit in self._visits.values()):
-                shutil.rmtree(folder, ignore_errors=True)
+            self._wake()
 
 
 def _run(folder: Path) -> Run | None:
