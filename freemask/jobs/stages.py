@@ -39,7 +39,7 @@ from .files import made_with, read_videos, save_edit
 from .kept import KeptFeatures, KeptPrepared, inversion_file, read_inversion, save_inversion
 from .memory import Need, Peak, choose_features, free_bytes, need
 from .metrics import clip_metrics, load_clip, psnr
-from .shortage import Way, fit
+from .shortage import Way, fit, told_of_faults
 from .verdict import judged
 
 __all__ = ["Job", "load_editor"]
@@ -92,7 +92,8 @@ def load_editor(backbone: str, low_vram: bool = False) -> Editor:
         _loaded.clear()  # two large ones may not fit at once
         _features.clear()
         free_memory()
-        _loaded[wanted] = Editor.load(backbone, low_vram=low_vram)
+        with told_of_faults(Path(backbone)):
+            _loaded[wanted] = Editor.load(backbone, low_vram=low_vram)
     return _loaded[wanted]
 
 
@@ -207,9 +208,9 @@ class Job:
         if file is not None:
             try:
                 save_inversion(file, self.trace)
-            except StorageError as error:  # the edit itself may still find room
+            except StorageError:  # the edit itself may still find room
                 self.kept, self.prepared = None, KeptPrepared(None, device)
-                self.notes.append(f"The inversion is not kept for later edits: {error}")
+                self.notes.append("The inversion is not kept for later edits: the disk is full, or cannot be written.")
 
     def _invert(self, way: Way, latents: Tensor) -> Steps[Trace]:
         self.way = way

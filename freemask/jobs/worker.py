@@ -216,10 +216,11 @@ class Worker:
         self._thread.start()
 
     def submit(self, work: Work) -> Job:
-        """Queue `work`, which is called in the worker's thread when its turn comes."""
+        """Queue `work`, which is called in the worker's thread when its turn comes. Raises QueueFull, HandedBack once
+        the worker is closed."""
         with self._changed:
             if self._closed:
-                raise RuntimeError("the worker is closed")
+                raise HandedBack(CLOSED)
             if len(self._waiting) >= self._limit:
                 raise QueueFull(f"{self._limit} jobs are waiting already. Try again when one of them has ended.")
             job = Job(secrets.token_urlsafe(12), work, self)
@@ -227,12 +228,12 @@ class Worker:
             self._changed.notify_all()
             return job
 
-    def close(self, *, timeout: float | None = 10.0, why: str = CLOSED) -> None:
+    def close(self, *, timeout: float | None = 10.0) -> None:
         """Hand back what waits and, within one step, what runs, and end the thread. Harmless the second time."""
         with self._changed:
             self._closed = True
             for job in [*self._waiting, *([self._running] if self._running else [])]:
-                job.cancel(HandedBack(why))
+                job.cancel(HandedBack(CLOSED))
             self._changed.notify_all()
         self._thread.join(timeout)
 

@@ -216,8 +216,8 @@ class Visits:
                 if one.is_dir() and one.name != INVERSIONS and not _run(one):
                     shutil.rmtree(one, ignore_errors=True)
             self._found[folder] = time.monotonic() + self._away
-        for upload in self._folder.iterdir():
-            if not upload.name.startswith("visit-") and time.time() - upload.stat().st_mtime > DAY:
+        for upload in self._folder.glob("[0-9a-f]" * 64):
+            if time.time() - upload.stat().st_mtime > DAY:
                 shutil.rmtree(upload, ignore_errors=True)
         with self._lock:
             self._wake()
