@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import resource
@@ -525,3 +526,34 @@ def test_memory_that_runs_out_beside_an_edit_is_told_of() -> None:
     assert "memory ran out" in shown(MemoryError()).message
     assert "cannot write its files" in shown(OSError(errno.ENOSPC, "full")).message
     assert "unexpectedly" in shown(OSError(errno.EBADF, "a fault of our own")).message
+
+
+ARENAS = """
+import ctypes, threading, app
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype = libc.fdopen.restype = ctypes.c_void_p
+out = ctypes.c_void_p(libc.fdopen(1, b"w"))
+app.share_arenas()
+libc.malloc_info(0, out)
+gate = threading.Barrier(12)
+
+def take():
+    libc.malloc(1000)
+    gate.wait()  # an arena whose thread has ended is another's
+
+threads = [threading.Thread(target=take) for _ in range(12)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+libc.malloc_info(0, out)
+libc.fflush(out)
+"""
+
+
+def test_the_threads_of_a_server_share_what_they_allocate_from() -> None:
+    try:
+        ctypes.CDLL("libc.so.6").malloc_info  # noqa: B018
+    except (OSError, AttributeError):
+        pytest.skip("this system's C library is not glibc")
+    told = subprocess.run([sys.executable, "-c", ARENAS], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    before, after = (one.count("<heap nr=") for one in told.split("</malloc>")[:2])
+    assert 0 < after <= max(before, 2)
