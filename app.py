@@ -2,15 +2,29 @@
 
 FREEMASK_BACKBONE       the backbone chosen at first: mini (the default), zeroscope, modelscope, a hub id or a folder;
                         one that cannot be used here is told of in the log, and the page begins with mini
+FREEMASK_CACHE_GB       what the files of all visitors may take on disk, 20 where left out; beyond it those go first
+                        that nobody looks at
 FREEMASK_FAKE=1         paint circles instead of running a model, to try the page itself
 GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_ROOT_PATH   as Gradio reads them
+GRADIO_TEMP_DIR         where visitors' files lie, in a folder that is FreeMask's own; `freemask` among the temporary
+                        files where left out
+
+SIGTERM hands the edits back that wait and run, each with a sentence; a page that is loaded again after the next start
+finds its edits and inversions.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +46,9 @@ log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
 WAITING = 8  # jobs that may wait behind the running one
 DAY = 24 * 60 * 60
+CACHE_GB = 20.0
+M_ARENA_MAX, ARENAS = -8, 2  # glibc's name of the option, malloc.h
+TELLING = 1.0  # seconds in which pages hear that their edit was handed back
 LAUNCH: dict[str, Any] = {
     "theme": page.theme(),
     "css_paths": [HERE / "static" / "style.css"],
@@ -39,6 +56,7 @@ LAUNCH: dict[str, Any] = {
     "allowed_paths": [HERE / "static" / "clips", HERE / "static" / "examples"],
     "max_file_size": "200mb",
     "ssr_mode": False,
+    "state_session_capacity": 200,
     "footer_links": ["api"],
 }
 
@@ -51,9 +69,11 @@ def build(
     estimates: page.Estimates | None = None,
     warm: bool = False,
     judge: bool = True,
+    limit: float | None = None,
 ) -> gr.Blocks:
     """The page over a worker; the caller launches it with `LAUNCH`. `warm`: measure the server for the first one;
-    `judge`: look at uploads for what a toy backbone cannot edit."""
+    `judge`: look at uploads for what a toy backbone cannot edit; `limit`: bytes of all visitors' files, in a folder
+    that is FreeMask's own."""
     shipped = [example for example in examples() if example.clip.exists()]
 
     with gr.Blocks(title="FreeMask", analytics_enabled=False, delete_cache=(3600, DAY), fill_width=True) as demo:
@@ -75,7 +95,14 @@ def build(
             backbones=offered,
             warm=shipped[0] if warm else None,
             greeting=shipped[0] if shipped else None,
+            limit=limit,
         )
+
+        def forget(request: gr.Request) -> None:
+            """Lets go of what Gradio keeps of a session for deep links of its own, which are no part of this page."""
+            sessions = demo.state_holder.session_data
+            if request.session_hash in sessions:
+                sessions[request.session_hash].config_values.clear()
 
         agents = os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -263,6 +290,7 @@ def build(
         )
         demo.load(desk.tell_first_cost, costly, inputs.estimate, concurrency_limit=None, **quiet)
         demo.unload(desk.leave)
+        demo.unload(forget)
     demo.queue(max_size=20, default_concurrency_limit=4)
     return demo
 
@@ -279,7 +307,36 @@ def first_backbone() -> str:
     return name
 
 
+def share_arenas() -> None:
+    """All threads allocate from few arenas, where the C library is glibc: else each of the many that Gradio answers in
+    keeps the most that it ever held."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, ARENAS)
+
+
+def end_on(worker: Worker) -> Callable[[], None]:
+    """Hands back all edits on SIGTERM and ends; the function that is returned does the same and starts anew."""
+    anew = threading.Event()
+
+    def end(*_: object) -> None:
+        worker.close(timeout=5)
+        time.sleep(TELLING)
+        if anew.is_set():
+            os.execv(sys.executable, sys.orig_argv)
+        raise SystemExit
+
+    def start_anew() -> None:
+        anew.set()
+        time.sleep(TELLING)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    return lambda: threading.Thread(target=start_anew, daemon=True).start()
+
+
 def main() -> None:
+    share_arenas()
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / "freemask"))
     backbone, estimates = first_backbone(), page.Estimates()
     body: page.Body = page.painted_circles if os.environ.get("FREEMASK_FAKE") == "1" else page.diffusion
     if zero_gpu():
@@ -288,13 +345,15 @@ def main() -> None:
         load_editor(backbone)  # into the process that every borrowed GPU's process is made from
         body = zero.borrowing(body, estimates)
     with Worker(limit=WAITING) as worker:
+        start_anew = end_on(worker)
         build(
             worker,
-            body=body,
+            body=body if zero_gpu() else page.outliving(body, start_anew),
             backbone=backbone,
             estimates=estimates,
             warm=backbone == "mini" and not zero_gpu(),
             judge=body is not page.painted_circles,
+            limit=1e9 * float(os.environ.get("FREEMASK_CACHE_GB") or CACHE_GB),
         ).launch(**LAUNCH)
 
 

@@ -6,6 +6,8 @@ FreeMaskError
 │   ├── PromptError   the prompts: empty, identical, a word that is not there
 │   └── SettingError  a number out of its range, an unknown task or backbone
 ├── BackboneError     the model: a missing file, a wrong layout, no network
+├── StorageError      a file that cannot be written: a full disk, a folder that is read-only
+├── DeviceLost        the GPU answers this process no more
 ├── MemoryShortage  the edit does not fit this machine, even in its most frugal way
 ├── MaskError         an attention map that holds no mask
 └── MetricError       a figure whose model is not to be had
@@ -14,6 +16,7 @@ FreeMaskError
 __all__ = [
     "BackboneError",
     "ClipError",
+    "DeviceLost",
     "FreeMaskError",
     "InputError",
     "MaskError",
@@ -21,6 +24,7 @@ __all__ = [
     "MetricError",
     "PromptError",
     "SettingError",
+    "StorageError",
 ]
 
 
@@ -46,6 +50,14 @@ class SettingError(InputError):
 
 class BackboneError(FreeMaskError):
     """The model cannot be loaded: a missing file, a wrong layout, no network."""
+
+
+class StorageError(FreeMaskError):
+    """A file cannot be written: the disk is full, the folder is read-only, or no folder."""
+
+
+class DeviceLost(FreeMaskError):
+    """The GPU failed in a way after which it answers this process no more."""
 
 
 class MemoryShortage(FreeMaskError):

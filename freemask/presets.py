@@ -10,14 +10,13 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from .errors import SettingError
 from .families.sites import Kind
 from .families.specs import PRESETS
-from .validation import STRICT, refuse_unknown, validated
+from .validation import STRICT, read_shipped, refuse_unknown, validated
 
 __all__ = [
     "KINDS",
@@ -169,7 +168,7 @@ def methods() -> tuple[Method, ...]:
 def load_method(name: str) -> Method:
     """The method of a name; raises SettingError for an unknown one."""
     refuse_unknown("method", name, METHODS)
-    values = yaml.safe_load((PRESETS / name / "method.yaml").read_text()) | {"name": name}
+    values = read_shipped(PRESETS / name / "method.yaml") | {"name": name}
     method: Method = validated(Method, values, f"presets/{name}/method.yaml: ")
     return method
 
@@ -183,9 +182,9 @@ def load_preset(task: str, method: str = "freemask") -> Preset:
     refuse_unknown("task", task, TASKS)
     refuse_unknown("method", method, METHODS)
     path = PRESETS / method / f"{task}.yaml"
-    values = yaml.safe_load(path.read_text())
+    values = read_shipped(path)
     if "like" in values:
-        values = yaml.safe_load((path.parent / f"{values['like']}.yaml").read_text())
+        values = read_shipped(path.parent / f"{values['like']}.yaml")
     if method != "freemask":
         base = load_preset(task)
         values = {name: getattr(base, name) for name in ("title", "summary", "delta", "region")} | values

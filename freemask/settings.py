@@ -12,14 +12,13 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from .errors import SettingError
 from .families.specs import PRESETS, ROOT, Solver, backbone_folder, backbone_name
 from .presets import SELECTION_TAU, Preset, Selection, Share, load_method, load_preset, masked, refuse_shares
-from .validation import STRICT, validated
+from .validation import STRICT, read_shipped, validated
 
 __all__ = [
     "EXAMPLES",
@@ -40,6 +39,7 @@ __all__ = [
 
 OLD_TASKS = {"official": "shape", "official-style": "style"}  # of the method "released", as they were named before
 EXAMPLES = ROOT / "static" / "examples"  # the edits that ship
+REPORT = "report.json"  # of an edit, written when its folder may be shown
 MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
 NULL_TEXT = "null-text.png"  # and of the curve of its null-text optimisation, where it had one
 EXTRAS = {  # files of a run that are made when somebody asks for them, and what they are
@@ -270,7 +270,7 @@ def examples() -> list[Example]:
     """The shipped examples, in the order of their file names."""
     found = []
     for path in sorted((PRESETS / "examples").glob("*.yaml")):
-        values = yaml.safe_load(path.read_text())
+        values = read_shipped(path)
         clip = ROOT / "static" / "clips" / values.pop("clip")
         name = values.pop("name")
         made = EXAMPLES / path.stem

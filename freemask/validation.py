@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .errors import SettingError
 
-__all__ = ["STRICT", "refuse_unknown", "unknown", "validated"]
+__all__ = ["STRICT", "read_shipped", "refuse_unknown", "unknown", "validated"]
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -27,6 +29,14 @@ def refuse_unknown(kind: str, given: str, known: Collection[str]) -> None:
     """Raises SettingError where there is no such thing."""
     if given not in known:
         raise SettingError(unknown(kind, given, known))
+
+
+def read_shipped(path: Path) -> dict[str, Any]:
+    """The values of a YAML file that ships with the code; raises SettingError where it is damaged or gone."""
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        raise SettingError(f"{path} is damaged or gone: take it anew from FreeMask's repository.") from None
 
 
 def validated(cls: type, values: dict[str, Any], where: str) -> Any:

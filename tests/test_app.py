@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import itertools
 import json
 import os
 import pickle
@@ -273,6 +274,56 @@ def test_cancel_ends_the_job_and_leaves_nothing(
     assert gate.folder is not None and not gate.folder.exists()
 
 
+def test_who_leaves_without_a_word_ends_their_job(
+    address: str, clip: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All connections of a client end, as where its process was killed."""
+    cancel, heard = Job.cancel, threading.Event()
+    monkeypatch.setattr(Job, "cancel", lambda job: (cancel(job), heard.set()))
+    gate.began.clear(), gate.open.clear(), gate.ended.clear()
+    api, session = f"{address}gradio_api", {"session_hash": "gone"}
+    asker = Client(address, verbose=False)
+    edit = next(one for one in asker.config["dependencies"] if one["api_name"] == "edit")
+    begun = {one["id"]: one["props"].get("value") for one in asker.config["components"]}
+    given = dict(zip(NAMES, [begun[part] for part in edit["inputs"]], strict=True))
+    with httpx.Client(timeout=PATIENCE) as http:
+        (where,) = http.post(f"{api}/upload", files={"files": ("disc.mp4", clip.read_bytes())}).json()
+        given |= fields(None, seed=1) | {"clip": {"path": where, "meta": {"_type": "gradio.FileData"}}}
+        with http.stream("GET", f"{api}/heartbeat/gone"):
+            event = {"data": list(given.values()), "fn_index": edit["id"], **session}
+            http.post(f"{api}/queue/join", json=event).raise_for_status()
+            with http.stream("GET", f"{api}/queue/data", params=session) as told:
+                assert any("Inverting" in line for line in told.iter_lines())
+    assert heard.wait(PATIENCE)
+    steps = gate.steps
+    gate.open.set()
+    assert gate.ended.wait(PATIENCE) and gate.steps <= steps + 1
+
+
+def test_the_one_too_many_gets_a_sentence_and_keeps_the_fields(clip: Path, gate: Gate, tmp_path: Path) -> None:
+    visitors = [SimpleNamespace(session_hash=name) for name in "abc"]
+    gate.began.clear(), gate.open.clear(), gate.ended.clear()
+    asked = fields(None, steps=2, seed=1) | {"clip": str(clip)}
+    with Worker(limit=1) as worker:
+        desk = page.Desk(worker, gate, folder=tmp_path)
+        for one in visitors:
+            list(desk.arrive(one.session_hash * 32, "", one))
+        running, waiting, refused = (desk.edit(one, **asked) for one in visitors)
+        next(running)
+        assert gate.began.wait(PATIENCE)
+        assert "1 job is ahead of yours" in next(waiting)[0]
+        line, *others = next(refused)
+        assert "waiting already" in line and set(map(str, others)) == {str(gr.skip())}
+        with pytest.raises(gr.Error, match="Try again when one of them has ended"):
+            next(refused)
+        desk.cancel(visitors[0])
+        gate.open.set()
+        assert gate.ended.wait(PATIENCE)
+        told = itertools.dropwhile(lambda line: "ahead" in line[0], waiting)
+        assert next(told)  # the place falls
+        desk.cancel(visitors[1])
+
+
 def test_visitors_do_not_share(address: str, clip: Path, tmp_path: Path) -> None:
     one, other = visitor(address, tmp_path / "one"), visitor(address, tmp_path / "other")
     one.predict(**fields(clip, steps=2), api_name="/edit")
@@ -299,7 +350,7 @@ def test_what_is_a_visitors_goes_after_they_left(clip: Path, tmp_path: Path) -> 
         folder = last[-1].folder
         assert folder.exists()
         for timer in threading.enumerate():
-            if isinstance(timer, threading.Timer) and timer.interval == away:
+            if isinstance(timer, threading.Timer) and timer.interval <= away:
                 timer.join(PATIENCE)
         assert not folder.exists() and not any(tmp_path.iterdir())
 

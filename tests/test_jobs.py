@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from freemask.jobs.worker import Cancelled, Countdown, QueueFull, Worker
+from freemask.jobs.worker import Cancelled, Countdown, HandedBack, QueueFull, Worker
 from freemask.steps import Step
 
 PATIENCE = 10.0
@@ -219,5 +219,5 @@ def test_closing_the_worker_ends_everything() -> None:
     running.allow(10)
     worker.close()
     assert [job.snapshot.ended for job in jobs] == [True, True]
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(HandedBack, match="load the page again"):
         worker.submit(waiting)

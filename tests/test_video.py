@@ -21,7 +21,7 @@ from freemask.clips.video import (
     write_clip,
     write_gif,
 )
-from freemask.errors import ClipError, SettingError
+from freemask.errors import ClipError, SettingError, StorageError
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 RATE = 24
@@ -132,11 +132,11 @@ def test_one_frame_is_a_clip(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "taken.mp4").mkdir()
-    with pytest.raises(ClipError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         write_clip(tmp_path / "taken.mp4", scene())
     assert [path.name for path in tmp_path.iterdir()] == ["taken.mp4"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(ClipError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         write_clip(tmp_path / "file" / "a.mp4", scene())
 
 
@@ -550,7 +550,7 @@ def test_outputs_say_how_they_were_made(tmp_path):
     again = read_clip(tmp_path / "a.gif", frames=3, fps=8)
     assert again.frames.shape == clip.frames.shape
     assert np.abs(again.frames.astype(int) - clip.frames).mean() < 40
-    with pytest.raises(ClipError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         write_gif(tmp_path / "a.mp4" / "b.gif", clip)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import UNetMotionModel
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+from tiny import to_bins
 from typer.testing import CliRunner
 
 from freemask.cli import app
@@ -78,6 +79,7 @@ class Hub:
         self.modules = ["README.md", "config.json", f"{UNET}.safetensors", f"{UNET}.fp16.safetensors"]
         self.folder, self.beside = tmp_path / "cache", tmp_path / "beside"
         self.asked, self.refusal = [], None
+        self.sizes = {}  # where they are not the usual ones
         monkeypatch.setattr("huggingface_hub.HfApi", lambda: SimpleNamespace(model_info=self.model_info))
         monkeypatch.setattr("huggingface_hub.snapshot_download", self.snapshot_download)
         monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", self.cached)
@@ -90,8 +92,23 @@ class Hub:
         if self.refusal:
             raise self.refusal
         names = self.names if self.at(hub_id) == self.folder else self.modules
-        files = [SimpleNamespace(rfilename=name, size=10**9 if name.endswith(".bin") else 1000) for name in names]
+        files = [SimpleNamespace(rfilename=name, size=self.size(name)) for name in names]
         return SimpleNamespace(siblings=files, card_data={"license": "mit"})
+
+    def size(self, name):
+        return self.sizes.get(name, 10**9 if name.endswith(".bin") else 1000)
+
+    def put(self, path, name):
+        """A file of its size, of which nothing is written."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.truncate(self.size(name))
+
+    def hold(self, pipeline):
+        """Its cache is that pipeline's folder."""
+        shutil.copytree(pipeline, self.folder)
+        self.sizes |= {f.relative_to(pipeline).as_posix(): f.stat().st_size for f in pipeline.rglob("*") if f.is_file()}
+        self.names = list(self.sizes)
 
     def cached(self, hub_id, name):
         return str(self.at(hub_id) / name) if (self.at(hub_id) / name).exists() else None
@@ -104,8 +121,8 @@ class Hub:
         if self.refusal and not local_files_only:
             raise self.refusal
         for name in allow_patterns or ():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).touch()
+            if not (folder / name).exists():
+                self.put(folder / name, name)
         return str(folder)
 
 
@@ -128,10 +145,37 @@ def test_the_licence_and_the_price_come_before_the_first_byte(hub):
 
 
 def test_an_interrupted_download_names_only_what_is_left(hub):
-    for name in needed_files(ZEROSCOPE)[2:]:
-        (hub.folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (hub.folder / name).touch()
-    assert plan_downloads("zeroscope")[0].missing == tuple(needed_files(ZEROSCOPE)[:2])
+    files = needed_files(ZEROSCOPE)
+    for name in files[2:]:
+        hub.put(hub.folder / name, name)
+    assert plan_downloads("zeroscope")[0].missing == tuple(files[:2])
+
+
+def test_a_file_that_is_cut_short_is_told_of_and_fetched_anew(hub, pipeline):
+    hub.hold(pipeline)
+    for part, name in (("unet", f"{UNET}.safetensors"), ("text_encoder", "model.safetensors")):
+        path = hub.folder / part / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        hub.refusal = OfflineModeIsEnabled("offline")
+        told = f"{path} is cut short or damaged: fetch it anew with `python -m freemask download owner/model`."
+        with pytest.raises(BackboneError, match=re.escape(told)):
+            load_backbone("owner/model", "cpu")
+        hub.refusal = None
+        (plan,) = plan_downloads("owner/model")
+        assert plan.missing == (f"{part}/{name}",) and plan.bytes == len(whole)
+        plan.run()
+        assert path.stat().st_size == len(whole) and not plan_downloads("owner/model")[0].missing
+        path.write_bytes(whole)
+    load_backbone("owner/model", "cpu")
+
+
+def test_a_bin_or_a_folders_file_that_is_cut_short_is_named(pipeline, tmp_path):
+    bins = to_bins(pipeline, tmp_path / "bins")
+    cut = bins / "vae" / f"{UNET}.bin"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    with pytest.raises(BackboneError, match=re.escape(f"{cut} is cut short or damaged: take it anew from where")):
+        load_backbone(str(bins), "cpu")
 
 
 def test_the_first_use_downloads_and_logs_the_licence_once(hub, caplog):
@@ -191,8 +235,7 @@ def test_what_lies_here_is_no_download(hub):
 
 
 def test_what_was_downloaded_loads_under_its_short_name(hub, pipeline):
-    shutil.copytree(pipeline, hub.folder)
-    hub.names = [path.relative_to(pipeline).as_posix() for path in pipeline.rglob("*") if path.is_file()]
+    hub.hold(pipeline)
     backbone = load_backbone("cerspense/zeroscope_v2_576w", "cpu")
     assert (backbone.name, backbone.native_size) == ("zeroscope", (576, 320))
 
@@ -217,9 +260,9 @@ def test_a_motion_adapter_is_a_download_beside_its_models(hub):
 
 def test_a_motion_adapter_makes_the_image_model_another_backbone(hub, image_pipeline, motion_pipeline):
     """Under its short name alone, and with the noise schedule that its modules were trained on."""
-    shutil.copytree(image_pipeline, hub.folder)
+    hub.hold(image_pipeline)
     UNetMotionModel.from_pretrained(motion_pipeline / "unet").save_motion_modules(hub.beside)
-    hub.names = [path.relative_to(image_pipeline).as_posix() for path in image_pipeline.rglob("*") if path.is_file()]
+    hub.sizes |= {path.name: path.stat().st_size for path in hub.beside.iterdir()}
     hub.modules = [path.name for path in hub.beside.iterdir()]
     moving, still = (
         load_backbone(name, "cpu") for name in ("animatediff", "stable-diffusion-v1-5/stable-diffusion-v1-5")

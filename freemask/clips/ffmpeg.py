@@ -5,6 +5,7 @@ Uploads are untrusted, so only containers of video are opened, never playlists t
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import subprocess
@@ -14,9 +15,19 @@ from pathlib import Path
 
 import imageio_ffmpeg
 
-from ..errors import ClipError
+from ..errors import ClipError, StorageError
 
-__all__ = ["SCALER", "TONE_MAP", "encode", "run_ffmpeg", "source_args", "video_only", "whole"]
+__all__ = [
+    "SCALER",
+    "TONE_MAP",
+    "UNWRITABLE",
+    "encode",
+    "run_ffmpeg",
+    "source_args",
+    "unwritable",
+    "video_only",
+    "whole",
+]
 
 # High dynamic range to the range of a screen; without it an iPhone's HDR clip comes out grey.
 TONE_MAP = (
@@ -24,6 +35,10 @@ TONE_MAP = (
     "zscale=t=bt709"
 )
 SCALER = "bicubic+accurate_rnd+full_chroma_int"
+UNWRITABLE = (  # how a system says that a file or a folder cannot be written
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+)
 _PATIENCE = 600  # seconds until ffmpeg is given up
 _CONTAINERS = "mov,matroska,avi,flv,asf,mpeg,mpegts,ogg,gif,mxf,nut"
 
@@ -48,24 +63,34 @@ def video_only(*options: str) -> list[str]:
     return ["-map", "0:V:0", *options, "-f", "null", "-nostats", "-progress", "pipe:1", "-"]
 
 
+def unwritable(path: Path, error: OSError) -> StorageError:
+    """Why a file or a folder cannot be written, and the cure."""
+    cure = "make room on that disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
+    return StorageError(f'"{path}" cannot be written: {error.strerror or error}; {cure}.')
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A file to write that takes the place of `path` once it is whole, and else leaves no trace."""
+    """A file to write that takes the place of `path` once it is whole, and else leaves no trace; StorageError where it
+    cannot be written."""
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
     except OSError as error:
-        raise ClipError(f'"{path}" cannot be written: {error.strerror}; choose another place.') from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             part.unlink()
 
 
 def encode(path: Path, *args: str, data: bytes | None = None) -> None:
-    """Run ffmpeg to write the file that becomes `path`; raises ClipError with its reason."""
+    """Run ffmpeg to write the file that becomes `path`; raises StorageError with its reason, OSError where the disk is
+    full."""
     done = run_ffmpeg(*args, data=data)
     if done.returncode:
+        if os.strerror(errno.ENOSPC).encode() in done.stderr:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ClipError(f'"{path}" cannot be written: check the folder and its free space ({reason}).')
+        raise StorageError(f'"{path}" cannot be written: check the folder and its free space ({reason}).')

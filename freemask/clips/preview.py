@@ -18,7 +18,7 @@ def write_preview(path: str | Path, out: Path) -> None:
     """Write the whole of a clip, or of a picture, as an MP4 that browsers play, with its sound.
 
     Sides are at most 640 pixels, the rate at most 30 frames a second. The file appears whole or not at all.
-    Raises ClipError as `probe` does, and when it cannot be written.
+    Raises ClipError as `probe` does, StorageError when it cannot be written.
     """
     path = Path(path)
     info = probe(path)

@@ -7,7 +7,6 @@ store as metadata. A picture is a clip too, a still one of a single frame; `stil
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,7 +116,7 @@ def write_clip(
 
     `audio_from` names the video whose sound from `start` seconds on goes with the clip; a source with no sound, or with
     less of it than the clip is long, gives a silent video. `note` is kept as the file's comment. The file appears whole
-    or not at all. Raises ClipError when it cannot be written.
+    or not at all. Raises StorageError when it cannot be written.
     """
     path = Path(path)
     _, h, w, _ = clip.frames.shape
@@ -129,14 +128,14 @@ def write_clip(
     colour += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
     codec = ["-c:v", "libx264", "-preset", "medium", "-crf", "16", "-movflags", "+faststart", "-fflags", "+bitexact"]
     told = ["-metadata", f"comment={note}"] if note else []
-    with whole(path) as part, _sound(audio_from, start, clip.seconds) as sound:
+    with whole(path) as part, _sound(audio_from, start, clip.seconds, part) as sound:
         encode(path, *raw, *sound, *colour, *codec, *told, "-f", "mp4", f"file:{part}", data=even.tobytes())
 
 
 def write_gif(path: str | Path, clip: Clip, *, note: str = "") -> None:
     """Write a looping GIF in 256 colours of the clip's own, `note` as its comment (up to 255 bytes).
 
-    The file appears whole or not at all. Raises ClipError when it cannot be written.
+    The file appears whole or not at all. Raises StorageError when it cannot be written.
     """
     path = Path(path)
     _, h, w, _ = clip.frames.shape
@@ -199,14 +198,15 @@ def _decode(
 
 
 @contextmanager
-def _sound(source: str | Path | None, start: float, seconds: float) -> Iterator[list[str]]:
-    """The arguments that add `seconds` of the source's sound, none where it has less; its samples live meanwhile."""
+def _sound(source: str | Path | None, start: float, seconds: float, beside: Path) -> Iterator[list[str]]:
+    """The arguments that add `seconds` of the source's sound, none where it has less; its samples live meanwhile
+    `beside` a file that is being written."""
     if source is None:
         yield []
         return
     raw = ["-f", "s16le", "-ar", str(_SOUND_RATE), "-ac", "2"]
-    with tempfile.TemporaryDirectory() as folder:
-        samples = Path(folder) / "sound.raw"
+    samples = beside.with_name(f"{beside.stem}.sound.part")
+    try:
         run_ffmpeg(
             *source_args(Path(source), start=start), "-map", "0:a:0", "-t", f"{seconds:.6f}", *raw, f"file:{samples}"
         )
@@ -216,3 +216,5 @@ def _sound(source: str | Path | None, start: float, seconds: float) -> Iterator[
             yield []
         else:
             yield [*raw, "-i", f"file:{samples}", "-map", "0:v", "-map", "1:a", "-c:a", "aac", "-b:a", "160k"]
+    finally:
+        samples.unlink(missing_ok=True)

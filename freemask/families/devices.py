@@ -16,6 +16,7 @@ __all__ = [
     "default_device",
     "default_dtype",
     "free_memory",
+    "is_lost",
     "is_out_of_memory",
     "lay_out_for_cpu",
     "named_dtype",
@@ -69,6 +70,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         reason in told for reason in ("out of memory", "can't allocate memory", "alloc_failed")
     )
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error has left the GPU without an answer to this process: after an illegal access, a failed kernel or
+    a fault of the hardware, CUDA refuses all that follows."""
+    if not isinstance(error, RuntimeError) or "CUDA error" not in str(error) or is_out_of_memory(error):
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def free_memory() -> None:

@@ -25,15 +25,16 @@ from .backbone import Backbone
 from .devices import LOADING, default_device, default_dtype, lay_out_for_cpu
 from .inflated import Inflated
 from .motion import Motion, add_motion
-from .specs import ADAPTER, TEMPORAL, Inflation, backbone_name, backbone_spec
+from .specs import ADAPTER, TEMPORAL, Inflation, backbone_folder, backbone_name, backbone_spec
 from .temporal import load_temporal
 from .unet3d import UNet3D
-from .weights import PARTS, choose_weights, fetch, fetch_adapter
+from .weights import PARTS, choose_weights, cut_short, fetch, fetch_adapter
 
 __all__ = ["FAMILIES", "load_backbone"]
 
 PREDICTIONS = ("epsilon", "v_prediction")
 FAMILIES: dict[str, type[Backbone]] = {family.network.__name__: family for family in (UNet3D, Inflated, Motion)}
+_FETCH = "fetch it anew with `python -m freemask download {}`"
 _LAYOUT = f"A backbone folder holds {', '.join(p + '/' for p in PARTS)} as diffusers saves a pipeline"
 
 
@@ -146,8 +147,12 @@ def load_backbone(
                 f"The .bin in {folder}/{part} was refused, and nothing in it was run: it is damaged or holds more "
                 f"than tensors ({_reason(refused)}). Get the weights as .safetensors, from a source you trust."
             ) from error
+        where = adapter if part == ADAPTER else folder / part
+        anew = "take it anew from where it came" if backbone_folder(name) else _FETCH.format(name)
+        if cut := cut_short(where):
+            raise BackboneError(f"{cut} is cut short or damaged: {anew}.") from error
         raise BackboneError(
-            f"{folder}/{part} could not be loaded: {str(error).splitlines()[0]} {_LAYOUT}; save it again."
+            f"{where} could not be loaded: {str(error).splitlines()[0]} {_LAYOUT}; {anew}, or save it again."
         ) from error
     at = torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
     for model in (unet, vae, text_encoder):

@@ -9,12 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ..errors import BackboneError, SettingError
-from ..validation import STRICT, unknown, validated
+from ..validation import STRICT, read_shipped, unknown, validated
 
 __all__ = [
     "ADAPTER",
@@ -137,7 +136,7 @@ def backbones() -> tuple[BackboneSpec, ...]:
     """The backbones of `presets/backbones/*.yaml`, those that ship with the code first."""
     found = []
     for path in sorted((PRESETS / "backbones").glob("*.yaml")):
-        values = yaml.safe_load(path.read_text()) | {"name": path.stem}
+        values = read_shipped(path) | {"name": path.stem}
         spec: BackboneSpec = validated(BackboneSpec, values, f"presets/backbones/{path.name}: ")
         if (spec.folder is None) == (spec.hub_id is None):
             raise SettingError(f"presets/backbones/{path.name}: give a folder or a hub_id, one of them.")

@@ -12,10 +12,13 @@ import errno
 import json
 import logging
 import re
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
 
 from ..errors import BackboneError
 from .specs import ADAPTER, ROOT, TEMPORAL, backbone_folder, backbones, known_backbone
@@ -25,6 +28,7 @@ __all__ = [
     "Download",
     "Weights",
     "choose_weights",
+    "cut_short",
     "downloaded",
     "fetch",
     "fetch_adapter",
@@ -67,6 +71,21 @@ def choose_weights(part: str, names: Iterable[str], *, halves_first: bool = Fals
             shards = sorted(name for name in names if shard.fullmatch(name))
             if index in names and shards and len(shards) == int(shards[0].rsplit("-", 1)[1].split(".")[0]):
                 return Weights((index, *shards), safe, variant)
+    return None
+
+
+def cut_short(folder: Path) -> Path | None:
+    """The first of the chosen weights in a part's folder that do not reach to their end, None where all do."""
+    weights = choose_weights(folder.name, (path.name for path in folder.iterdir())) if folder.is_dir() else None
+    for path in (folder / name for name in (weights.files if weights else ())):
+        if path.suffix == ".bin" and not zipfile.is_zipfile(path):
+            return path
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "pt"):
+                    pass
+            except (SafetensorError, OSError):
+                return path
     return None
 
 
@@ -115,8 +134,8 @@ def forget_origin(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Download:
-    """What fetching a model would do: `files` are all that it needs, `bytes` what of them is not here yet (None where
-    the hub does not say), `licence` that of the weights."""
+    """What fetching a model would do: `files` are all that it needs, `missing` those that are not here or of another
+    size than the hub's, `bytes` theirs (None where the hub does not say), `licence` that of the weights."""
 
     hub_id: str
     licence: str
@@ -137,13 +156,29 @@ class Download:
 
     def run(self) -> Path:
         """Downloads what is missing, with bars on standard error, and returns the folder. One that was interrupted goes
-        on where it stopped. Raises BackboneError."""
+        on where it stopped; a file that is cut short is fetched anew. Raises BackboneError."""
         from huggingface_hub import snapshot_download
 
+        for path in (_cached(self.hub_id, file) for file in self.missing):
+            if path:
+                path.resolve().unlink()  # the blob, then what points to it
+                path.unlink(missing_ok=True)
         try:
             return Path(snapshot_download(self.hub_id, allow_patterns=list(self.files)))
         except Exception as error:
             raise _refusal(self.hub_id, error) from error
+
+
+def _cached(hub_id: str, file: str) -> Path | None:
+    """Where a file of a repository lies here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, file)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _is_whole(path: Path | None, size: int | None) -> bool:
+    return path is not None and size in (None, path.stat().st_size)
 
 
 class _Repository(NamedTuple):
@@ -155,7 +190,7 @@ class _Repository(NamedTuple):
 
     def plan(self) -> Download:
         """What fetching it would do; asks the hub, raises BackboneError."""
-        from huggingface_hub import HfApi, try_to_load_from_cache
+        from huggingface_hub import HfApi
 
         try:
             info = HfApi().model_info(self.hub_id, files_metadata=True)
@@ -166,7 +201,7 @@ class _Repository(NamedTuple):
             files = self.wanted(sizes)
         except BackboneError as error:
             raise BackboneError(f"{self.hub_id} is no backbone that FreeMask can use: it holds {error}.") from None
-        missing = [file for file in files if not isinstance(try_to_load_from_cache(self.hub_id, file), str)]
+        missing = [file for file in files if not _is_whole(_cached(self.hub_id, file), sizes[file])]
         known = [sizes[file] for file in missing]
         card: Any = info.card_data
         licence = self.licence or (card and card.get("license")) or "unknown: see its model card"

@@ -5,6 +5,7 @@ That is what the page shows. What more a person may ask for is made from these f
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..pictures.word_maps import save_word_files
 from ..settings import MASKS, NULL_TEXT
 from ..words.prompts import words
 
-__all__ = ["made_with", "read_kept", "read_videos", "save_edit", "word_arrays"]
+__all__ = ["made_with", "read_kept", "read_videos", "save_edit", "tidy", "word_arrays"]
 
 
 def made_with(backbone: str) -> str:
@@ -69,6 +70,19 @@ def save_edit(
         save_mask_zip(out / MASKS, edited.plan.shown if mask is None else mask)
     for done in writing:
         done.result()
+
+
+def tidy(out: Path) -> None:
+    """Takes away what an edit that was killed has left half written in its folder. Raises OSError where the folder, or
+    one of that name, cannot be written: before the edit rather than after it."""
+    there = out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out):
+        pass
+    for part in out.glob(".*.part"):
+        part.unlink()
+    if not there:
+        out.rmdir()
 
 
 def read_videos(out: Path, *names: str, frames: int, fps: float) -> list[np.ndarray]:

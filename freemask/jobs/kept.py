@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from ..errors import StorageError
 from ..families.devices import is_out_of_memory
 from ..masks.features import Features
-from ..masks.trace import Trace, load_trace, save_trace
+from ..masks.trace import Trace, load_trace, save_tensors, save_trace
 from ..methods.base import Prepared
 from ..settings import Settings
 from .memory import HOST
@@ -43,12 +46,15 @@ def read_inversion(file: Path, device: torch.device) -> Trace | None:
 
 
 def save_inversion(file: Path, trace: Trace) -> None:
-    """Writes a trace; where the folder is full the oldest goes, with what was prepared of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for old in _oldest(file.parent, f"inversion-{'?' * DIGITS}.safetensors"):
+    """Writes a trace; where the folder is full the oldest goes, with what was prepared of it. Raises StorageError."""
+    pattern = f"inversion-{'?' * DIGITS}.safetensors"
+    for old in _oldest(file.parent, pattern):
         for one in (old, *old.parent.glob(f"{old.stem}-*.safetensors")):
             one.unlink()
     save_trace(file, trace)
+    newest = max(one.stat().st_mtime for one in file.parent.glob(pattern))
+    if file.stat().st_mtime < newest:  # the clock was set back
+        os.utime(file, (newest + 1, newest + 1))
 
 
 class KeptPrepared(dict[str, Prepared]):
@@ -76,9 +82,8 @@ class KeptPrepared(dict[str, Prepared]):
         if (path := self._path(key)) and self._file:
             for old in _oldest(self._file.parent, f"{self._file.stem}-*.safetensors"):
                 old.unlink()
-            part = path.with_suffix(".part")
-            save_file({name: one.contiguous().cpu() for name, one in made.items()}, part)
-            part.replace(path)
+            with suppress(StorageError):  # where there is no room, a later edit makes it anew
+                save_tensors(path, made)
 
 
 class KeptFeatures:

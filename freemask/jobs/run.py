@@ -16,6 +16,8 @@ from ..settings import Settings
 from ..steps import Steps
 from .check import check
 from .extras import make_extras
+from .files import tidy
+from .shortage import told_of_faults
 from .stages import Job, load_editor
 
 __all__ = ["load_editor", "run_steps"]
@@ -46,15 +48,18 @@ def run_steps(
     for the verdict on the edit.
 
     Raises InputError before any model runs, BackboneError where the model cannot be loaded, MaskError where
-    the chosen attention map holds no mask, MemoryShortage where nothing fits.
+    the chosen attention map holds no mask, MemoryShortage where nothing fits, StorageError where `out` cannot be
+    written, DeviceLost where the GPU answers no more.
     """
-    job = Job(path, check(path, settings))
-    yield from job.load(editor)
-    yield from job.invert(kept)
-    yield from job.edit(glances)
-    yield from job.show(out, maps)
-    yield from job.reconstruct(out)
-    report = job.report(out, job.metrics(out, likeness))
-    if extras:
-        make_extras(out)
-    return report
+    with told_of_faults(out):
+        job = Job(path, check(path, settings))
+        tidy(out)
+        yield from job.load(editor)
+        yield from job.invert(kept)
+        yield from job.edit(glances)
+        yield from job.show(out, maps)
+        yield from job.reconstruct(out)
+        report = job.report(out, job.metrics(out, likeness))
+        if extras:
+            make_extras(out)
+        return report

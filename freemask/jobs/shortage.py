@@ -1,18 +1,20 @@
-"""What an edit does where memory runs out: it goes on in a more frugal way, and says so."""
+"""What an edit does where the machine fails it: where memory runs out it goes on in a more frugal way, and says so."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from traceback import clear_frames
 from typing import TypeVar
 
-from ..errors import MemoryShortage
-from ..families.devices import free_memory, is_out_of_memory
+from ..clips.ffmpeg import UNWRITABLE, unwritable
+from ..errors import DeviceLost, FreeMaskError, MemoryShortage
+from ..families.devices import free_memory, is_lost, is_out_of_memory
 from ..settings import FeatureSource
 from ..steps import Steps
 
-__all__ = ["Way", "fit", "told_of_shortage"]
+__all__ = ["Way", "fit", "told_of_faults"]
 
 T = TypeVar("T")
 
@@ -22,16 +24,32 @@ SHORTAGE = (
 )
 
 
+LOST = (
+    "The GPU failed under this edit and answers no more until the program is started anew, which the page does itself: "
+    "load it again in a minute and press Edit. The inversion, where it was done, is kept."
+)
+
+
 @contextmanager
-def told_of_shortage() -> Iterator[None]:
-    """Raises MemoryShortage where memory runs out, without what the failure still holds."""
+def told_of_faults(out: Path) -> Iterator[None]:
+    """Raises MemoryShortage where memory runs out, StorageError where `out` or another file cannot be written, and
+    DeviceLost where the GPU is gone, without what the failure still holds."""
     try:
         yield
+    except FreeMaskError:
+        raise
     except Exception as error:
-        if not is_out_of_memory(error):
+        told: FreeMaskError
+        if is_out_of_memory(error):
+            told = MemoryShortage(SHORTAGE)
+        elif is_lost(error):
+            told = DeviceLost(LOST)
+        elif isinstance(error, OSError) and error.errno in UNWRITABLE:
+            told = unwritable(Path(error.filename or out), error)
+        else:
             raise
         clear_frames(error.__traceback__)
-        raise MemoryShortage(SHORTAGE) from None
+        raise told from None
 
 
 Way = tuple[FeatureSource, bool]  # where the source's features come from, and whether batch rows run one at a time

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..clips.ffmpeg import whole
 from ..clips.video import Clip, probe, read_clip, write_clip
+from ..errors import StorageError
 from ..families.ddim import CLEAN
 from ..families.devices import free_memory, is_out_of_memory
 from ..families.graphs import Usage
@@ -30,7 +31,7 @@ from ..masks.trace import Trace
 from ..methods.editor import Denoised, Editor
 from ..methods.sessions import SESSIONS
 from ..presets import Preset, load_method
-from ..settings import FeatureSource, Settings
+from ..settings import REPORT, FeatureSource, Settings
 from ..steps import Step, Steps
 from ..words.prompts import align, warnings, words
 from .check import Checked, refuse_shape
@@ -38,7 +39,7 @@ from .files import made_with, read_videos, save_edit
 from .kept import KeptFeatures, KeptPrepared, inversion_file, read_inversion, save_inversion
 from .memory import Need, Peak, choose_features, free_bytes, need
 from .metrics import clip_metrics, load_clip, psnr
-from .shortage import Way, fit, told_of_shortage
+from .shortage import Way, fit, told_of_faults
 from .verdict import judged
 
 __all__ = ["Job", "load_editor"]
@@ -91,7 +92,7 @@ def load_editor(backbone: str, low_vram: bool = False) -> Editor:
         _loaded.clear()  # two large ones may not fit at once
         _features.clear()
         free_memory()
-        with told_of_shortage():
+        with told_of_faults(Path(backbone)):
             _loaded[wanted] = Editor.load(backbone, low_vram=low_vram)
     return _loaded[wanted]
 
@@ -186,7 +187,7 @@ class Job:
             _features.clear()
             part: dict[str, Any] = {"frames": settings.frames, "start": settings.start, "fps": settings.fps}
             self.clip = self.asked.clip or read_clip(self.path, **part, size=self.size)
-            with self.clock.measure("encode"), told_of_shortage():
+            with self.clock.measure("encode"):
                 latents = self.editor.backbone.encode(self.clip.frames)
         self.needed = need(self.editor.backbone, self.preset, steps=settings.steps, shape=tuple(latents.shape))
         source: FeatureSource = "replay"
@@ -205,7 +206,11 @@ class Job:
                 ways.append(("replay", True))
             self.trace = yield from fit(ways, lambda way: self._invert(way, latents), self.notes)
         if file is not None:
-            save_inversion(file, self.trace)
+            try:
+                save_inversion(file, self.trace)
+            except StorageError:  # the edit itself may still find room
+                self.kept, self.prepared = None, KeptPrepared(None, device)
+                self.notes.append("The inversion is not kept for later edits: the disk is full, or cannot be written.")
 
     def _invert(self, way: Way, latents: Tensor) -> Steps[Trace]:
         self.way = way
@@ -258,11 +263,12 @@ class Job:
         """The edit's frames, and all that the folder holds of it but the reconstruction, every word's `maps` too where
         they are wanted; its last step carries the report so far."""
         yield Step("decode", 0, 1)
-        with self.clock.measure("decode"), told_of_shortage():
+        with self.clock.measure("decode"):
             self.result = self.editor.decode(self.edited.latents, self.clip)
             if "reached" in self.edited.prepared:
                 self.guided = self.editor.decode(self.edited.prepared["reached"], self.clip)
         with self.clock.measure("write"):
+            (out / REPORT).unlink(missing_ok=True)  # that of an edit whose files are now written over
             save_edit(
                 out,
                 self.trace,
@@ -386,7 +392,7 @@ class Job:
                 "fps": self.clip.fps,
             },
         }
-        for name, record in (("settings.json", report["settings"]), ("report.json", report)):
+        for name, record in (("settings.json", report["settings"]), (REPORT, report)):
             with whole(out / name) as part:  # who reads it meanwhile, reads the one or the other
                 part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return report

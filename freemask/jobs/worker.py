@@ -26,7 +26,7 @@ from typing import Any, Literal, Self
 from ..errors import FreeMaskError
 from ..steps import Step
 
-__all__ = ["Cancelled", "Countdown", "Job", "QueueFull", "Snapshot", "State", "Work", "Worker"]
+__all__ = ["Cancelled", "Countdown", "HandedBack", "Job", "QueueFull", "Snapshot", "State", "Work", "Worker"]
 
 State = Literal["waiting", "running", "done", "cancelled", "failed"]
 
@@ -40,6 +40,14 @@ class QueueFull(FreeMaskError):
 
 class Cancelled(FreeMaskError):
     """The job was cancelled, so it has no result."""
+
+
+class HandedBack(FreeMaskError):
+    """The worker ended before the job did; the message says why, and what to do."""
+
+
+CLOSED = "The server stops, so the edit was handed back: load the page again in a minute and press Edit."
+DIED = "The thread that makes edits died under this one, and a fresh one has its place: press Edit again."
 
 
 @dataclass(frozen=True)
@@ -115,20 +123,20 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """Whether it was told to end."""
-        return self._cancel
+        """Whether it was told to end, and not handed back."""
+        return self._cancel and self._error is None
 
-    def cancel(self) -> None:
+    def cancel(self, why: HandedBack | None = None) -> None:
         """End the job: at once while it waits, within one step while it runs. Those who follow it hear of it now.
-        Harmless on a job that has ended."""
+        Harmless on a job that has ended. `why` is the error that it then failed with."""
         worker = self._worker
         with worker._changed:
             if self._look().ended:
                 return
-            self._cancel = True
+            self._cancel, self._error = True, self._error or why
             if self._state == "waiting":
                 worker._waiting.remove(self)
-                worker._settle(self, "cancelled")
+                worker._settle(self, "failed" if self._error else "cancelled")
             worker._tell(self, *worker._waiting)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -152,8 +160,8 @@ class Job:
                 return
 
     def result(self, timeout: float | None = None) -> Any:
-        """What the generator returned. Raises its error, `Cancelled`, or `TimeoutError`."""
-        if not self.wait(timeout):
+        """What the generator returned. Raises its error, `HandedBack` at once, `Cancelled`, or `TimeoutError`."""
+        if self._error is None and not self.wait(timeout):
             raise TimeoutError(f"job {self.id} has not ended within {timeout} seconds")
         if self._error is not None:
             raise self._error
@@ -200,14 +208,19 @@ class Worker:
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._name = name
+        self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         self._thread.start()
 
     def submit(self, work: Work) -> Job:
-        """Queue `work`, which is called in the worker's thread when its turn comes."""
+        """Queue `work`, which is called in the worker's thread when its turn comes. Raises QueueFull, HandedBack once
+        the worker is closed."""
         with self._changed:
             if self._closed:
-                raise RuntimeError("the worker is closed")
+                raise HandedBack(CLOSED)
             if len(self._waiting) >= self._limit:
                 raise QueueFull(f"{self._limit} jobs are waiting already. Try again when one of them has ended.")
             job = Job(secrets.token_urlsafe(12), work, self)
@@ -216,11 +229,11 @@ class Worker:
             return job
 
     def close(self, *, timeout: float | None = 10.0) -> None:
-        """Cancel what waits and what runs, and end the thread. Harmless the second time."""
+        """Hand back what waits and, within one step, what runs, and end the thread. Harmless the second time."""
         with self._changed:
             self._closed = True
             for job in [*self._waiting, *([self._running] if self._running else [])]:
-                job.cancel()
+                job.cancel(HandedBack(CLOSED))
             self._changed.notify_all()
         self._thread.join(timeout)
 
@@ -246,13 +259,26 @@ class Worker:
         self._changed.notify_all()
 
     def _run(self) -> None:
-        while (job := self._next()) is not None:
-            state = self._consume(job)
+        try:
+            while (job := self._next()) is not None:
+                state = self._consume(job)
+                with self._changed:
+                    self._running = None
+                    self._settle(job, state)
+                    self._tell(job, *self._waiting)
+                del job
+        finally:
             with self._changed:
-                self._running = None
-                self._settle(job, state)
-                self._tell(job, *self._waiting)
-            del job
+                self._outlive()
+
+    def _outlive(self) -> None:
+        """Where the thread dies, its job is handed back and a fresh one serves the others. Needs the lock."""
+        if job := self._running:
+            self._running, job._error = None, HandedBack(DIED)
+            self._settle(job, "failed")
+            self._tell(job, *self._waiting)
+        if not self._closed:
+            self._start()
 
     def _next(self) -> Job | None:
         """The first in the queue, now running; None once the worker is closed."""
@@ -274,13 +300,13 @@ class Worker:
                 try:
                     step = next(steps)
                 except StopIteration as end:
-                    job._value = end.value
+                    job._value, job._error = end.value, None
                     return "done"
                 with self._changed:
                     job._progress(step)
                     self._tell(job)
             steps.close()
-            return "cancelled"
+            return "failed" if job._error else "cancelled"
         except BaseException as error:
             clear_frames(error.__traceback__)  # or the error would hold all that the job held
             job._error = error

@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
+from ..clips.ffmpeg import whole
 from ..errors import SettingError
 from ..families.sites import Site
 from ..families.specs import PRESETS, kindred
@@ -156,8 +157,8 @@ def codebook_path(backbone: str) -> Path:
 def write_codebook(path: Path, book: Codebook) -> None:
     """Saves a codebook as JSON, a line for each field, so that changes can be read."""
     lines = (f"  {dumps(name)}: {dumps(value)}" for name, value in asdict(book).items())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    with whole(path) as part:
+        part.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_codebook(backbone: str) -> Codebook | None:
@@ -166,7 +167,7 @@ def read_codebook(backbone: str) -> Codebook | None:
     if not path.exists():
         return None
     try:
-        book: Codebook = TypeAdapter(Codebook).validate_json(path.read_text())
+        book: Codebook = TypeAdapter(Codebook).validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -1,6 +1,6 @@
 """The page's parts and handlers: the only room that imports gradio. `app.py` wires them."""
 
-from .bodies import Body, diffusion, painted_circles
+from .bodies import Body, diffusion, outliving, painted_circles
 from .desk import Desk
 from .estimate import Estimates
 from .fields import (
@@ -53,6 +53,7 @@ __all__ = [
     "open_null_text",
     "open_sheet",
     "open_studio",
+    "outliving",
     "own_mask",
     "own_pace",
     "painted_circles",

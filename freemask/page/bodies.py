@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from ..clips.video import Clip, read_clip, write_clip
+from ..errors import DeviceLost
 from ..jobs.check import check
 from ..pictures.mask_zip import save_mask_zip
 from ..pictures.sheets import distances_figure, save_png
@@ -20,7 +21,7 @@ from ..settings import MASKS, NULL_TEXT, Settings
 from ..steps import Step
 from ..words.prompts import align, warnings, words
 
-__all__ = ["Body", "diffusion", "painted_circles"]
+__all__ = ["Body", "diffusion", "outliving", "painted_circles"]
 
 Body = Callable[[Path, Settings, Path, Path], Generator[Step, None, dict[str, Any]]]
 """Edits a clip by settings into a folder that exists, with a second one where inversions are kept for the visitor, and
@@ -37,6 +38,19 @@ def diffusion(clip: Path, settings: Settings, out: Path, kept: Path) -> Generato
     from ..toyworld.likeness import likeness
 
     return (yield from run_steps(clip, settings, out, kept=kept, glances=GLANCES, likeness=likeness))
+
+
+def outliving(body: Body, start_anew: Callable[[], None]) -> Body:
+    """The same body, after which the server starts anew where the GPU is lost to its process."""
+
+    def run(*given: Any) -> Generator[Step, None, dict[str, Any]]:
+        try:
+            return (yield from body(*given))
+        except DeviceLost:
+            start_anew()
+            raise
+
+    return run
 
 
 def painted_circles(

@@ -61,8 +61,9 @@ SKIPPED: tuple[Any, ...] = (gr.skip(),) * 6
 
 
 class Desk:
-    """`folder` is where visitors' files are kept, `away` how long they outlive the last look; `backbones` are what the
-    page offers, `warm` is an example to measure the server with, and `greeting` one whose edit greets newcomers."""
+    """`folder` is where visitors' files are kept, `away` how long they outlive the last look, and `limit` their bytes
+    where the folder is FreeMask's own (`Visits`); `backbones` are what the page offers, `warm` is an example to measure
+    the server with, and `greeting` one whose edit greets newcomers."""
 
     def __init__(
         self,
@@ -75,9 +76,10 @@ class Desk:
         warm: Example | None = None,
         greeting: Example | None = None,
         away: float = AWAY,
+        limit: float | None = None,
     ) -> None:
         self._worker, self._body, self._backbones, self._warm = worker, body, backbones, warm
-        self._visits = Visits(folder, away=away)
+        self._folder, self._visits = folder, Visits(folder, away=away, limit=limit)
         self._warming: Job | None = None
         self._of_address: dict[str, list[Job]] = {}
         self._greeting = greeting if greeting and _report(greeting).exists() else None
@@ -159,10 +161,13 @@ class Desk:
     def recall(self, token: str, query: str, request: gr.Request) -> list[Any]:
         """The fields of a page that was opened: as its link says, as the last edit of who comes back had them, or those
         of the example that greets who comes first; and whether their pace is lent, as `own_pace` asks."""
-        asked = self._visits.greet(token, request.session_hash or "").asked
+        visit = self._visits.greet(token, request.session_hash or "")
+        asked = visit.asked
         linked = follow_link(query, self._backbones)
         if linked is not None:
             return [gr.skip(), *linked, False]
+        if asked is None and visit.runs:  # of an earlier server
+            return [*fill_run(visit.runs[-1]), False]
         if asked is None and self._greeting:
             return [*fill_example(self._greeting), True]
         if asked is None or not asked[0].exists():
@@ -266,7 +271,7 @@ class Desk:
         return self.tell_cost(*settings)
 
     def _warm_up(self, clip: Path, settings: Settings) -> Generator[Step, None, None]:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix="visit-", dir=self._folder) as folder:
             out = Path(folder) / "out"
             out.mkdir()
             try:
@@ -321,6 +326,8 @@ class Desk:
             if job.cancelled and now.state != "done":
                 yield status.cancelled(now.shown is not None), *SKIPPED
                 return
+            if job.error:
+                break
             if now.step and now.step.picture is not None:
                 glance = picture_uri(now.step.picture)
             if not now.ended:
@@ -348,13 +355,14 @@ class Desk:
             return replace(step, result=run)
 
         try:
-            report = yield from mapped(self._body(clip, settings, folder, visit.folder / "inversions"), keep)
+            report = yield from mapped(self._body(clip, settings, folder, visit.inversions), keep)
         except BaseException:
             if run is None:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         self.estimates.learn(settings, report)
         visit.keep(run := Run(folder, report, clip))
+        self._visits.bound(visit)
         return run
 
 

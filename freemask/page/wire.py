@@ -15,8 +15,9 @@ import cv2
 import gradio as gr
 import numpy as np
 
+from ..clips.ffmpeg import UNWRITABLE
 from ..clips.video import probe, read_clip
-from ..errors import FreeMaskError, SettingError
+from ..errors import FreeMaskError, SettingError, StorageError
 from ..pictures.mask_zip import MASK_SIDE
 from ..pictures.word_maps import unpack_bits
 
@@ -68,10 +69,15 @@ def shown(error: Exception) -> gr.Error:
     """
     if isinstance(error, gr.Error):
         return error
-    if isinstance(error, FreeMaskError):
+    unwritten = isinstance(error, StorageError) or isinstance(error, OSError) and error.errno in UNWRITABLE
+    if isinstance(error, FreeMaskError) and not unwritten:
         return gr.Error(html.escape(str(error), quote=False), print_exception=False)
     log.error("a request failed", exc_info=error)
     told = "This failed unexpectedly: try again, with fewer frames or a smaller size. The server's log says why."
+    if unwritten:
+        told = "The server cannot write its files, as where its disk is full: try again later, and tell who runs it."
+    elif isinstance(error, MemoryError):
+        told = "The server's memory ran out: try again, with fewer frames or a smaller size."
     return gr.Error(told, print_exception=False)
 
 
