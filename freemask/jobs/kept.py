@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from ..families.devices import is_out_of_memory
 from ..masks.features import Features
+from ..masks.stored import load_tensors, save_tensors
 from ..masks.trace import Trace, load_trace, save_trace
 from ..methods.base import Prepared
 from ..settings import Settings
@@ -65,7 +65,7 @@ class KeptPrepared(dict[str, Prepared]):
     def __contains__(self, key: object) -> bool:
         path = self._path(key)
         if not super().__contains__(key) and path:
-            made = _read(path, lambda: load_file(path, device=str(self._device)))
+            made = _read(path, lambda: self._load(path))
             if made is not None:
                 super().__setitem__(str(key), made)
                 self.found.add(str(key))
@@ -76,9 +76,10 @@ class KeptPrepared(dict[str, Prepared]):
         if (path := self._path(key)) and self._file:
             for old in _oldest(self._file.parent, f"{self._file.stem}-*.safetensors"):
                 old.unlink()
-            part = path.with_suffix(".part")
-            save_file({name: one.contiguous().cpu() for name, one in made.items()}, part)
-            part.replace(path)
+            save_tensors(path, made, {})
+
+    def _load(self, path: Path) -> Prepared:
+        return {name: one.to(self._device) for name, one in load_tensors(path)[0].items()}
 
 
 class KeptFeatures:

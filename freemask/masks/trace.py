@@ -11,15 +11,12 @@ prompt begins at denoising. Stored features stay behind: they are replayed then.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..clips.spans import Span
@@ -28,6 +25,7 @@ from ..families.ddim import CLEAN
 from ..families.sites import Site
 from ..families.specs import Solver
 from .features import Features
+from .stored import load_tensors, save_tensors
 
 __all__ = ["MapSum", "SoftMap", "Trace", "load_trace", "save_trace", "shared"]
 
@@ -175,16 +173,12 @@ def save_trace(path: Path, trace: Trace) -> None:
             maps = [trace.maps[t, site.name] for t in trace.timesteps]
             tensors[f"maps {site.name}"] = torch.from_numpy(np.stack([soft.values for soft in maps]))
             tensors[f"scales {site.name}"] = torch.from_numpy(np.stack([soft.scales for soft in maps]))
-    part = path.with_name(f"{path.name}.part")
-    save_file({name: x.contiguous().cpu() for name, x in tensors.items()}, part, metadata={"about": json.dumps(about)})
-    part.replace(path)
+    save_tensors(path, tensors, about)
 
 
 def load_trace(path: Path, device: torch.device) -> Trace:
-    """Reads what `save_trace` wrote, with its latents on `device`."""
-    with safe_open(path, "pt") as stored:
-        about = json.loads(stored.metadata()["about"])
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    """Reads what `save_trace` wrote, with its latents on `device`; raises as `load_tensors` does."""
+    tensors, about = load_tensors(path)
     timesteps, sites = tuple(about["timesteps"]), tuple(Site(*site) for site in about["sites"])
     maps: dict[tuple[int, str], SoftMap] = {}
     for site in sites:

@@ -17,13 +17,12 @@ import numpy as np
 
 from ..clips.video import probe, read_clip
 from ..errors import FreeMaskError, SettingError
-from ..pictures.mask_zip import MASK_SIDE
+from ..pictures.mask_zip import MASK_COUNT, MASK_SIDE
 from ..pictures.word_maps import unpack_bits
 
 __all__ = ["collecting", "file_data", "follow", "in_turn", "painted_masks", "picture_uri", "poster", "shown"]
 
 log = logging.getLogger(__name__)
-PAINTED = 64  # masks that a painting holds at most, as an edit has frames
 
 
 def in_turn(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,8 +98,8 @@ def painted_masks(told: dict[str, Any]) -> np.ndarray:
     """Masks (f, h, w) bool as the studio sends them; raises SettingError for what is too large, does not fill its
     shape or is empty."""
     h, w, data = int(told["h"]), int(told["w"]), str(told["data"])
-    if not (0 < h <= MASK_SIDE and 0 < w <= MASK_SIDE and len(data) <= 4 * (PAINTED * h * w // 24 + 2)):
-        raise SettingError(f"The painted mask is too large: {PAINTED} frames of {MASK_SIDE} x {MASK_SIDE} at most.")
+    if not (0 < h <= MASK_SIDE and 0 < w <= MASK_SIDE and len(data) <= 4 * (MASK_COUNT * h * w // 24 + 2)):
+        raise SettingError(f"The painted mask is too large: {MASK_COUNT} frames of {MASK_SIDE} x {MASK_SIDE} at most.")
     masks = unpack_bits(data, (h, w))
     if not masks.any():
         raise SettingError("Nothing is painted: mark the object on the frames first.")

@@ -26,7 +26,7 @@ MIB = 2**20
 @dataclass
 class Told:
     """What became of a case: `wrong` says what should have been otherwise, "" where all is well. `seconds` are of the
-    clock, `cpu` of the processor; `mib` is what was taken above the idle process, with the largest of its children."""
+    clock and `cpu` of the processor, of its longest request; `mib` is what was taken above the idle process, with the largest of its children."""
 
     kind: str
     index: int
@@ -60,6 +60,19 @@ def shapes_and_take(kind: str) -> tuple[Any, Any]:
     from hostile import traces
 
     return traces.shapes, traces.take
+
+
+class _Lap:
+    """The longest of a case's requests, by the clock and by the processor."""
+
+    def __init__(self, told: Told) -> None:
+        self._told, self._clock, self._cpu = told, time.monotonic(), sum(os.times()[:4])
+
+    def end(self) -> None:
+        clock, cpu = time.monotonic(), sum(os.times()[:4])
+        self._told.seconds = max(self._told.seconds, clock - self._clock)
+        self._told.cpu = max(self._told.cpu, cpu - self._cpu)
+        self._clock, self._cpu = clock, cpu
 
 
 class Memory:
@@ -152,9 +165,10 @@ class Child:
         given = shape.make(rng_of(self.seed, kind, index), folder)
         before, calls = seen(self.root), len(self.called)
         self.memory.reset()
-        clock, cpu = time.monotonic(), os.times()
+        lap = _Lap(told)
         try:
-            take(given)
+            for _ in take(given) or ():
+                lap.end()
         except (FreeMaskError, Refused) as error:
             told.became, told.said = type(error).__name__, str(error)
             if isinstance(error, FreeMaskError):
@@ -174,8 +188,7 @@ class Child:
         else:
             if shape.verdict == BAD:
                 told.wrong = "it was accepted"
-        told.seconds = time.monotonic() - clock
-        told.cpu = sum(b - a for a, b in zip(cpu[:4], os.times()[:4], strict=True))
+        lap.end()
         told.mib = self.memory.mib
         if (after := seen(self.root)) != before:
             told.wrong += f" files changed: {sorted(set(after.items()) ^ set(before.items()))[:3]}"
