@@ -216,8 +216,10 @@ class Desk:
 
         return add
 
-    def take_painting(self, run: Run, event: gr.EventData, request: gr.Request) -> list[Any]:
+    def take_painting(self, run: Run | None, event: gr.EventData, request: gr.Request) -> list[Any]:
         """Masks painted in the studio, kept as a zip, as fields of the next edit of the clip that is shown."""
+        if run is None:
+            raise shown(SettingError("There is no edit yet: edit a clip first."))
         with collecting() as errors:
             masks = painted_masks(event._data)
         for error in errors:

@@ -27,7 +27,7 @@ from ..words.prompts import usual_task
 from . import status
 from .advanced import PACES, TASK_OWN, Advanced, first_pace, task_own
 from .visits import Run
-from .wire import file_data, picture_uri, shown
+from .wire import file_data, hear, picture_uri, shown
 
 __all__ = [
     "FIELDS",
@@ -137,7 +137,7 @@ def drop_mask(site: str | None, tau: str | None) -> tuple[Any, ...]:
 
 def take_trim(frames: float, event: gr.EventData) -> tuple[float, str]:
     """Start and frames a second from the trimmer's two handles."""
-    start, end = float(event._data["start"]), float(event._data["end"])
+    start, end = hear(event, "start", float), hear(event, "end", float)
     return round(start, 2), f"{min(60.0, max(0.5, frames / max(0.1, end - start))):.3g}"
 
 

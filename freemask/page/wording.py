@@ -15,6 +15,7 @@ from ..presets import Preset, load_preset
 from ..words.positions import listed, numbered, plain
 from ..words.prompts import align, find_word, infer_task, infer_word, unseen, warnings, word_spans, words
 from . import status
+from .wire import hear
 
 __all__ = ["INFERRED", "follow_difference", "follow_prompts", "take_word"]
 
@@ -37,7 +38,7 @@ def follow_prompts(source: str, edit: str, task: str, word: str, backbone: str, 
 
 def take_word(event: gr.EventData) -> str:
     """A word of the source prompt that was clicked, by its name: "dog#2" for the second dog."""
-    return str(event._data["word"])[:200]
+    return hear(event, "word", str)[:200]
 
 
 def follow_difference(source: str, edit: str, task: str, guessed: str | None) -> tuple[Any, str | None]:
@@ -93,7 +94,7 @@ def _aligned(source: str, edit: str, word: str, preset: Preset, backbone: str) -
 def _strange(prompt: str, backbone: str) -> list[str]:
     """Words that the backbone has never seen, but those that may be half typed: a known word begins with them."""
     try:
-        known = known_words(backbone)
+        known = known_words(str(backbone))  # which Gradio lets through as a list too
     except FreeMaskError:  # no such backbone, which Edit tells of
         known = None
     if known is None:

@@ -19,8 +19,8 @@ def main() -> int:
     found = []
     for told in run(chosen, asked.seed):
         found.append(told)
-        if told.seconds > SECONDS:
-            told.wrong = told.wrong or f"it took {told.seconds:.1f} s"
+        if told.cpu > SECONDS:  # by the processor: the clock tells of the machine's other work too
+            told.wrong = told.wrong or f"it took {told.cpu:.1f} s of the processor"
         if told.wrong or index:
             print(f"{told.kind}/{told.index} {told.shape}: {told.became}: {told.wrong or told.said}", flush=True)
     print(table(found))

@@ -14,8 +14,8 @@ Make = Callable[[random.Random, Path], Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """Makes one kind of input in a folder of its own, and says what has to become of it. `costs` is how often it is
-    made: each round of all shapes, or one round in so many."""
+    """Makes one kind of input in a folder of its own, and says what has to become of it. It is made in each
+    round of all shapes, or, where that is slow, in one round of so many (`every`)."""
 
     name: str
     verdict: str
@@ -37,7 +37,7 @@ class Shapes(list[Shape]):
         """The shape of a case by its number: all in turn, the slow ones in some rounds alone."""
         lap = 0
         while True:
-            due = [shape for shape in self if lap % shape.every == 0]
+            due = [shape for shape in self if (lap + 1) % shape.every == 0]
             if index < len(due):
                 return due[index]
             index, lap = index - len(due), lap + 1

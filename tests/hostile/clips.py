@@ -248,7 +248,7 @@ def apng_says_more_frames(rng: random.Random, folder: Path) -> Path:
     return put(folder, "clip.png", apng((64, 48), rng.choice((1, 2, 9)), said=rng.choice(ODD)))
 
 
-@shapes.add(BAD, every=4)
+@shapes.add(BAD, every=2)
 def apng_of_many_large_frames(rng: random.Random, folder: Path) -> Path:
     return put(folder, "clip.png", apng((4000, 2300), rng.randrange(1000, 1500)))
 
@@ -338,7 +338,7 @@ def _tiny_frames(folder: Path) -> bytes:
     return data
 
 
-@shapes.add(FINE, every=3)
+@shapes.add(FINE, every=4)
 def a_hundred_thousand_frames(rng: random.Random, folder: Path) -> Path:
     return put(folder, "clip.mkv", _tiny_frames(folder.parent))
 

@@ -83,8 +83,10 @@ def run(asked: Iterable[tuple[str, int]], seed: int) -> Iterator[Told]:
 
 def table(found: list[Told]) -> str:
     """Of each kind: cases, accepted, refusals by class, what went wrong, the slowest, and the most memory."""
-    row = "{:9} {:>6} {:>9} {:>8} {:>11} {:>6} {:>9} {:>8}  {}".format
-    lines = [row("kind", "cases", "accepted", "refused", "tracebacks", "wrong", "slowest", "MiB", "refusals")]
+    row = "{:9} {:>6} {:>9} {:>8} {:>11} {:>6} {:>9} {:>9} {:>8}  {}".format
+    lines = [
+        row("kind", "cases", "accepted", "refused", "tracebacks", "wrong", "slowest", "processor", "MiB", "refusals")
+    ]
     for kind in (*KINDS, "all"):
         own = [one for one in found if kind in (one.kind, "all")]
         if not own:
@@ -102,6 +104,7 @@ def table(found: list[Told]) -> str:
                 became["traceback"],
                 sum(bool(one.wrong) for one in own),
                 f"{max(one.seconds for one in own):.1f} s",
+                f"{max(one.cpu for one in own):.1f} s",
                 f"{max(one.mib for one in own):.0f}",
                 ", ".join(f"{n} {name}" for name, n in refused.items()),
             )  # fmt: skip
