@@ -12,13 +12,14 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from .errors import SettingError
-from .families.specs import PRESETS, ROOT, Solver, backbone_folder, backbone_name
+from .families.specs import PRESETS, ROOT, Solver, backbone_folder, backbone_name, usual_guidance
 from .presets import SELECTION_TAU, Preset, Selection, Share, load_method, load_preset, masked, refuse_shares
 from .validation import STRICT, read_shipped, validated
+from .words.prompts import usual_task, words
 
 __all__ = [
     "EXAMPLES",
@@ -32,14 +33,17 @@ __all__ = [
     "batch_rows",
     "examples",
     "fast_settings",
+    "infer_settings",
     "make_settings",
     "read_settings",
     "read_size",
 ]
 
+INFERRED = ("task", "guidance")  # where they are left out
 OLD_TASKS = {"official": "shape", "official-style": "style"}  # of the method "released", as they were named before
 EXAMPLES = ROOT / "static" / "examples"  # the edits that ship
 REPORT = "report.json"  # of an edit, written when its folder may be shown
+LARGEST = 2**22  # bytes of a file of settings; a report of 200 steps of null-text optimisation has a tenth of that
 MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
 NULL_TEXT = "null-text.png"  # and of the curve of its null-text optimisation, where it had one
 EXTRAS = {  # files of a run that are made when somebody asks for them, and what they are
@@ -51,6 +55,14 @@ EXTRAS = {  # files of a run that are made when somebody asks for them, and what
     "words.npz": "All words' maps (NPZ)",
 }
 
+
+def _readable(prompt: str) -> str:
+    words(prompt)  # or it is too long
+    return prompt
+
+
+Prompt = Annotated[str, AfterValidator(_readable)]
+Name = Annotated[str, Field(max_length=400)]
 FeatureSource = Literal["store", "host", "replay"]  # the source's: from the device, from host RAM, by a run of its own
 FAST: dict[str, Any] = {"steps": 15, "solver": "dpm"}  # about as good as 50 steps of DDIM (ddim.py)
 
@@ -75,8 +87,8 @@ class Settings:
     is the mask of every step, or where that is None each step's own; `masks` is a zip of PNGs, one a frame.
     """
 
-    source: Annotated[str, Told("What the clip shows.")]
-    edit: Annotated[str, Told("What it should show instead.")]
+    source: Annotated[Prompt, Told("What the clip shows.")]
+    edit: Annotated[Prompt, Told("What it should show instead.")]
     task: Annotated[str, Told("style, attribute, shape or place. Left out: inferred from the prompts.")] = "style"
     method: Annotated[
         str,
@@ -85,11 +97,11 @@ class Settings:
         ),
     ] = "freemask"
     word: Annotated[
-        str | None,
+        Name | None,
         Told("The source prompt's word that is edited, dog#2 for the second dog. Left out: inferred."),
     ] = None
     backbone: Annotated[
-        str,
+        Name,
         Told(
             "The model. mini, mini-sd and mini-motion know only their toy world; zeroscope, modelscope, sd15 and "
             "animatediff need a GPU. Or a hub id, or a folder."
@@ -147,7 +159,7 @@ class Settings:
     ] = None
     rescale: Annotated[Share | None, Told("Guidance rescale, 0 (none) to 1.")] = None
     selection: Annotated[Selection | None, Told("Where the mask comes from: codebook, adaptive or consensus.")] = None
-    site: Annotated[str | None, Told("A layer whose map is the mask instead, such as up 3.0.")] = None
+    site: Annotated[Name | None, Told("A layer whose map is the mask instead, such as up 3.0.")] = None
     timestep: Annotated[
         Annotated[int, Field(ge=0, lt=1000)] | None,
         Told("The timestep of that layer's map. Left out: each step its own."),
@@ -198,8 +210,9 @@ class Example:
         return self.made.with_suffix(".jpg")
 
 
-def make_settings(*, labels: Mapping[str, str] | None = None, **values: Any) -> Settings:
-    """Validated settings; raises SettingError naming the field, what was given and the range.
+def make_settings(labels: Mapping[str, str] | None = None, /, **values: Any) -> Settings:
+    """Validated settings; raises SettingError naming the field, what was given and the range, and PromptError for a
+    prompt that is too long.
 
     `labels` are what people know the fields of masks by, where that is not their names.
     """
@@ -230,6 +243,15 @@ def make_settings(*, labels: Mapping[str, str] | None = None, **values: Any) -> 
     return replace(settings, backbone=backbone_name(settings.backbone))
 
 
+def infer_settings(values: Mapping[str, Any], labels: Mapping[str, str] | None = None) -> Settings:
+    """Settings whose task and guidance, where they are left out, are what the prompts ask for and what suits the
+    backbone. Raises as `make_settings` does."""
+    given = {name: value for name, value in values.items() if name not in INFERRED or value not in (None, "")}
+    asked = make_settings(labels, **{"source": "", "edit": ""} | given)
+    inferred = {"task": usual_task(asked.source, asked.edit), "guidance": usual_guidance(asked.backbone)}
+    return make_settings(labels, **{"source": "", "edit": ""} | inferred | given)
+
+
 def fast_settings(method: str) -> dict[str, Any]:
     """The settings of a quick edit: `FAST`, without null-text optimisation where the method has that."""
     own = load_preset("shape", method).director
@@ -257,10 +279,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     They are validated where they are used, by `make_settings`. Masks are looked for beside the file.
     """
     try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError("too large")
         values = json.loads(path.read_text(encoding="utf-8"))
         values = {**values.get("settings", values)}
         return values | {"masks": path.parent / values["masks"]} if values.get("masks") else values
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         raise SettingError(
             f'"{path.name}" holds no settings: give a settings.json or report.json of an edit.'
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +23,14 @@ def unknown(kind: str, given: str, known: Collection[str]) -> str:
     """That there is no such thing, with the nearest name that there is."""
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"There is no {kind} {given!r}{hint} Known: {', '.join(known)}."
+    return f"There is no {kind} {_short(given)}{hint} Known: {', '.join(known)}."
+
+
+def _short(given: Any) -> str:
+    """What was given as a message quotes it."""
+    quoted = reprlib.Repr()
+    quoted.maxstring = quoted.maxother = quoted.maxlong = 80
+    return quoted.repr(given)
 
 
 def refuse_unknown(kind: str, given: str, known: Collection[str]) -> None:
@@ -51,7 +59,7 @@ def validated(cls: type, values: dict[str, Any], where: str) -> Any:
         elif first["type"] == "missing":
             message = f"{name.replace('_', ' ')} is missing."
         else:
-            message = f"{name.replace('_', ' ')} is {first.get('input')!r}: {first['msg'].lower()}."
+            message = f"{name.replace('_', ' ')} is {_short(first.get('input'))}: {first['msg'].lower()}."
             limits = _limits(cls, name)
             message += f" Allowed: {limits}." if limits else ""
         raise SettingError(f"{where}{message}") from None

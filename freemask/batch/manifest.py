@@ -20,10 +20,8 @@ from typing import Any
 import yaml
 
 from ..errors import FreeMaskError, SettingError
-from ..families.specs import usual_guidance
-from ..settings import Settings, make_settings, read_size
+from ..settings import Settings, infer_settings, read_size
 from ..validation import unknown
-from ..words.prompts import usual_task
 from .five import is_five, read_five
 
 __all__ = ["Edit", "grouped", "read_manifest", "shard"]
@@ -133,11 +131,7 @@ def _edit(at: int, root: Path, row: dict[str, Any]) -> Edit:
             values["size"] = read_size(values["size"])
         if values.get("masks"):
             values["masks"] = root / str(values["masks"])
-        values.setdefault("source", "")
-        values.setdefault("edit", "")
-        values.setdefault("task", usual_task(str(values["source"]), str(values["edit"])))
-        values.setdefault("guidance", usual_guidance(str(values.get("backbone") or Settings.backbone)))
-        settings = make_settings(**values)
+        settings = infer_settings(values)
     except FreeMaskError as error:
         wrong = f"Edit {at}: {error}"
     stem = re.sub(r"[^\w.-]+", "-", name or clip.stem).strip(".-")[:60] or "edit"

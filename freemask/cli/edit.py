@@ -9,10 +9,10 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from ..settings import Settings, fast_settings, make_settings, read_settings, read_size
+from ..settings import Settings, fast_settings, infer_settings, read_settings, read_size
 from .common import DTYPE, console, load, read_fps, refusals, refuse_or_warn, warn_of_outside, watch
 
-__all__ = ["edit"]
+__all__ = ["asked_settings", "edit"]
 
 
 READ = {"fps": read_fps, "size": read_size}  # of what is written in a form of its own
@@ -48,22 +48,11 @@ def edit(
     **options: Any,
 ) -> None:
     """Edit a clip by text; writes the videos, the masks and report.json into --out."""
-    from ..families.specs import usual_guidance
     from ..jobs.check import check
-    from ..words.prompts import usual_task
 
     with refusals():
         given = {name: READ.get(name, lambda one: one)(one) for name, one in options.items() if one is not None}
-        values: dict[str, Any] = {"source": "", "edit": ""}
-        values |= read_settings(settings_file) if settings_file else {}
-        values |= fast_settings(str((values | given).get("method") or Settings.method)) if fast else {}
-        values |= given
-        if not values.get("task"):
-            values["task"] = usual_task(values["source"], values["edit"])
-            console.print(f"Task: {values['task']} (inferred; --task overrides it)", markup=False)
-        if values.get("guidance") is None:
-            values["guidance"] = usual_guidance(values.get("backbone") or Settings.backbone)
-        settings = make_settings(**values)
+        settings = asked_settings(settings_file, fast, given)
         chosen = check(clip, settings).word
         refuse_or_warn(settings.backbone)
         inferred = "" if settings.word else " (inferred; --word overrides it)"
@@ -79,6 +68,18 @@ def edit(
     verdict = " ".join([f"Verdict: {report['verdict']['level']}.", *report["verdict"]["sentences"]])
     console.print(verdict, markup=False, soft_wrap=True)
     print(json.dumps(report))
+
+
+def asked_settings(file: Path | None, fast: bool, given: dict[str, Any]) -> Settings:
+    """The settings of a file, the quick ones and those given, each before those named after it; what none names is
+    inferred. Raises as `infer_settings` does."""
+    values: dict[str, Any] = read_settings(file) if file else {}
+    values |= fast_settings(str((values | given).get("method") or Settings.method)) if fast else {}
+    values |= given
+    settings = infer_settings(values)
+    if values.get("task") in (None, ""):
+        console.print(f"Task: {settings.task} (inferred; --task overrides it)", markup=False)
+    return settings
 
 
 def _options() -> list[inspect.Parameter]:

@@ -18,6 +18,7 @@ import imageio_ffmpeg
 from ..errors import ClipError, StorageError
 
 __all__ = [
+    "DEINTERLACE",
     "SCALER",
     "TONE_MAP",
     "UNWRITABLE",
@@ -34,12 +35,16 @@ TONE_MAP = (
     "format=gbrp12le,zscale=pin=bt2020:t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0,"
     "zscale=t=bt709"
 )
+# Each frame of two fields becomes one, the lines of the second made from those around them in space and time; a frame
+# that its decoder does not call interlaced stays as it is.
+DEINTERLACE = "bwdif=mode=send_frame:deint=interlaced"
 SCALER = "bicubic+accurate_rnd+full_chroma_int"
 UNWRITABLE = (  # how a system says that a file or a folder cannot be written
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
 )
 _PATIENCE = 600  # seconds until ffmpeg is given up
+_DECODED = 2**25  # pixels of a frame that a header may promise, before anything is known of it
 _CONTAINERS = "mov,matroska,avi,flv,asf,mpeg,mpegts,ogg,gif,mxf,nut"
 
 
@@ -55,7 +60,8 @@ def run_ffmpeg(*args: str, data: bytes | None = None) -> subprocess.CompletedPro
 def source_args(path: Path, *, start: float | None = None) -> list[str]:
     """The arguments that open a video, from `start` seconds on."""
     seek = [] if start is None else ["-ss", f"{start:.6f}"]
-    return ["-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS, *seek, "-i", f"file:{path}"]
+    limits = ["-protocol_whitelist", "file", "-format_whitelist", _CONTAINERS, "-max_pixels", str(_DECODED)]
+    return [*limits, *seek, "-i", f"file:{path}"]
 
 
 def video_only(*options: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .ffmpeg import TONE_MAP, encode, source_args, whole
+from .ffmpeg import DEINTERLACE, TONE_MAP, encode, source_args, whole
 from .probing import MIN_SIDE, probe
 from .video import read_clip, write_clip
 
@@ -31,8 +31,11 @@ def write_preview(path: str | Path, out: Path) -> None:
         return
     untagged = f":in_color_matrix={info.matrix}" if info.matrix else ""
     tone = [TONE_MAP] if info.hdr else []
+    before = [DEINTERLACE] if info.interlaced else []
+    before += [f"fps={_FPS}"] if info.fps > _FPS else []
     colour = ["scale=out_color_matrix=bt709:out_range=tv", "format=yuv420p", "setsar=1"]
-    video = ["-map", "0:V:0", "-fpsmax", str(_FPS), "-vf", ",".join([f"scale={w}:{h}{untagged}", *tone, *colour])]
+    filters = ",".join([*before, f"scale={w}:{h}{untagged}", *tone, *colour])
+    video = ["-map", "0:V:0", "-fpsmax", str(_FPS), "-vf", filters]
     codec = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "24", "-colorspace", "bt709", "-color_range", "tv"]
     sound = ["-map", "0:a:0?", "-ac", "2", "-c:a", "aac", "-b:a", "96k"]
     with whole(out) as part:

@@ -19,6 +19,7 @@ __all__ = ["MAX_PIXELS", "MAX_SECONDS", "MIN_SIDE", "USUAL_FPS", "VideoInfo", "p
 MAX_SECONDS = 300
 MAX_PIXELS = 4096 * 2304
 MAX_STILL = 4 * MAX_PIXELS  # photos are larger than videos
+MAX_MOVING = 2**29  # pixels of all frames of a picture that moves, each of which is decoded: 1,700 frames of 640 x 480
 MIN_SIDE = 16
 USUAL_FPS = 8.0
 
@@ -35,7 +36,8 @@ class VideoInfo:
     `duration` is in seconds, `hdr` says that the brightness is coded for HDR screens (HLG or PQ), and `matrix` names
     the YUV matrix that an untagged stream is read by, as browsers do: bt709 from 720 lines on, else bt601; it is empty
     where the stream is tagged. `still` says that there is one frame only, `picture` that Pillow reads it, and `timed`
-    that the container tells when a frame is shown, as AVI does not.
+    that the container tells when a frame is shown, as AVI does not. `interlaced` says that its header, or one of its
+    first frames, tells of two fields.
     """
 
     width: int
@@ -48,6 +50,7 @@ class VideoInfo:
     still: bool
     picture: bool = False
     timed: bool = True
+    interlaced: bool = False
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -73,7 +76,7 @@ def _probe(path: Path, size: int, changed: int) -> VideoInfo:
     picture = open_picture(path)
     if picture is not None:
         return _of_picture(path, picture)
-    first = run_ffmpeg(*source_args(path), *video_only("-frames:v", "2"))
+    first = run_ffmpeg(*source_args(path), *video_only("-vf", "showinfo=checksum=0", "-frames:v", "2"))
     log = first.stderr.decode(errors="replace")
     header = log.partition("\nStream mapping:")[0]
     # `  Stream` with two spaces starts a stream; what follows it, deeper indented, is the stream's metadata.
@@ -86,7 +89,8 @@ def _probe(path: Path, size: int, changed: int) -> VideoInfo:
     if not decoded or decoded[-1] == b"0":
         raise undecodable(path, info.codec)
     # where more are promised, the rest is damaged
-    return replace(info, still=decoded[-1] == b"1" and info.duration * info.fps < 2.5)
+    fields = info.interlaced or bool(re.search(r"^\[Parsed_showinfo.* i:[TB] ", log, re.MULTILINE))
+    return replace(info, interlaced=fields, still=decoded[-1] == b"1" and info.duration * info.fps < 2.5)
 
 
 def _parse(path: Path, header: str, video: str) -> VideoInfo:
@@ -135,13 +139,17 @@ def _parse(path: Path, header: str, video: str) -> VideoInfo:
         matrix="" if matrices or not yuv else "bt709" if int(size[2]) >= _HD else "bt601",
         still=False,
         timed="Input #0, avi," not in header,
+        interlaced=bool(re.search(r"\b(?:top|bottom) (?:coded )?first\b", line)),
     )
 
 
 def _of_picture(path: Path, picture: Picture) -> VideoInfo:
     """A still picture, or one that moves."""
     _check_size(path, picture.width, picture.height, MAX_PIXELS if picture.moves else MAX_STILL)
-    lengths = frame_lengths(path)
+    if picture.moves and picture.frames * picture.width * picture.height > MAX_MOVING:
+        size = f"{picture.frames:,} frames of {picture.width}x{picture.height}"
+        raise ClipError(f'"{path.name}" has {size}, too many for a picture that moves: export it as an MP4.')
+    lengths = frame_lengths(path, MAX_SECONDS)
     _check_length(path, sum(lengths))
     return VideoInfo(
         width=picture.width,

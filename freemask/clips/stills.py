@@ -19,6 +19,7 @@ __all__ = ["Picture", "frame_lengths", "open_picture", "read_picture", "write_pn
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap the sides
+_SCAN, _SCANS = b"\xff\xda", 100  # what begins a pass over all of a JPEG, and how many there may be; encoders make ten
 _QUICK, _USUAL = 0.01, 0.1  # seconds: browsers show a frame that asks for no more than the one for the other
 _EARLY = 0.002  # seconds by which a frame counts as there, since lengths are rounded
 
@@ -26,18 +27,22 @@ _EARLY = 0.002  # seconds by which a frame counts as there, since lengths are ro
 @dataclass(frozen=True)
 class Picture:
     """What a picture's header says: `width` and `height` in pixels as displayed, `format` in small letters, and
-    `moves` where it has several frames."""
+    how many `frames` it is said to have."""
 
     width: int
     height: int
     format: str
-    moves: bool
+    frames: int
+
+    @property
+    def moves(self) -> bool:
+        return self.frames > 1
 
 
 def open_picture(path: Path) -> Picture | None:
     """The header of a PNG, JPEG or WebP file; None for any other file.
 
-    Raises ClipError for a picture larger than any that Pillow opens.
+    Raises ClipError for a picture larger than any that Pillow opens, and for a JPEG that would be decoded without end.
     """
     try:
         with Image.open(path, formats=_FORMATS) as picture:
@@ -46,21 +51,33 @@ def open_picture(path: Path) -> Picture | None:
                 width, height = height, width
             photo = picture.format in ("JPEG", "MPO")  # of a photo, further pictures are no frames
             name = "jpeg" if photo else str(picture.format).lower()
-            return Picture(width, height, name, not photo and getattr(picture, "n_frames", 1) > 1)
+            if photo and path.read_bytes().count(_SCAN) > _SCANS:
+                raise ClipError(f'"{path.name}" is a JPEG of over {_SCANS} scans: save it anew.')
+            return Picture(width, height, name, 1 if photo else getattr(picture, "n_frames", 1))
+    except ClipError:
+        raise
     except Image.DecompressionBombError as error:
         raise ClipError(f'"{path.name}" has far too many pixels: export it smaller.') from error
     except Exception:  # Pillow raises many kinds for what is no picture, or a broken one
         return None
 
 
-def frame_lengths(path: Path) -> tuple[float, ...]:
-    """How long each frame is shown, in seconds, a still for one usual frame. Raises ClipError for a broken file."""
-    return _frame_lengths(path, path.stat().st_mtime)
+def frame_lengths(path: Path, most: float) -> tuple[float, ...]:
+    """How long each frame is shown, in seconds, a still for one usual frame; no further than to beyond `most` seconds.
+    Raises ClipError for a broken file."""
+    return _frame_lengths(path, path.stat().st_mtime, most)
 
 
 @lru_cache(maxsize=32)
-def _frame_lengths(path: Path, changed: float) -> tuple[float, ...]:
-    return tuple(seconds for _, seconds in _frames(path))
+def _frame_lengths(path: Path, changed: float, most: float) -> tuple[float, ...]:
+    lengths: list[float] = []
+    end = 0.0
+    for _, seconds in _frames(path):
+        lengths.append(seconds)
+        end += seconds
+        if end > most:
+            break
+    return tuple(lengths)
 
 
 def read_picture(path: Path, *, at: Sequence[float], covered: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ClipError, SettingError
-from .ffmpeg import SCALER, TONE_MAP, encode, run_ffmpeg, source_args, whole
+from .ffmpeg import DEINTERLACE, SCALER, TONE_MAP, encode, run_ffmpeg, source_args, whole
 from .probing import MAX_PIXELS, MAX_SECONDS, MIN_SIDE, USUAL_FPS, VideoInfo, probe, undecodable
 from .stills import read_picture
 
@@ -182,6 +182,7 @@ def _decode(
     # An AVI is not sought in: its times are guessed, late by as many frames as the codec reorders.
     seek = max(0.0, start - 1 / info.fps - _EARLY) if info.timed else 0.0
     filters = [
+        *([DEINTERLACE] if info.interlaced else []),
         *([] if info.timed else ["setpts=PTS-STARTPTS"]),
         f"settb=AVTB,setpts=PTS-{start - seek + _EARLY:.6f}/TB,fps={fps:.6f}:round=up:start_time=0",
         f"scale={covered[0]}:{covered[1]}:flags={SCALER}{f':in_color_matrix={info.matrix}' if info.matrix else ''}",

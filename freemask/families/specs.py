@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -156,7 +157,7 @@ def _tuned(folder: Path) -> Tuned | None:
     """What a pipeline's folder remembers of its tuning, None where it was not tuned; raises SettingError for a file
     that says something else."""
     path = folder / TEMPORAL / "config.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
         values = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -169,7 +170,7 @@ def _tuned(folder: Path) -> Tuned | None:
 def kindred(name: str) -> BackboneSpec | None:
     """The spec of a backbone, or of the one that a tuned folder was made from; None where neither is known."""
     spec = known_backbone(name)
-    if spec is None and (tuned := _tuned(Path(name).expanduser())) and tuned.base:
+    if spec is None and (tuned := _tuned(Path(os.path.expanduser(name)))) and tuned.base:
         spec = known_backbone(tuned.base)
     return spec
 
@@ -260,9 +261,9 @@ def backbone_folder(name: str) -> Path | None:
     spec = known_backbone(name)
     if spec:
         return spec.folder
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):  # says no to what can be no path, where pathlib raises
+        return Path(folder)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return None
     short = [spec.name for spec in backbones()]

@@ -12,7 +12,7 @@ from ..errors import BackboneError, ClipError, PromptError, SettingError
 from ..families.specs import backbone_spec, fit, known_words
 from ..pictures.mask_zip import read_mask_zip
 from ..settings import Settings
-from ..words.positions import named
+from ..words.positions import listed, named
 from ..words.prompts import find_word, infer_word, same_words, unseen, words
 
 __all__ = ["Checked", "check", "check_source", "fitting", "refuse_shape"]
@@ -53,7 +53,7 @@ def _refuse_unseen(prompts: str, backbone: str) -> None:
     known = known_words(backbone)
     if known is not None and (strange := unseen(prompts, known)):
         raise PromptError(
-            f"The backbone {backbone!r} has never seen: {', '.join(strange)}. "
+            f"The backbone {backbone!r} has never seen: {listed(strange)}. "
             f"It knows only these words: {', '.join(known)}."
         )
 

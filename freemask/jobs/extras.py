@@ -35,7 +35,8 @@ def make_extra(out: Path, name: str, into: Path | None = None) -> Path:
     """The file of that name in an edit's folder, made where it is not there yet, in the folder `into` if it is another;
     it appears whole or not at all.
 
-    Raises SettingError for a name that is none of `EXTRAS`, or where files that it is made from are gone.
+    Raises SettingError for a name that is none of `EXTRAS`, or where files that it is made from are gone or
+    damaged.
     """
     refuse_unknown("file", name, EXTRAS)
     path = out / name if into is None or (out / name).exists() else into / name
@@ -43,8 +44,8 @@ def make_extra(out: Path, name: str, into: Path | None = None) -> Path:
         with whole(path) as part:
             try:
                 MAKERS[name](out, json.loads((out / "report.json").read_text(encoding="utf-8")), part)
-            except FileNotFoundError as error:
-                gone = f"{name} is made from files of the edit that are gone: run the edit again."
+            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+                gone = f"{name} is made from files of the edit that are gone or damaged: run the edit again."
                 raise SettingError(gone) from error
     return path
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file
 
 from ..errors import StorageError
 from ..families.devices import is_out_of_memory
 from ..masks.features import Features
-from ..masks.trace import Trace, load_trace, save_tensors, save_trace
+from ..masks.stored import load_tensors, save_tensors
+from ..masks.trace import Trace, load_trace, save_trace
 from ..methods.base import Prepared
 from ..settings import Settings
 from .memory import HOST
@@ -71,7 +71,7 @@ class KeptPrepared(dict[str, Prepared]):
     def __contains__(self, key: object) -> bool:
         path = self._path(key)
         if not super().__contains__(key) and path:
-            made = _read(path, lambda: load_file(path, device=str(self._device)))
+            made = _read(path, lambda: self._load(path))
             if made is not None:
                 super().__setitem__(str(key), made)
                 self.found.add(str(key))
@@ -83,7 +83,10 @@ class KeptPrepared(dict[str, Prepared]):
             for old in _oldest(self._file.parent, f"{self._file.stem}-*.safetensors"):
                 old.unlink()
             with suppress(StorageError):  # where there is no room, a later edit makes it anew
-                save_tensors(path, made)
+                save_tensors(path, made, {})
+
+    def _load(self, path: Path) -> Prepared:
+        return {name: one.to(self._device) for name, one in load_tensors(path)[0].items()}
 
 
 class KeptFeatures:

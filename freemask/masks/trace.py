@@ -11,29 +11,23 @@ prompt begins at denoising. Stored features stay behind: they are replayed then.
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..clips.ffmpeg import whole
 from ..clips.spans import Span
 from ..clips.video import Clip
 from ..families.ddim import CLEAN
 from ..families.sites import Site
 from ..families.specs import Solver
 from .features import Features
+from .stored import load_tensors, save_tensors
 
-__all__ = ["MapSum", "SoftMap", "Trace", "load_trace", "save_tensors", "save_trace", "shared"]
+__all__ = ["MapSum", "SoftMap", "Trace", "load_trace", "save_trace", "shared"]
 
 
 class SoftMap(NamedTuple):
@@ -179,24 +173,12 @@ def save_trace(path: Path, trace: Trace) -> None:
             maps = [trace.maps[t, site.name] for t in trace.timesteps]
             tensors[f"maps {site.name}"] = torch.from_numpy(np.stack([soft.values for soft in maps]))
             tensors[f"scales {site.name}"] = torch.from_numpy(np.stack([soft.scales for soft in maps]))
-    save_tensors(path, tensors, about=json.dumps(about))
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], **about: str) -> None:
-    """Writes tensors to a safetensors file, which appears whole or not at all. Raises StorageError."""
-    with whole(path) as part:
-        try:
-            save_file({name: x.contiguous().cpu() for name, x in tensors.items()}, part, metadata=about)
-        except SafetensorError as error:  # it tells an OSError in words alone
-            code = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else error from None
+    save_tensors(path, tensors, about)
 
 
 def load_trace(path: Path, device: torch.device) -> Trace:
-    """Reads what `save_trace` wrote, with its latents on `device`."""
-    with safe_open(path, "pt") as stored:
-        about = json.loads(stored.metadata()["about"])
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    """Reads what `save_trace` wrote, with its latents on `device`; raises as `load_tensors` does."""
+    tensors, about = load_tensors(path)
     timesteps, sites = tuple(about["timesteps"]), tuple(Site(*site) for site in about["sites"])
     maps: dict[tuple[int, str], SoftMap] = {}
     for site in sites:

@@ -21,13 +21,11 @@ import gradio as gr
 
 from ..errors import InputError, SettingError
 from ..families.reach import obstacle, refusal
-from ..families.specs import usual_guidance
 from ..jobs.check import check, fitting
 from ..jobs.worker import Job, QueueFull, Worker
 from ..pictures.mask_zip import save_mask_zip
-from ..settings import EXAMPLES, Example, Settings, make_settings, read_size
+from ..settings import EXAMPLES, Example, Settings, infer_settings, make_settings, read_size
 from ..steps import Step, mapped
-from ..words.prompts import usual_task
 from . import status
 from .advanced import MASK_OWN
 from .bodies import Body
@@ -94,15 +92,8 @@ class Desk:
         before = self._cancelled(session)
         with collecting() as errors:
             self._refuse_crowd(address := _address(request))
-            given = {"source": "", "edit": ""} | read_fields(dict(zip(NAMES[1:], values, strict=False)) | named)
-            settings = make_settings(
-                labels=LABELS if self._visits.is_page(session) else None,
-                **{
-                    "task": usual_task(given["source"], given["edit"]),
-                    "guidance": usual_guidance(given.get("backbone", Settings.backbone)),
-                }
-                | given,
-            )
+            given = read_fields(dict(zip(NAMES[1:], values, strict=False)) | named)
+            settings = infer_settings(given, LABELS if self._visits.is_page(session) else None)
             if met := obstacle(settings.backbone):
                 raise refusal(settings.backbone, met)
             path = Path(clip) if clip else None
@@ -245,8 +236,10 @@ class Desk:
 
         return add
 
-    def take_painting(self, run: Run, event: gr.EventData, request: gr.Request) -> list[Any]:
+    def take_painting(self, run: Run | None, event: gr.EventData, request: gr.Request) -> list[Any]:
         """Masks painted in the studio, kept as a zip, as fields of the next edit of the clip that is shown."""
+        if run is None:
+            raise shown(SettingError("There is no edit yet: edit a clip first."))
         with collecting() as errors:
             masks = painted_masks(event._data)
         for error in errors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import reprlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields as dataclass_fields
@@ -26,7 +27,7 @@ from ..words.prompts import usual_task
 from . import status
 from .advanced import PACES, TASK_OWN, Advanced, first_pace, task_own
 from .visits import Run
-from .wire import file_data, picture_uri, shown
+from .wire import file_data, hear, picture_uri, shown
 
 __all__ = [
     "FIELDS",
@@ -136,7 +137,7 @@ def drop_mask(site: str | None, tau: str | None) -> tuple[Any, ...]:
 
 def take_trim(frames: float, event: gr.EventData) -> tuple[float, str]:
     """Start and frames a second from the trimmer's two handles."""
-    start, end = float(event._data["start"]), float(event._data["end"])
+    start, end = hear(event, "start", float), hear(event, "end", float)
     return round(start, 2), f"{min(60.0, max(0.5, frames / max(0.1, end - start))):.3g}"
 
 
@@ -196,7 +197,8 @@ def follow_link(query: str, offered: Sequence[str]) -> list[Any] | None:
     if not is_link(query):
         return None
     told = dict(parse_qsl(query.removeprefix("?")))
-    given = [name for name in _LINKED if name in told]  # in this order: a timestep needs a site
+    # in this order: a timestep needs a site; but for the backbone, of whose folder nobody may ask the disk by a link
+    given = [name for name in _LINKED if name in told and name != "backbone"]
     values: dict[str, Any] = {"source": "", "edit": ""}
     notes: list[str] = []
     for name in given:
@@ -206,10 +208,11 @@ def follow_link(query: str, offered: Sequence[str]) -> list[Any] | None:
             values = more
         except FreeMaskError as error:
             notes.append(f"The link's {name} is left out: {error}")
-    filled = _filled({"task": usual_task(values["source"], values["edit"])} | values, offered, notes)
+    inferred = {"task": usual_task(values["source"], values["edit"]), "backbone": told.get("backbone")}
+    filled = _filled(inferred | values, offered, notes)
     left = {name: gr.skip() for name in ("guidance", "steps", "solver") if name not in values}
     if "guidance" in left and filled[NAMES.index("backbone") - 1] != gr.skip():
-        left["guidance"] = usual_guidance(values["backbone"])
+        left["guidance"] = usual_guidance(told["backbone"])
     return [left.get(name, value) for name, value in zip(NAMES[1:], filled, strict=True)]
 
 
@@ -236,7 +239,7 @@ def _filled(values: dict[str, Any], offered: Sequence[str], notes: list[str]) ->
 def _not_offered(backbone: str) -> str:
     """Why a backbone is not taken. Of a name that is none of ours nothing is asked: it comes from elsewhere."""
     met = obstacle(backbone) if known_backbone(backbone) else None
-    why = str(refusal(backbone, met)) if met else f"This page does not offer the backbone {backbone!r}."
+    why = str(refusal(backbone, met)) if met else f"This page does not offer the backbone {reprlib.repr(backbone)}."
     return f"{why} The field stays as it is."
 
 

@@ -12,7 +12,7 @@ from gradio.utils import get_upload_folder
 from ..clips.preview import write_preview
 from ..clips.video import probe
 from ..errors import FreeMaskError
-from .wire import file_data
+from .wire import file_data, hear
 
 __all__ = ["make_preview"]
 
@@ -26,7 +26,7 @@ def make_preview(clip: str | None, event: gr.EventData) -> dict[str, Any]:
 
     It lies in Gradio's cache, whose files go after a day, under a name that only who knows the clip's can tell.
     """
-    asked = int(event._data["asked"])
+    asked = hear(event, "asked", int)
     try:
         info = probe(clip or "")
         path = Path(get_upload_folder()) / "previews" / f"{hashlib.sha256(str(clip).encode()).hexdigest()}.mp4"

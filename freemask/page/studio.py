@@ -25,7 +25,7 @@ from . import status
 from .desk import VIDEOS
 from .fields import link, same_clip
 from .visits import Run
-from .wire import collecting, file_data, shown
+from .wire import file_data, hear, shown
 
 if TYPE_CHECKING:
     from ..masks.mmc import Codebook
@@ -123,14 +123,13 @@ def open_null_text(run: Run | None) -> Any:
     return gr.Image(str(curve), visible=True) if curve and curve.exists() else gr.Image(None, visible=False)
 
 
-def take_cell(run: Run, event: gr.EventData) -> list[Any]:
+def take_cell(run: Run | None, event: gr.EventData) -> list[Any]:
     """A picked layer, and a timestep or each step's own, as fields of the next edit of the clip that is shown."""
-    picked = event._data
-    with collecting() as errors:
-        timestep = picked.get("timestep")
-        cell = {"site": short_site(str(picked["site"])), "timestep": "" if timestep is None else str(int(timestep))}
-        return same_clip(run, selection="", masks=None, tau=f"{float(picked['tau']):.2f}", **cell)
-    raise shown(errors[0])
+    if run is None:
+        raise shown(SettingError("There is no edit yet: edit a clip first."))
+    timestep = hear(event, "timestep", lambda told: "" if told is None else str(int(told)))
+    cell = {"site": short_site(hear(event, "site", str)), "timestep": timestep}
+    return same_clip(run, selection="", masks=None, tau=f"{hear(event, 'tau', float):.2f}", **cell)
 
 
 def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
@@ -143,7 +142,7 @@ def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
     if run is None:
         raise shown(SettingError("There are no masks yet: edit a clip first."))
     try:
-        sheet = word_sheet(run.folder, word, frame=int(frame) - 1)
+        sheet = word_sheet(run.folder, str(word or ""), frame=int(frame) - 1)
     except FreeMaskError as error:
         raise shown(error) from None
     return sheet, _curves(run)

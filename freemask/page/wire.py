@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import gradio as gr
@@ -18,13 +19,13 @@ import numpy as np
 from ..clips.ffmpeg import UNWRITABLE
 from ..clips.video import probe, read_clip
 from ..errors import FreeMaskError, SettingError, StorageError
-from ..pictures.mask_zip import MASK_SIDE
+from ..pictures.mask_zip import MASK_COUNT, MASK_SIDE
 from ..pictures.word_maps import unpack_bits
 
-__all__ = ["collecting", "file_data", "follow", "in_turn", "painted_masks", "picture_uri", "poster", "shown"]
+__all__ = ["collecting", "file_data", "follow", "hear", "in_turn", "painted_masks", "picture_uri", "poster", "shown"]
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
-PAINTED = 64  # masks that a painting holds at most, as an edit has frames
 
 
 def in_turn(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,6 +82,18 @@ def shown(error: Exception) -> gr.Error:
     return gr.Error(told, print_exception=False)
 
 
+def hear(event: gr.EventData, name: str, kind: Callable[[Any], T]) -> T:
+    """What the page's own script tells with an event, as a float, int or str. Any other caller may tell anything; then
+    it is refused."""
+    try:
+        value = kind(event._data[name])
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(name)
+        return value
+    except (LookupError, TypeError, ValueError, OverflowError):
+        raise shown(SettingError(f"The {name} did not arrive from the page: load it again.")) from None
+
+
 def file_data(path: Path) -> dict[str, Any]:
     """A file as the browser is told of it.
 
@@ -104,9 +117,12 @@ def picture_uri(picture: np.ndarray) -> str:
 def painted_masks(told: dict[str, Any]) -> np.ndarray:
     """Masks (f, h, w) bool as the studio sends them; raises SettingError for what is too large, does not fill its
     shape or is empty."""
-    h, w, data = int(told["h"]), int(told["w"]), str(told["data"])
-    if not (0 < h <= MASK_SIDE and 0 < w <= MASK_SIDE and len(data) <= 4 * (PAINTED * h * w // 24 + 2)):
-        raise SettingError(f"The painted mask is too large: {PAINTED} frames of {MASK_SIDE} x {MASK_SIDE} at most.")
+    try:
+        h, w, data = int(told["h"]), int(told["w"]), str(told["data"])
+    except (LookupError, TypeError, ValueError, OverflowError):
+        raise SettingError("The painted mask did not arrive whole: paint it again.") from None
+    if not (0 < h <= MASK_SIDE and 0 < w <= MASK_SIDE and len(data) <= 4 * (MASK_COUNT * h * w // 24 + 2)):
+        raise SettingError(f"The painted mask is too large: {MASK_COUNT} frames of {MASK_SIDE} x {MASK_SIDE} at most.")
     masks = unpack_bits(data, (h, w))
     if not masks.any():
         raise SettingError("Nothing is painted: mark the object on the frames first.")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import html
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
-from ..errors import FreeMaskError, InputError
+from ..errors import FreeMaskError, InputError, PromptError
 from ..families.specs import known_words
 from ..presets import Preset, load_preset
-from ..words.positions import numbered, plain
+from ..words.positions import listed, numbered, plain
 from ..words.prompts import align, find_word, infer_task, infer_word, unseen, warnings, word_spans, words
 from . import status
+from .wire import hear
 
 __all__ = ["INFERRED", "follow_difference", "follow_prompts", "take_word"]
 
@@ -23,6 +25,10 @@ INFERRED = "inferred from the prompts"
 def follow_prompts(source: str, edit: str, task: str, word: str, backbone: str, method: str) -> tuple[Any, str]:
     """The word field, which names the word that is inferred while it is empty, and the two prompts with what changes
     marked. Nothing is written into the field, where it could undo what is being typed."""
+    try:
+        words(source), words(edit)
+    except PromptError as error:
+        return gr.update(placeholder=INFERRED), status.prompts("", "", warnings=[html.escape(str(error))])
     fresh = _inferred(source, edit, task)
     told = f"{fresh} (inferred from the prompts)" if fresh else INFERRED
     return gr.update(placeholder=told), _aligned(
@@ -32,7 +38,7 @@ def follow_prompts(source: str, edit: str, task: str, word: str, backbone: str, 
 
 def take_word(event: gr.EventData) -> str:
     """A word of the source prompt that was clicked, by its name: "dog#2" for the second dog."""
-    return str(event._data["word"])[:200]
+    return hear(event, "word", str)[:200]
 
 
 def follow_difference(source: str, edit: str, task: str, guessed: str | None) -> tuple[Any, str | None]:
@@ -40,7 +46,10 @@ def follow_difference(source: str, edit: str, task: str, guessed: str | None) ->
 
     A task that came with an example, a link or a file stays where the prompts say another.
     """
-    fresh = infer_task(source, edit)
+    try:
+        fresh = infer_task(source, edit)
+    except PromptError:  # too long, which the prompts' own line tells
+        fresh = None
     if guessed is None or fresh is None or task not in (guessed, fresh):
         return gr.skip(), guessed
     return gr.skip() if fresh == task else fresh, fresh
@@ -75,9 +84,9 @@ def _aligned(source: str, edit: str, word: str, preset: Preset, backbone: str) -
     if where and told:
         meaning, bad = _meaning(word, becomes, preset), warnings(source, edit, word, preset.delta)
     elif words(source) and word and not where:
-        bad = [f"{word!r} is not in the first prompt: write a word of it, or leave the field empty."]
+        bad = [f"{reprlib.repr(word)} is not in the first prompt: write a word of it, or leave the field empty."]
     if strange := _strange(f"{source} {edit}", backbone):
-        bad.append(f"{backbone} has never seen {', '.join(map(repr, strange))}: choose words that it knows.")
+        bad.append(f"{backbone} has never seen {listed([*map(repr, strange)])}: choose words that it knows.")
     chosen = _marked(source, before, numbered(words(source)))
     return status.prompts(chosen, _marked(edit, after), meaning, [html.escape(one) for one in bad])
 
@@ -85,7 +94,7 @@ def _aligned(source: str, edit: str, word: str, preset: Preset, backbone: str) -
 def _strange(prompt: str, backbone: str) -> list[str]:
     """Words that the backbone has never seen, but those that may be half typed: a known word begins with them."""
     try:
-        known = known_words(backbone)
+        known = known_words(str(backbone))  # which Gradio lets through as a list too
     except FreeMaskError:  # no such backbone, which Edit tells of
         known = None
     if known is None:

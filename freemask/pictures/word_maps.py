@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -129,7 +130,7 @@ def _read_word(folder: Path, k: int, about: dict[str, Any]) -> dict[str, tuple[N
     """Values (t, f, h, w) and scales (t, f) of a word's file, by site."""
     try:
         data = gzip.decompress(word_file(folder, k).read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise MaskError("The attention maps of this edit cannot be read: run the edit again.") from error
     count = len(about["timesteps"]), about["frames"]
     found, at = {}, 0

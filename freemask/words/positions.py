@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["frames_told", "locate", "named", "numbered", "occurrence", "plain"]
+__all__ = ["frames_told", "listed", "locate", "named", "numbered", "occurrence", "plain"]
 
-_NUMBER = re.compile(r"\s*#\s*(\d+)\s*$")
+_NUMBER = re.compile(r"#\s*(\d{1,9})\s*$")
+TOLD = 30  # words that a message lists
 
 
 def frames_told(at: Sequence[int]) -> str:
@@ -27,17 +28,22 @@ def frames_told(at: Sequence[int]) -> str:
 
 def plain(word: str) -> str:
     """A word without the number of its occurrence."""
-    return _NUMBER.sub("", word)
+    return _NUMBER.sub("", word).rstrip()
 
 
 def locate(tokens: Sequence[str], wanted: Sequence[str], occurrence: int = 1) -> list[int]:
     """The positions of the n-th run (from 1) of some words among others, without case; none where there is none."""
-    found, run = [one.casefold() for one in tokens], [one.casefold() for one in wanted]
-    starts = [i for i in range(len(found) - len(run) + 1) if run and found[i : i + len(run)] == run]
+    starts, run = _starts(tokens, wanted), len(wanted)
     if not 1 <= occurrence <= len(starts):
         return []
     start = starts[occurrence - 1]
-    return list(range(start, start + len(run)))
+    return list(range(start, start + run))
+
+
+def _starts(tokens: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """Where every run of some words among others begins, without case."""
+    found, run = [one.casefold() for one in tokens], [one.casefold() for one in wanted]
+    return [i for i in range(len(found) - len(run) + 1) if run and found[i : i + len(run)] == run]
 
 
 def occurrence(word: str) -> int:
@@ -49,10 +55,14 @@ def occurrence(word: str) -> int:
 def named(tokens: Sequence[str], at: Sequence[int]) -> str:
     """The name of the words at some positions in a row, numbered where the same words stand before."""
     own = [tokens[i] for i in at]
-    n = 1
-    while (run := locate(tokens, own, n)) and run != list(at):
-        n += 1
+    n = 1 + _starts(tokens, own).index(at[0])
     return " ".join(own) + (f"#{n}" if n > 1 else "")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Words in a message: those of a long prompt are not all told."""
+    more = len(names) - TOLD
+    return ", ".join(names[:TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
 def numbered(tokens: Sequence[str]) -> list[str]:

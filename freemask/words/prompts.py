@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ..errors import PromptError
-from .positions import locate, named, numbered, occurrence, plain
+from .positions import listed, locate, named, numbered, occurrence, plain
 
 __all__ = [
     "Alignment",
@@ -29,6 +30,7 @@ __all__ = [
     "words",
 ]
 
+LONGEST, MOST = 1000, 100  # characters and words of a prompt; a text encoder of CLIP's reads 75 words at best
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _FUNCTION = frozenset(
     "a an the this that these those some on in at of to by with and or from into over under near through "
@@ -47,8 +49,13 @@ def word_spans(prompt: str) -> list[tuple[int, int]]:
 
 
 def words(prompt: str) -> list[str]:
-    """The words of a prompt as written, without punctuation."""
-    return _WORD.findall(prompt)
+    """The words of a prompt as written, without punctuation; raises PromptError where it is too long for any model."""
+    if len(prompt) > LONGEST:
+        raise PromptError(f"A prompt of {len(prompt):,} characters is over the limit of {LONGEST:,}: shorten it.")
+    found = _WORD.findall(prompt)
+    if len(found) > MOST:
+        raise PromptError(f"A prompt of {len(found)} words is over the limit of {MOST}: shorten it.")
+    return found
 
 
 def _folded(prompt: str) -> list[str]:
@@ -196,7 +203,7 @@ def find_word(prompt: str, word: str) -> list[int]:
     found = words(prompt)
     if at := locate(found, words(plain(word)), occurrence(word)):
         return at
-    raise PromptError(f"The word {word!r} is not in the prompt; choose one of: {', '.join(numbered(found))}.")
+    raise PromptError(f"The word {reprlib.repr(word)} is not in the prompt; choose one of: {listed(numbered(found))}.")
 
 
 def warnings(source: str, edit: str, word: str, delta: int) -> list[str]:
