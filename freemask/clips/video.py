@@ -183,7 +183,7 @@ def _decode(
     # An AVI is not sought in: its times are guessed, late by as many frames as the codec reorders.
     seek = max(0.0, start - 1 / info.fps - _EARLY) if info.timed else 0.0
     filters = [
-        *([DEINTERLACE] if info.interlaced else []),
+        *([DEINTERLACE.format(info.interlaced)] if info.interlaced else []),
         *([] if info.timed else ["setpts=PTS-STARTPTS"]),
         f"settb=AVTB,setpts=PTS-{start - seek + _EARLY:.6f}/TB,fps={fps:.6f}:round=up:start_time=0",
         f"scale={covered[0]}:{covered[1]}:flags={SCALER}{f':in_color_matrix={info.matrix}' if info.matrix else ''}",
