@@ -37,8 +37,8 @@ class VideoInfo:
     `duration` is in seconds, `hdr` says that the brightness is coded for HDR screens (HLG or PQ), and `matrix` names
     the YUV matrix that an untagged stream is read by, as browsers do: bt709 from 720 lines on, else bt601; it is empty
     where the stream is tagged. `still` says that there is one frame only, `picture` that Pillow reads it, and `timed`
-    that the container tells when a frame is shown, as AVI does not. `interlaced` says which frames hold two fields: none,
-    those that their decoder tells of ("interlaced"), or "all", where the header alone tells.
+    that the container tells when a frame is shown, as AVI does not. `interlaced` says which frames have two fields:
+    none, those that their decoder tells of ("interlaced"), or "all", where the header alone tells.
     """
 
     width: int
