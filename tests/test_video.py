@@ -675,3 +675,8 @@ def test_a_header_that_promises_too_many_pixels_costs_no_memory(tmp_path: Path) 
     assert "No frame" in refusal(tmp_path / "huge.gif") or "12000x15000" in refusal(tmp_path / "huge.gif")
     done = run_ffmpeg(*source_args(tmp_path / "huge.gif"), *video_only("-frames:v", "2"))
     assert b"frame=0" in done.stdout
+
+
+def test_a_clip_shorter_than_an_encoders_padding_needs_no_sound(tmp_path: Path, source: Path) -> None:
+    write_clip(tmp_path / "a.mp4", Clip(scene().frames[:4], 240.0), audio_from=source)
+    assert ": Audio: " not in streams(tmp_path / "a.mp4")

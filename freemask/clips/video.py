@@ -213,7 +213,7 @@ def _sound(source: str | Path | None, start: float, seconds: float) -> Iterator[
         )
         had = samples.stat().st_size / (_SOUND_RATE * _SOUND_FRAME) if samples.exists() else 0.0
         # A twentieth of a second is an encoder's padding, not a missing end.
-        if had < seconds - 0.05:
+        if not had or had < seconds - 0.05:
             yield []
         else:
             yield [*raw, "-i", f"file:{samples}", "-map", "0:v", "-map", "1:a", "-c:a", "aac", "-b:a", "160k"]
