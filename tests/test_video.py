@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from tiny import write_disc
 
+from freemask.clips.ffmpeg import run_ffmpeg, source_args, video_only
 from freemask.clips.preview import write_preview
 from freemask.clips.video import (
     MAX_PIXELS,
@@ -589,3 +590,93 @@ def test_what_is_written_is_tagged(tmp_path):
     log = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-i", tmp_path / "clip.mp4"], capture_output=True, text=True)
     assert "yuv420p(tv, bt709" in log.stderr and probe(tmp_path / "clip.mp4").matrix == ""
     assert np.abs(read_clip(tmp_path / "clip.mp4", frames=1).frames[0, 540, 32].astype(int) - BARS[0]).max() <= 3
+
+
+# --- two fields in a frame
+
+
+def fields(path: Path, *codec: str, order: str = "tff") -> Path:
+    """A bar that moves between the two fields of each frame."""
+    ground, bar = "color=black:s=128x96:r=50:d=1,format=yuv420p", "color=white:s=16x96:r=50:d=1"
+    drawn = f"{ground}[a];{bar}[b];[a][b]overlay=x='mod(n*6,128)',interlace=scan={order}:lowpass=off"
+    ffmpeg("-f", "lavfi", "-i", drawn, *codec, str(path))
+    return path
+
+
+def combed(frames: np.ndarray) -> bool:
+    """Whether neighbouring lines differ by more than those of one field do, and a codec's noise."""
+    green = frames[..., 1].astype(int)
+    return bool(np.abs(np.diff(green, axis=1)).mean() > np.abs(green[:, 2:] - green[:, :-2]).mean() + 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", ("-c:v", "libx264", "-qp", "0", "-flags", "+ilme+ildct")),
+        ("a.mpg", ("-c:v", "mpeg2video", "-q:v", "2", "-flags", "+ilme+ildct")),
+        ("a.mov", ("-c:v", "prores_ks", "-flags", "+ilme")),
+        ("a.avi", ("-c:v", "mpeg4", "-q:v", "2", "-flags", "+ilme+ildct")),
+    ],
+)
+@pytest.mark.parametrize("order", ["tff", "bff"])
+def test_what_is_flagged_as_interlaced_comes_out_without_combs(
+    tmp_path: Path, name: str, codec: tuple[str, ...], order: str
+) -> None:
+    path = fields(tmp_path / name, *codec, order=order)
+    assert probe(path).interlaced
+    assert not combed(read_clip(path, frames=12, start=0.2, fps=25).frames)
+    write_preview(path, tmp_path / "preview.mp4")
+    assert not combed(read_clip(tmp_path / "preview.mp4", frames=12, start=0.2, fps=25).frames)
+
+
+def test_frames_without_a_flag_stay_as_they_are(tmp_path: Path, source: Path) -> None:
+    assert not probe(source).interlaced
+    both = fields(tmp_path / "a.nut", "-c:v", "rawvideo")
+    plain = tmp_path / "b.mkv"
+    ffmpeg("-i", str(both), "-vf", "setfield=prog", "-c:v", "ffv1", str(plain))
+    assert not probe(plain).interlaced and combed(read_clip(plain, frames=12, start=0.2, fps=25).frames)
+
+
+# --- pictures that would be decoded without end
+
+
+def test_a_moving_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path) -> None:
+    from hostile.clips import apng
+
+    (tmp_path / "large.png").write_bytes(apng((4000, 2300), 3, said=2000))
+    assert "2,000 frames of 4000x2300" in refusal(tmp_path / "large.png")
+    (tmp_path / "long.png").write_bytes(apng((16, 16), 40, said=40, shown=(60, 1)))
+    assert "over the limit of 300 s" in refusal(tmp_path / "long.png")
+
+
+def test_only_as_much_of_a_moving_picture_is_decoded_as_tells_that_it_is_too_long(tmp_path: Path) -> None:
+    from hostile.clips import apng
+
+    from freemask.clips.stills import frame_lengths
+
+    (tmp_path / "long.png").write_bytes(apng((16, 16), 40, shown=(60, 1)))
+    assert len(frame_lengths(tmp_path / "long.png", 300)) == 6
+
+
+def test_a_jpeg_of_many_scans_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "scans.jpg"
+    Image.effect_noise((64, 64), 90).save(file, progressive=True)
+    data = file.read_bytes()
+    assert probe(file).still
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    file.write_bytes(data[:-2] + scan * 100 + b"\xff\xd9")
+    assert "over 100 scans" in refusal(file)
+
+
+def test_a_header_that_promises_too_many_pixels_costs_no_memory(tmp_path: Path) -> None:
+    from hostile.clips import gif
+
+    (tmp_path / "huge.gif").write_bytes(gif((12_000, 15_000), 3, 10))
+    assert "No frame" in refusal(tmp_path / "huge.gif") or "12000x15000" in refusal(tmp_path / "huge.gif")
+    done = run_ffmpeg(*source_args(tmp_path / "huge.gif"), *video_only("-frames:v", "2"))
+    assert b"frame=0" in done.stdout
+
+
+def test_a_clip_shorter_than_an_encoders_padding_needs_no_sound(tmp_path: Path, source: Path) -> None:
+    write_clip(tmp_path / "a.mp4", Clip(scene().frames[:4], 240.0), audio_from=source)
+    assert ": Audio: " not in streams(tmp_path / "a.mp4")

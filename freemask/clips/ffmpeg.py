@@ -35,9 +35,9 @@ TONE_MAP = (
     "format=gbrp12le,zscale=pin=bt2020:t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0,"
     "zscale=t=bt709"
 )
-# Each frame of two fields becomes one, the lines of the second made from those around them in space and time; a frame
-# that its decoder does not call interlaced stays as it is.
-DEINTERLACE = "bwdif=mode=send_frame:deint=interlaced"
+# Of two fields in a frame one stays, and the other's lines are made from those around them in space and time: in "all"
+# frames, or in those that their decoder calls "interlaced".
+DEINTERLACE = "bwdif=mode=send_frame:deint={}"
 SCALER = "bicubic+accurate_rnd+full_chroma_int"
 UNWRITABLE = (  # how a system says that a file or a folder cannot be written
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),

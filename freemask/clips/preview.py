@@ -31,7 +31,7 @@ def write_preview(path: str | Path, out: Path) -> None:
         return
     untagged = f":in_color_matrix={info.matrix}" if info.matrix else ""
     tone = [TONE_MAP] if info.hdr else []
-    before = [DEINTERLACE] if info.interlaced else []
+    before = [DEINTERLACE.format(info.interlaced)] if info.interlaced else []
     before += [f"fps={_FPS}"] if info.fps > _FPS else []
     colour = ["scale=out_color_matrix=bt709:out_range=tv", "format=yuv420p", "setsar=1"]
     filters = ",".join([*before, f"scale={w}:{h}{untagged}", *tone, *colour])

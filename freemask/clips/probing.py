@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from ..errors import ClipError
 from .ffmpeg import run_ffmpeg, source_args, video_only
@@ -36,8 +37,8 @@ class VideoInfo:
     `duration` is in seconds, `hdr` says that the brightness is coded for HDR screens (HLG or PQ), and `matrix` names
     the YUV matrix that an untagged stream is read by, as browsers do: bt709 from 720 lines on, else bt601; it is empty
     where the stream is tagged. `still` says that there is one frame only, `picture` that Pillow reads it, and `timed`
-    that the container tells when a frame is shown, as AVI does not. `interlaced` says that its header, or one of its
-    first frames, tells of two fields.
+    that the container tells when a frame is shown, as AVI does not. `interlaced` says which frames have two fields:
+    none, those that their decoder tells of ("interlaced"), or "all", where the header alone tells.
     """
 
     width: int
@@ -50,7 +51,7 @@ class VideoInfo:
     still: bool
     picture: bool = False
     timed: bool = True
-    interlaced: bool = False
+    interlaced: Literal["", "interlaced", "all"] = ""
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -89,8 +90,9 @@ def _probe(path: Path, size: int, changed: int) -> VideoInfo:
     if not decoded or decoded[-1] == b"0":
         raise undecodable(path, info.codec)
     # where more are promised, the rest is damaged
-    fields = info.interlaced or bool(re.search(r"^\[Parsed_showinfo.* i:[TB] ", log, re.MULTILINE))
-    return replace(info, interlaced=fields, still=decoded[-1] == b"1" and info.duration * info.fps < 2.5)
+    if re.search(r"^\[Parsed_showinfo.* i:[TB] ", log, re.MULTILINE):
+        info = replace(info, interlaced="interlaced")
+    return replace(info, still=decoded[-1] == b"1" and info.duration * info.fps < 2.5)
 
 
 def _parse(path: Path, header: str, video: str) -> VideoInfo:
@@ -139,7 +141,7 @@ def _parse(path: Path, header: str, video: str) -> VideoInfo:
         matrix="" if matrices or not yuv else "bt709" if int(size[2]) >= _HD else "bt601",
         still=False,
         timed="Input #0, avi," not in header,
-        interlaced=bool(re.search(r"\b(?:top|bottom) (?:coded )?first\b", line)),
+        interlaced="all" if re.search(r"\b(?:top|bottom) (?:coded )?first\b", line) else "",
     )
 
 

@@ -182,7 +182,7 @@ def _decode(
     # An AVI is not sought in: its times are guessed, late by as many frames as the codec reorders.
     seek = max(0.0, start - 1 / info.fps - _EARLY) if info.timed else 0.0
     filters = [
-        *([DEINTERLACE] if info.interlaced else []),
+        *([DEINTERLACE.format(info.interlaced)] if info.interlaced else []),
         *([] if info.timed else ["setpts=PTS-STARTPTS"]),
         f"settb=AVTB,setpts=PTS-{start - seek + _EARLY:.6f}/TB,fps={fps:.6f}:round=up:start_time=0",
         f"scale={covered[0]}:{covered[1]}:flags={SCALER}{f':in_color_matrix={info.matrix}' if info.matrix else ''}",
@@ -213,7 +213,7 @@ def _sound(source: str | Path | None, start: float, seconds: float, beside: Path
         )
         had = samples.stat().st_size / (_SOUND_RATE * _SOUND_FRAME) if samples.exists() else 0.0
         # A twentieth of a second is an encoder's padding, not a missing end.
-        if had < seconds - 0.05:
+        if not had or had < seconds - 0.05:
             yield []
         else:
             yield [*raw, "-i", f"file:{samples}", "-map", "0:v", "-map", "1:a", "-c:a", "aac", "-b:a", "160k"]

@@ -27,10 +27,23 @@ shapes = Shapes()
 PATIENCE = 60.0
 OURS = f'File "{Path(page.__file__).parent.parent}'  # in a traceback
 USUAL: dict[str, Any] = dict.fromkeys(NAMES, "") | {
-    "source": SOURCE, "edit": EDIT, "task": "attribute", "backbone": "mini", "steps": 2, "solver": "ddim",
-    "guidance": 3, "frames": 4, "start": 0, "union": False, "masks": None, "features": "replay", "low_vram": False,
-    "eta": 0, "seed": 0, "method": "freemask",
-}  # fmt: skip
+    "source": SOURCE,
+    "edit": EDIT,
+    "task": "attribute",
+    "backbone": "mini",
+    "steps": 2,
+    "solver": "ddim",
+    "guidance": 3,
+    "frames": 4,
+    "start": 0,
+    "union": False,
+    "masks": None,
+    "features": "replay",
+    "low_vram": False,
+    "eta": 0,
+    "seed": 0,
+    "method": "freemask",
+}
 FILE = {"meta": {"_type": "gradio.FileData"}}
 
 
@@ -135,8 +148,18 @@ def file_outside(rng: random.Random, folder: Path) -> Any:
     """A path outside the upload folder, for the clip, the masks, the settings or the preview."""
     one, who = server(folder.parent), stranger(rng)
     cache = Path(one.clip["path"]).parent.parent
-    paths = ("/etc/passwd", str(canary(folder)), f"{cache}/../canary/secret.mp4", "app.py", f"file://{canary(folder)}",
-             f"{app.HERE}/freemask/__init__.py", f"{app.HERE}/static/style.css", "/proc/self/environ", "~/.ssh/id_rsa", "\0")  # fmt: skip
+    paths = (
+        "/etc/passwd",
+        str(canary(folder)),
+        f"{cache}/../canary/secret.mp4",
+        "app.py",
+        f"file://{canary(folder)}",
+        f"{app.HERE}/freemask/__init__.py",
+        f"{app.HERE}/static/style.css",
+        "/proc/self/environ",
+        "~/.ssh/id_rsa",
+        "\0",
+    )
     file = (
         FILE | {"path": rng.choice(paths)} | rng.choice(({}, {"orig_name": "clip.mp4"}, {"url": "http://127.0.0.1/"}))
     )
@@ -173,8 +196,16 @@ def _denied(one: Server, path: str) -> None:
 @shapes.add(BAD)
 def file_route(rng: random.Random, folder: Path) -> Any:
     one = server(folder.parent)
-    paths = ("/etc/passwd", "../../../../etc/passwd", str(canary(folder)), f"{app.HERE}/app.py", "%2e%2e/%2e%2e/etc/passwd",
-             f"{app.HERE}/static/clips/../../app.py", f"{app.HERE}/static/examples/../../README.md", "C:/Windows/win.ini")  # fmt: skip
+    paths = (
+        "/etc/passwd",
+        "../../../../etc/passwd",
+        str(canary(folder)),
+        f"{app.HERE}/app.py",
+        "%2e%2e/%2e%2e/etc/passwd",
+        f"{app.HERE}/static/clips/../../app.py",
+        f"{app.HERE}/static/examples/../../README.md",
+        "C:/Windows/win.ini",
+    )
     return lambda: _denied(one, f"file={rng.choice(paths)}")
 
 
@@ -229,12 +260,14 @@ def anothers_job(rng: random.Random, folder: Path) -> Any:
     """What a visitor has made is asked for by a stranger, by name, by path as a state, or in their stead."""
     one, who = server(folder.parent), stranger(rng)
     state = rng.choice((None, {"folder": str(canary(folder).parent), "report": {}}, one.run))
-    return rng.choice((
-        lambda: one.call("show_run", [one.run], session=who),
-        lambda: one.call("show_run", [rng.choice(("..", "", "/", "x" * 5000))], session=who),
-        lambda: one.call("masks", ["car", 1, state], session=who),
-        lambda: one.call("file", [rng.choice(("words.npz", "../report.json", "report.json")), state], session=who),
-    ))  # fmt: skip
+    return rng.choice(
+        (
+            lambda: one.call("show_run", [one.run], session=who),
+            lambda: one.call("show_run", [rng.choice(("..", "", "/", "x" * 5000))], session=who),
+            lambda: one.call("masks", ["car", 1, state], session=who),
+            lambda: one.call("file", [rng.choice(("words.npz", "../report.json", "report.json")), state], session=who),
+        )
+    )
 
 
 @shapes.add(BAD)
@@ -256,12 +289,30 @@ def file_of_ones_own_that_is_none(rng: random.Random, folder: Path) -> Any:
 
 
 EVENTS: tuple[Any, ...] = (
-    None, {}, [], "x", 5, {"site": None}, {"site": "up 3.0", "timestep": "x", "tau": 0.4}, {"site": "up 3.0", "tau": "x"},
-    {"site": "<b>", "timestep": 1e308, "tau": 0.4}, {"h": 8, "w": 8}, {"h": "x", "w": 8, "data": ""},
-    {"h": 0, "w": 0, "data": "AA=="}, {"h": 10**6, "w": 10**6, "data": "A" * 100}, {"h": 8, "w": 8, "data": "%%%"},
-    {"h": 8, "w": 8, "data": "A" * 10**6}, {"h": -8, "w": -8, "data": "AAAAAAAAAAA="}, {"h": 2048, "w": 2048, "data": 5},
-    {"start": "x", "end": 1}, {"start": 0}, {"start": 1e308, "end": -1e308}, {"asked": "x"}, {"asked": None}, {"word": 5},
-)  # fmt: skip
+    None,
+    {},
+    [],
+    "x",
+    5,
+    {"site": None},
+    {"site": "up 3.0", "timestep": "x", "tau": 0.4},
+    {"site": "up 3.0", "tau": "x"},
+    {"site": "<b>", "timestep": 1e308, "tau": 0.4},
+    {"h": 8, "w": 8},
+    {"h": "x", "w": 8, "data": ""},
+    {"h": 0, "w": 0, "data": "AA=="},
+    {"h": 10**6, "w": 10**6, "data": "A" * 100},
+    {"h": 8, "w": 8, "data": "%%%"},
+    {"h": 8, "w": 8, "data": "A" * 10**6},
+    {"h": -8, "w": -8, "data": "AAAAAAAAAAA="},
+    {"h": 2048, "w": 2048, "data": 5},
+    {"start": "x", "end": 1},
+    {"start": 0},
+    {"start": 1e308, "end": -1e308},
+    {"asked": "x"},
+    {"asked": None},
+    {"word": 5},
+)
 
 
 @shapes.add(ANY)
@@ -269,8 +320,15 @@ def events_of_no_page(rng: random.Random, folder: Path) -> Any:
     """What the studio, the trimmer and the preview tell, as they never do; of an edit, or before any."""
     one, event = server(folder.parent), rng.choice(EVENTS)
     who = rng.choice((stranger(rng), one.other))
-    name, data = rng.choice((("take_cell", [None]), ("take_painting", [None]), ("take_trim", [4]), ("take_word", []),
-                             ("make_preview", [one.clip])))  # fmt: skip
+    name, data = rng.choice(
+        (
+            ("take_cell", [None]),
+            ("take_painting", [None]),
+            ("take_trim", [4]),
+            ("take_word", []),
+            ("make_preview", [one.clip]),
+        )
+    )
     if rng.random() < 0.3:
         event = {"site": "up 1.1", "timestep": "RAW", "tau": 0.4, "start": "RAW", "end": 2, "asked": "RAW"}
     return lambda: one.call(name, data, session=who, event=event, raw=rng.choice(NUMBERS))
@@ -279,8 +337,23 @@ def events_of_no_page(rng: random.Random, folder: Path) -> Any:
 @shapes.add(ANY)
 def uploads_by_odd_names(rng: random.Random, folder: Path) -> Any:
     one, who = server(folder.parent), stranger(rng)
-    name = rng.choice(("../../evil.mp4", "/tmp/evil.mp4", "..\\..\\evil.mp4", "x" * 300 + ".mp4", "<img src=x>.mp4", "a\nb.mp4",
-                       "-i.mp4", "CON.mp4", ".mp4", "a b %41 ü.mp4", "\u202egpj.mp4", "clip.mp4.exe", "%2e%2e%2fevil.mp4"))  # fmt: skip
+    name = rng.choice(
+        (
+            "../../evil.mp4",
+            "/tmp/evil.mp4",
+            "..\\..\\evil.mp4",
+            "x" * 300 + ".mp4",
+            "<img src=x>.mp4",
+            "a\nb.mp4",
+            "-i.mp4",
+            "CON.mp4",
+            ".mp4",
+            "a b %41 ü.mp4",
+            "\u202egpj.mp4",
+            "clip.mp4.exe",
+            "%2e%2e%2fevil.mp4",
+        )
+    )
     data = Path(one.clip["path"]).read_bytes() if rng.random() < 0.3 else b"no clip"
 
     def ask() -> None:

@@ -26,7 +26,8 @@ MIB = 2**20
 @dataclass
 class Told:
     """What became of a case: `wrong` says what should have been otherwise, "" where all is well. `seconds` are of the
-    clock and `cpu` of the processor, of its longest request; `mib` is what was taken above the idle process, with the largest of its children."""
+    clock and `cpu` of the processor, of its longest request; `mib` is what was taken above the idle process, with the
+    largest of its children."""
 
     kind: str
     index: int
@@ -76,7 +77,7 @@ class _Lap:
 
 
 class Memory:
-    """The most that this process, and the largest of its children, has held since `reset`; 0 where Linux does not tell."""
+    """The most that this process, and the largest of its children, has held since `reset`; 0 where none tells it."""
 
     def __init__(self) -> None:
         self._child, self._own, self._start = 0, os.path.realpath("/proc/self/exe"), 0

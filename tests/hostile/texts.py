@@ -26,11 +26,52 @@ settings, prompts, links = Shapes(), Shapes(), Shapes()
 NAMES = [one.name for one in fields(Settings)]
 GOOD: dict[str, Any] = {"source": SOURCE, "edit": EDIT, "task": "attribute", "method": "freemask", "steps": 2}
 ODD: tuple[Any, ...] = (
-    None, "", " ", "x", "0", "-1", "1e400", "NaN", "Infinity", "--help", "../../etc/passwd", "/etc", "~", "~nobody/x",
-    "a\0b", "\ud800", "'; DROP TABLE edits; --", "{{7*7}}", "%s%n", "<script>alert(1)</script>", "ａ" * 70, "x" * 5000,
-    0, -1, 1, 2**31, 2**64, 10**300, 0.5, -0.0, 1e-308, 1e308, True, False, [], {}, [1], [[[]]], {"a": 1}, [1, 2, 3],
-    ["128", "128"], [128, 128], "128x128", "0x0", "99999x99999",
-)  # fmt: skip
+    None,
+    "",
+    " ",
+    "x",
+    "0",
+    "-1",
+    "1e400",
+    "NaN",
+    "Infinity",
+    "--help",
+    "../../etc/passwd",
+    "/etc",
+    "~",
+    "~nobody/x",
+    "a\0b",
+    "\ud800",
+    "'; DROP TABLE edits; --",
+    "{{7*7}}",
+    "%s%n",
+    "<script>alert(1)</script>",
+    "ａ" * 70,
+    "x" * 5000,
+    0,
+    -1,
+    1,
+    2**31,
+    2**64,
+    10**300,
+    0.5,
+    -0.0,
+    1e-308,
+    1e308,
+    True,
+    False,
+    [],
+    {},
+    [1],
+    [[[]]],
+    {"a": 1},
+    [1, 2, 3],
+    ["128", "128"],
+    [128, 128],
+    "128x128",
+    "0x0",
+    "99999x99999",
+)
 
 
 # --- settings.json
@@ -100,8 +141,23 @@ def other_methods_keys(rng: random.Random, folder: Path) -> Path:
 
 @settings.add(BAD)
 def no_settings(rng: random.Random, folder: Path) -> Path:
-    told = rng.choice(("", "null", "[]", "3", '"x"', "{", '{"settings": 3}', '{"settings": null}', "\0" * 99, "{}",
-                       '{"settings": [["a", 1]]}', "source: a\nedit: b\n", "\ufeff{}"))  # fmt: skip
+    told = rng.choice(
+        (
+            "",
+            "null",
+            "[]",
+            "3",
+            '"x"',
+            "{",
+            '{"settings": 3}',
+            '{"settings": null}',
+            "\0" * 99,
+            "{}",
+            '{"settings": [["a", 1]]}',
+            "source: a\nedit: b\n",
+            "\ufeff{}",
+        )
+    )
     return put(folder, "settings.json", told)
 
 
@@ -128,7 +184,7 @@ def masks_elsewhere(rng: random.Random, folder: Path) -> Path:
 
 
 def take_prompts(given: tuple[str, str, str, str, str]) -> None:
-    """Two prompts, a task, a word and the folder of a model that knows the language, as they are typed and asked for."""
+    """Two prompts, a task, a word and the folder of a model that knows the language, as they are typed."""
     source, edit, task, word, folder = given
     told, shown = page.follow_prompts(source, edit, task, word, folder, "freemask")
     page.follow_difference(source, edit, task, task)
@@ -192,8 +248,19 @@ def combining(rng: random.Random, folder: Path) -> Any:
 
 @prompts.add(FINE)
 def markup(rng: random.Random, folder: Path) -> Any:
-    told = rng.choice(("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "&lt;b&gt;", "</p></div><b>",
-                       "javascript:alert(1)", "{{config}}", "${7*7}", "<!--", "';alert(1)//"))  # fmt: skip
+    told = rng.choice(
+        (
+            "<script>alert(1)</script>",
+            '"><img src=x onerror=alert(1)>',
+            "&lt;b&gt;",
+            "</p></div><b>",
+            "javascript:alert(1)",
+            "{{config}}",
+            "${7*7}",
+            "<!--",
+            "';alert(1)//",
+        )
+    )
     return asked(rng, folder, f"a red car {told} there", f"a blue car {told} there", "car")
 
 
@@ -212,10 +279,20 @@ def nothing_to_edit(rng: random.Random, folder: Path) -> Any:
 @prompts.add(BAD)
 def a_hundred_thousand(rng: random.Random, folder: Path) -> Any:
     """100 kB: one word, many alike, or many of all kinds."""
-    long = rng.choice((
-        "a" * 100_000, "a " * 50_000, "car bus " * 12_500, "\u0301" * 50_000, " " * 100_000 + "car", "é" * 50_000,
-        " ".join(f"w{rng.randrange(99)}" for _ in range(25_000)), "a-" * 50_000, "'" * 100_000 + "a", "#1 " * 33_000,
-    ))  # fmt: skip
+    long = rng.choice(
+        (
+            "a" * 100_000,
+            "a " * 50_000,
+            "car bus " * 12_500,
+            "\u0301" * 50_000,
+            " " * 100_000 + "car",
+            "é" * 50_000,
+            " ".join(f"w{rng.randrange(99)}" for _ in range(25_000)),
+            "a-" * 50_000,
+            "'" * 100_000 + "a",
+            "#1 " * 33_000,
+        )
+    )
     return asked(rng, folder, *rng.choice(((long, "a bus"), ("a red car", long), (long, long + " x"))))
 
 
@@ -228,8 +305,26 @@ def a_thousand(rng: random.Random, folder: Path) -> Any:
 
 @prompts.add(ANY)
 def odd_word(rng: random.Random, folder: Path) -> Any:
-    word = rng.choice(("car#0", "car#-1", "car#2", "car#" + "9" * 5000, "#", "#1", "car" + " " * 50_000 + "x", "boat",
-                       "<b>x</b>", "car#²", "car#٢", "red car", "car " * 30_000, "\u202ecar", "CAR", "car, the"))  # fmt: skip
+    word = rng.choice(
+        (
+            "car#0",
+            "car#-1",
+            "car#2",
+            "car#" + "9" * 5000,
+            "#",
+            "#1",
+            "car" + " " * 50_000 + "x",
+            "boat",
+            "<b>x</b>",
+            "car#²",
+            "car#٢",
+            "red car",
+            "car " * 30_000,
+            "\u202ecar",
+            "CAR",
+            "car, the",
+        )
+    )
     return asked(rng, folder, SOURCE, EDIT, word)
 
 
@@ -260,9 +355,25 @@ def parameters_twice(rng: random.Random, folder: Path) -> str:
 
 @links.add(FINE)
 def no_query(rng: random.Random, folder: Path) -> str:
-    return rng.choice(("", "?", "&&&=", "?=&=", "source", "?source", "?%", "?%ff%fe=%zz", "?" + "a" * 10**5, "?source=%00",
-                       "?source=" + "a+" * 50_000, "?edit=" + "%F0%9F%9A%97" * 9000, "?steps=%D9%A2", "?" + "a=1&" * 20_000,
-                       "?source=a+car&edit=" + "b+a+" * 20_000))  # fmt: skip
+    return rng.choice(
+        (
+            "",
+            "?",
+            "&&&=",
+            "?=&=",
+            "source",
+            "?source",
+            "?%",
+            "?%ff%fe=%zz",
+            "?" + "a" * 10**5,
+            "?source=%00",
+            "?source=" + "a+" * 50_000,
+            "?edit=" + "%F0%9F%9A%97" * 9000,
+            "?steps=%D9%A2",
+            "?" + "a=1&" * 20_000,
+            "?source=a+car&edit=" + "b+a+" * 20_000,
+        )
+    )
 
 
 @links.add(FINE)
