@@ -488,7 +488,7 @@ def trace(editor: Editor) -> Any:
         ("load", "freemask.jobs.stages.load_editor"),
         ("encode", "freemask.families.backbone.Backbone.encode"),
         ("read", "freemask.jobs.kept.load_trace"),
-        ("keep", "freemask.masks.trace.save_file"),
+        ("keep", "freemask.masks.stored.save_file"),
         ("edit", "freemask.methods.editor.Editor.edit_steps"),
         ("decode", "freemask.methods.editor.Editor.decode"),
         ("write", "freemask.jobs.files.save_word_files"),

@@ -239,7 +239,7 @@ def test_other_files_are_made_when_they_are_asked_for(plain, tmp_path):
     with pytest.raises(SettingError, match="did you mean 'edited.gif'"):
         make_extra(out, "edit.gif")
     (out / "reconstruction.mp4").unlink()
-    with pytest.raises(SettingError, match="gone: run the edit again"):
+    with pytest.raises(SettingError, match="gone or damaged: run the edit again"):
         make_extra(out, "comparison.mp4")
     (out / "edited.gif").write_bytes(b"there already")
     assert make_extra(out, "edited.gif").read_bytes() == b"there already"

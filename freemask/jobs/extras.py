@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..clips.ffmpeg import whole
+from ..clips.ffmpeg import UNWRITABLE, whole
 from ..clips.video import Clip, side_by_side, write_clip, write_gif
 from ..errors import SettingError
 from ..masks.candidates import resize
@@ -45,6 +45,8 @@ def make_extra(out: Path, name: str, into: Path | None = None) -> Path:
             try:
                 MAKERS[name](out, json.loads((out / "report.json").read_text(encoding="utf-8")), part)
             except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+                if isinstance(error, OSError) and error.errno in UNWRITABLE:
+                    raise
                 gone = f"{name} is made from files of the edit that are gone or damaged: run the edit again."
                 raise SettingError(gone) from error
     return path
