@@ -57,7 +57,7 @@ def validated(cls: type, values: dict[str, Any], where: str) -> Any:
         if first["type"] == "unexpected_keyword_argument":
             message = unknown("setting", name, [f.name for f in fields(cls)])
         elif first["type"] == "missing":
-            message = f"{name.replace('_', ' ')} is missing."
+            message = f"{name.replace('_', ' ')} is missing: give it a value."
         else:
             message = f"{name.replace('_', ' ')} is {_short(first.get('input'))}: {first['msg'].lower()}."
             limits = _limits(cls, name)
