@@ -21,7 +21,7 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 def unknown(kind: str, given: str, known: Collection[str]) -> str:
     """That there is no such thing, with the nearest name that there is."""
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(given), known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"There is no {kind} {_short(given)}{hint} Known: {', '.join(known)}."
 
@@ -35,7 +35,7 @@ def _short(given: Any) -> str:
 
 def refuse_unknown(kind: str, given: str, known: Collection[str]) -> None:
     """Raises SettingError where there is no such thing."""
-    if given not in known:
+    if not isinstance(given, str) or given not in known:  # a program may send anything
         raise SettingError(unknown(kind, given, known))
 
 
