@@ -25,6 +25,7 @@ __all__ = [
     "PromptError",
     "SettingError",
     "StorageError",
+    "first_line",
 ]
 
 
@@ -70,3 +71,8 @@ class MaskError(FreeMaskError):
 
 class MetricError(FreeMaskError):
     """A metric's library or weights are not to be had; the message holds the reason."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, or its kind where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

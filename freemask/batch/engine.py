@@ -11,10 +11,11 @@ import json
 import logging
 import os
 from collections.abc import Generator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingError
+from ..errors import SettingError, first_line
 from ..families.specs import ROOT
 from ..settings import make_settings
 from .manifest import Edit
@@ -80,7 +81,7 @@ def _start(ray: Any) -> None:
         except Exception as error:  # Ray raises bare ones
             ray.shutdown()
             if last:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 raise SettingError(
                     f"Ray cannot be started ({reason}): look at RAY_ADDRESS, or take --shard."
                 ) from error
@@ -111,8 +112,7 @@ def _packed(group: Sequence[Edit]) -> str:
     for edit in group:
         assert edit.settings
         masks = edit.settings.masks
-        record = edit.settings.record(edit.settings.word or "")
-        settings = record | {"word": edit.settings.word, "masks": str(masks.resolve()) if masks else None}
+        settings = asdict(edit.settings) | {"masks": str(masks.resolve()) if masks else None}
         rows.append([edit.name, str(edit.clip.resolve()), settings, edit.folder, edit.group])
     return json.dumps(rows)
 

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import MetricError
+from ..families.backbone import signed_pixels
 from ..families.devices import LOADING
-from ..jobs.metrics import load_clip
+from ..jobs.metrics import absent, load_clip
 
 __all__ = ["five_figures", "motion_fidelity", "self_similarity", "warp_error"]
 
@@ -63,14 +64,14 @@ def five_figures(
     `warp_error` (Lai et al. 2018). CLIP is the backbone's own judge (`metrics.load_clip`): ViT-L/14 for real clips.
     """
     figures: dict[str, Any] = {}
-    absent: dict[str, str] = {}
+    reasons: dict[str, str] = {}
 
     def take(names: tuple[str, ...], make: Callable[[], tuple[float | None, ...]]) -> None:
         try:
             found = make()
         except MetricError as error:
             found = (None,) * len(names)
-            absent.update(dict.fromkeys(names, str(error)))
+            reasons.update(dict.fromkeys(names, str(error)))
         figures.update(zip(names, found, strict=True))
 
     kept = ~masks[..., None]
@@ -83,7 +84,7 @@ def five_figures(
     )
     take(("motion_fidelity",), lambda: (motion_fidelity(_tracker()(_video(before)), _tracker()(_video(after))),))
     take(("warp_error",), lambda: (warp_error(before, after, _raft()) if len(before) > 1 else None,))
-    return figures | {"absent": absent}
+    return figures | {"absent": reasons}
 
 
 def _torchmetrics(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
@@ -113,7 +114,9 @@ def _video(frames: np.ndarray) -> Tensor:
 def _lpips(a: np.ndarray, b: np.ndarray) -> float:
     model = _squeeze()
     with torch.inference_mode():
-        return float(np.mean([float(model(_unit(x) * 2 - 1, _unit(y) * 2 - 1)) for x, y in zip(a, b, strict=True)]))
+        return float(
+            np.mean([float(model(signed_pixels(x[None]), signed_pixels(y[None]))) for x, y in zip(a, b, strict=True)])
+        )
 
 
 @_asked_once
@@ -124,7 +127,7 @@ def _squeeze() -> Any:
 
             return Lpips(net_type="squeeze").eval()
         except Exception as error:  # a missing library, no network, a broken download
-            raise _absent("LPIPS with SqueezeNet", "pip install torchmetrics torchvision", error) from error
+            raise absent("LPIPS with SqueezeNet", "pip install torchmetrics torchvision", error) from error
 
 
 def _clip(
@@ -177,7 +180,7 @@ def _dino() -> Any:
         try:
             return ViTModel.from_pretrained(DINO, add_pooling_layer=False).eval()
         except Exception as error:
-            raise _absent("DINO", "it needs a network once", error) from error
+            raise absent("DINO", "it needs a network once", error) from error
 
 
 def motion_fidelity(before: Tensor, after: Tensor) -> float:
@@ -197,7 +200,7 @@ def _tracker() -> Tracker:
         model = CoTrackerPredictor(checkpoint=os.environ["FREEMASK_COTRACKER"]).eval()
     except Exception as error:
         how = "install co-tracker and name its checkpoint by FREEMASK_COTRACKER"
-        raise _absent("A tracker", how, error) from error
+        raise absent("A tracker", how, error) from error
     return lambda video: model(video, grid_size=55)[0][0].transpose(0, 1)  # its points are (1, f, n, 2)
 
 
@@ -205,7 +208,7 @@ def warp_error(before: np.ndarray, after: np.ndarray, flow: Flow) -> float:
     """Mean squared difference, values from 0 to 1, of each frame of the edit and the next one brought back along the
     source's flow, where the source's own flow there and back agrees (Lai et al. 2018, Eq. 11; occlusion as Ruder et
     al. 2016). NaN frames are left out where nothing agrees."""
-    source, edit = (_video(clip)[0] / 127.5 - 1 for clip in (before, after))
+    source, edit = signed_pixels(before), signed_pixels(after)
     there, back = flow(source[:-1], source[1:]), flow(source[1:], source[:-1])
     returned = _warped(back, there)
     apart = ((there + returned) ** 2).sum(1, keepdim=True)
@@ -235,7 +238,7 @@ def _raft() -> Flow:
 
             model = raft_large(weights=Raft_Large_Weights.DEFAULT).eval()
         except Exception as error:
-            raise _absent("RAFT", "pip install torchvision, with network once", error) from error
+            raise absent("RAFT", "pip install torchvision, with network once", error) from error
 
     @torch.inference_mode()
     def flow(a: Tensor, b: Tensor) -> Tensor:
@@ -245,8 +248,3 @@ def _raft() -> Flow:
         return torch.cat([model(x[None], y[None])[-1] for x, y in pairs])[..., :h, :w]
 
     return flow
-
-
-def _absent(what: str, cure: str, error: Exception) -> MetricError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return MetricError(f"{what} is not to be had ({reason}): {cure}.")

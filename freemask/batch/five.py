@@ -27,6 +27,7 @@ from PIL import Image
 
 from ..clips.video import probe, read_clip
 from ..errors import SettingError
+from ..jobs.files import read_report
 from ..words.prompts import words
 
 __all__ = ["TASKS", "is_five", "means", "read_five", "score_five"]
@@ -100,7 +101,7 @@ def score_five(folder: Path, five: Path, rows: Sequence[Mapping[str, Any]]) -> l
         if row["state"] != "done" or not found:
             continue
         out, video = folder / row["folder"], five / "videos" / f"{found[2]}.mp4"
-        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        report = read_report(out)
         shape, start = report["clip"], report["settings"]["start"]
         info = probe(video)
         before = read_clip(video, frames=shape["frames"], start=start, fps=shape["fps"]).frames

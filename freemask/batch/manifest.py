@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import FreeMaskError, SettingError
+from ..errors import FreeMaskError, SettingError, first_line
 from ..settings import Settings, infer_settings, read_size
 from ..validation import unknown
 from .five import is_five, read_five
@@ -107,8 +107,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
         for row in every:
             yield {str(name): value for name, value in row.items() if value is not None}
     except (ValueError, RecursionError, csv.Error, yaml.YAMLError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SettingError(f'"{path.name}" cannot be read as a manifest: {reason}.') from None
+        raise SettingError(f'"{path.name}" cannot be read as a manifest: {first_line(error)}.') from None
 
 
 def _cell(name: str, text: Any) -> Any:

@@ -19,8 +19,9 @@ from PIL import Image
 
 from ..clips.ffmpeg import whole
 from ..errors import FreeMaskError
-from ..jobs.files import read_videos
+from ..jobs.files import read_report, read_videos
 from ..jobs.run import run_steps
+from ..settings import REPORT
 from ..steps import finish
 from ..toyworld.likeness import likeness
 from .manifest import Edit
@@ -35,7 +36,7 @@ TRIES = 2  # of an edit in whose middle the process ends
 
 def is_done(out: Path, edit: Edit) -> bool:
     """Whether its result is there."""
-    return (out / EDITS / edit.folder / "report.json").exists()
+    return (out / EDITS / edit.folder / REPORT).exists()
 
 
 def begin(out: Path, edits: Sequence[Edit]) -> None:
@@ -87,7 +88,7 @@ def _make(out: Path, edit: Edit, kept: Path, extras: bool) -> None:
 
 def _poster(folder: Path) -> None:
     """A frame of source and edit, side by side."""
-    shape = json.loads((folder / "report.json").read_text(encoding="utf-8"))["clip"]
+    shape = read_report(folder)["clip"]
     clips = read_videos(folder, "source", "edited", frames=shape["frames"], fps=shape["fps"])
     picture = Image.fromarray(np.concatenate([clip[len(clip) // 2] for clip in clips], axis=1))
     scale = SIDE / max(shape["width"], shape["height"])
@@ -109,7 +110,7 @@ def _row(out: Path, edit: Edit) -> dict[str, Any]:
         row[name] = getattr(asked, name) if asked else None
     row |= {"state": "open", "error": None, "seconds": None, "peak_mib": None, "inversion": None, "verdict": None}
     if is_done(out, edit):
-        report = json.loads((out / EDITS / edit.folder / "report.json").read_text(encoding="utf-8"))
+        report = read_report(out / EDITS / edit.folder)
         row |= {"state": "done", "seconds": report["seconds"]["total"], "peak_mib": report["memory"]["peak_mib"]}
         row |= {"inversion": report["inversion"], "verdict": report["verdict"]["level"]} | report["metrics"]
     elif _error(out, edit).exists():

@@ -22,6 +22,7 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..errors import first_line
 from ..methods.editor import Editor
 from ..steps import Step
 from ..validation import refuse_unknown
@@ -212,7 +213,7 @@ def _measured(lever: Callable[[], Call], plain: Call, given: tuple[Tensor, ...],
         calls = partial(plain, *given), partial(pulled, *given)
         seconds = [[timed(call, device)[0] for call in calls] for _ in range(rounds)]
     except Exception as error:  # torch and its compilers raise many kinds
-        return {"refused": (str(error).strip().splitlines() or [type(error).__name__])[0][:160]}
+        return {"refused": first_line(error)[:160]}
     quartiles = statistics.quantiles((theirs / ours for ours, theirs in seconds), method="inclusive")
     return {
         "ratio": [round(quartile, 3) for quartile in quartiles],

@@ -115,11 +115,11 @@ def score(
     if five:
         return score_batch(folder, five)
     with refusals():
-        from ..jobs.files import read_kept, read_videos
+        from ..jobs.files import read_kept, read_report, read_videos
         from ..jobs.metrics import score as measure
 
         try:
-            report = json.loads((folder / "report.json").read_text())
+            report = read_report(folder)
             settings, shape = report["settings"], report["clip"]
             prompts = {"source": settings["source"], "edit": settings["edit"], "backbone": settings["backbone"]}
             shown, kept = {"frames": shape["frames"], "fps": shape["fps"]}, report["mask"]["kept"]

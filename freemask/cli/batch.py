@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..errors import SettingError
 from ..settings import read_settings
-from .common import console, refusals, told_when_stopped
+from ..steps import Step, Steps
+from .common import console, refusals, told_when_stopped, watch
 
 __all__ = ["batch", "score_batch"]
 
@@ -58,17 +59,14 @@ def batch(
         begin(out, [edit for group in groups for edit in group] + [edit for edit in edits if edit.wrong])
         groups = [left for group in groups if (left := [edit for edit in group if not is_done(out, edit)])]
         console.print(_told(edits, groups, out), markup=False, soft_wrap=True)
-        columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()
         try:
             made = (
                 (folder for group in groups for folder in make_group(out, group, extras=every))
                 if part
                 else run_groups(out, groups, workers=workers, extras=every)
             )
-            with Progress(*columns, console=console) as progress, closing(made):
-                bar = progress.add_task("", total=sum(map(len, groups)))
-                for _ in made:
-                    progress.advance(bar)
+            with closing(made):
+                watch(_counted(made, sum(map(len, groups))))
         except KeyboardInterrupt:
             console.print("Stopped; what is done stays, and the same command goes on.", markup=False)
             raise
@@ -80,6 +78,12 @@ def batch(
         if row["state"] == "failed":
             console.print(f"{row['name']}: {row['error']}", markup=False, soft_wrap=True)
     print(json.dumps(figures))
+
+
+def _counted(made: Iterable[str], total: int) -> Steps[None]:
+    """A step for each edit that was dealt with."""
+    for index, _ in enumerate(made, 1):
+        yield Step("edits", index, total)
 
 
 def _told(edits: list[Any], groups: list[list[Any]], out: Path) -> str:

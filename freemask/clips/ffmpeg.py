@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeGuard
 
 import imageio_ffmpeg
 
@@ -21,8 +22,8 @@ __all__ = [
     "DEINTERLACE",
     "SCALER",
     "TONE_MAP",
-    "UNWRITABLE",
     "encode",
+    "is_unwritable",
     "run_ffmpeg",
     "source_args",
     "unwritable",
@@ -39,7 +40,7 @@ TONE_MAP = (
 # frames, or in those that their decoder calls "interlaced".
 DEINTERLACE = "bwdif=mode=send_frame:deint={}"
 SCALER = "bicubic+accurate_rnd+full_chroma_int"
-UNWRITABLE = (  # how a system says that a file or a folder cannot be written
+_UNWRITABLE = (  # how a system says that a file or a folder cannot be written
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
 )
@@ -67,6 +68,11 @@ def source_args(path: Path, *, start: float | None = None) -> list[str]:
 def video_only(*options: str) -> list[str]:
     """Send the video stream nowhere, and what was counted on the way to standard output."""
     return ["-map", "0:V:0", *options, "-f", "null", "-nostats", "-progress", "pipe:1", "-"]
+
+
+def is_unwritable(error: BaseException) -> TypeGuard[OSError]:
+    """Whether an error says that a file or a folder cannot be written."""
+    return isinstance(error, OSError) and error.errno in _UNWRITABLE
 
 
 def unwritable(path: Path, error: OSError) -> StorageError:

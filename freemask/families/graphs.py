@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
+from ..errors import first_line
 from .devices import free_memory, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ class Forwards:
             else:
                 why = "a recorded pass differed from the pass itself"
         except Exception as error:  # torch and its drivers raise many kinds
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            why = first_line(error)[:160]
             why = "there was no memory for it" if is_out_of_memory(error) else why
         if why:
             self.usage.why = why

@@ -7,7 +7,6 @@ by their own maximum in 8 bits, deflating takes a tenth off those of mini, and s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..clips.ffmpeg import UNWRITABLE, whole
+from ..clips.ffmpeg import is_unwritable, whole
 from ..clips.video import Clip, side_by_side, write_clip, write_gif
 from ..errors import SettingError
 from ..masks.candidates import resize
@@ -26,7 +25,7 @@ from ..pictures.word_maps import read_word_files, word_sheet
 from ..settings import EXTRAS, MASKS
 from ..validation import refuse_unknown
 from ..words.prompts import find_word
-from .files import made_with, read_videos
+from .files import made_with, read_report, read_videos
 
 __all__ = ["make_extra", "make_extras"]
 
@@ -43,9 +42,9 @@ def make_extra(out: Path, name: str, into: Path | None = None) -> Path:
     if not path.exists():
         with whole(path) as part:
             try:
-                MAKERS[name](out, json.loads((out / "report.json").read_text(encoding="utf-8")), part)
+                MAKERS[name](out, read_report(out), part)
             except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-                if isinstance(error, OSError) and error.errno in UNWRITABLE:
+                if is_unwritable(error):
                     raise
                 gone = f"{name} is made from files of the edit that are gone or damaged: run the edit again."
                 raise SettingError(gone) from error

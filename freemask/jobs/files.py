@@ -5,10 +5,12 @@ That is what the page shows. What more a person may ask for is made from these f
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +23,10 @@ from ..methods.editor import Denoised
 from ..pictures.mask_zip import read_mask_zip, save_mask_zip
 from ..pictures.sheets import Arrays, distances_figure, save_png
 from ..pictures.word_maps import save_word_files
-from ..settings import MASKS, NULL_TEXT
+from ..settings import MASKS, NULL_TEXT, REPORT
 from ..words.prompts import words
 
-__all__ = ["made_with", "read_kept", "read_videos", "save_edit", "tidy", "word_arrays"]
+__all__ = ["made_with", "read_kept", "read_report", "read_videos", "save_edit", "tidy", "word_arrays"]
 
 
 def made_with(backbone: str) -> str:
@@ -83,6 +85,12 @@ def tidy(out: Path) -> None:
         part.unlink()
     if not there:
         out.rmdir()
+
+
+def read_report(out: Path) -> dict[str, Any]:
+    """The report in an edit's folder. Raises OSError or ValueError where there is none."""
+    report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
+    return report
 
 
 def read_videos(out: Path, *names: str, frames: int, fps: float) -> list[np.ndarray]:

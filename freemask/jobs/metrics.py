@@ -20,12 +20,23 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ..errors import MetricError
+from ..errors import MetricError, first_line
 from ..families.backbone import signed_pixels
 from ..families.devices import LOADING
 from ..families.specs import TOY_CLIP, known_words
 
-__all__ = ["ClipScore", "clip_metrics", "clip_pixels", "load_clip", "lpips", "pick_score", "psnr", "score", "ssim"]
+__all__ = [
+    "ClipScore",
+    "absent",
+    "clip_metrics",
+    "clip_pixels",
+    "load_clip",
+    "lpips",
+    "pick_score",
+    "psnr",
+    "score",
+    "ssim",
+]
 
 REAL_CLIP = "openai/clip-vit-large-patch14"
 PICK = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the model, and whose tokenizer it has
@@ -63,9 +74,9 @@ def lpips(a: np.ndarray, b: np.ndarray) -> float:
         return float(model(signed_pixels(a), signed_pixels(b)).mean())
 
 
-def _reason(error: Exception) -> str:
-    """An error's first line, or its kind where it has no text."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def absent(what: str, cure: str, error: Exception) -> MetricError:
+    """The refusal of a figure whose model is not to be had, by the error of who looked for it."""
+    return MetricError(f"{what} is not to be had ({first_line(error)}): {cure}.")
 
 
 @lru_cache(maxsize=1)
@@ -75,9 +86,7 @@ def _lpips_model() -> torch.nn.Module:
 
         return LPIPS(net="vgg", verbose=False).eval()
     except Exception as error:  # a missing library, no network, a broken download
-        raise MetricError(
-            f"LPIPS is not to be had ({_reason(error)}): pip install lpips, with network once."
-        ) from error
+        raise absent("LPIPS", "pip install lpips, with network once", error) from error
 
 
 def clip_pixels(pixels: Tensor, size: int) -> Tensor:
@@ -133,7 +142,7 @@ def _clip(name: str, tokenizer: str = "", called: str = "CLIP") -> ClipScore:
         return ClipScore(model, CLIPTokenizer.from_pretrained(tokenizer or name))
     except Exception as error:  # the libraries raise many kinds
         cure = "install FreeMask again" if name == str(TOY_CLIP) else "it needs a network once"
-        raise MetricError(f"{called} is not to be had ({_reason(error)}): {cure}.") from error
+        raise absent(called, cure, error) from error
 
 
 def clip_metrics(clip: ClipScore, frames: np.ndarray, *, source: str, edit: str) -> dict[str, float]:
@@ -167,23 +176,23 @@ def score(
     named = "clip", "clip_temporal", "frame_accuracy", "pick", "lpips", "masked_psnr", "masked_lpips"
     figures: dict[str, Any] = dict.fromkeys(named)
     figures["ssim"] = ssim(after, before)
-    absent: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     if keep is not None and keep.any():
         figures["masked_psnr"] = psnr(after, before, keep=keep)
     try:
         figures |= clip_metrics(load_clip(backbone), after, source=source, edit=edit)
     except MetricError as error:
-        absent |= dict.fromkeys(("clip", "clip_temporal", "frame_accuracy"), str(error))
+        reasons |= dict.fromkeys(("clip", "clip_temporal", "frame_accuracy"), str(error))
     try:
         if known_words(backbone) is not None:
             raise MetricError("The Pick score judges real clips, and this edit is one of the toy world.")
         figures["pick"] = pick_score(after, edit)
     except MetricError as error:
-        absent["pick"] = str(error)
+        reasons["pick"] = str(error)
     try:
         figures["lpips"] = lpips(after, before)
         if keep is not None and keep.any():
             figures["masked_lpips"] = lpips(after * keep[..., None], before * keep[..., None])
     except MetricError as error:
-        absent |= dict.fromkeys(("lpips", "masked_lpips"), str(error))
-    return figures | {"absent": absent}
+        reasons |= dict.fromkeys(("lpips", "masked_lpips"), str(error))
+    return figures | {"absent": reasons}

@@ -8,7 +8,7 @@ from pathlib import Path
 from traceback import clear_frames
 from typing import TypeVar
 
-from ..clips.ffmpeg import UNWRITABLE, unwritable
+from ..clips.ffmpeg import is_unwritable, unwritable
 from ..errors import DeviceLost, FreeMaskError, MemoryShortage
 from ..families.devices import free_memory, is_lost, is_out_of_memory
 from ..settings import FeatureSource
@@ -44,7 +44,7 @@ def told_of_faults(out: Path) -> Iterator[None]:
             told = MemoryShortage(SHORTAGE)
         elif is_lost(error):
             told = DeviceLost(LOST)
-        elif isinstance(error, OSError) and error.errno in UNWRITABLE:
+        elif is_unwritable(error):
             told = unwritable(Path(error.filename or out), error)
         else:
             raise

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +34,7 @@ from ..settings import REPORT, FeatureSource, Settings
 from ..steps import Step, Steps
 from ..words.prompts import align, warnings, words
 from .check import Checked, refuse_shape
+from .clock import Clock
 from .files import made_with, read_videos, save_edit
 from .kept import KeptFeatures, KeptPrepared, inversion_file, read_inversion, save_inversion
 from .memory import Need, Peak, choose_features, free_bytes, need
@@ -47,38 +47,6 @@ __all__ = ["Job", "load_editor"]
 T = TypeVar("T")
 STAGES = ("invert", "null-text", "edit", "reconstruct")  # in which the UNet runs
 RESTORED = "reconstruction"  # among what is prepared of an inversion: its reconstruction's latents
-
-
-class _Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(stage, start)
-
-    def add(self, stage: str, start: float) -> None:
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 4)
-
-    def follow(self, steps: Steps[T], last: str) -> Steps[T]:
-        """The same steps, each counted to its own stage, and what comes after them to the `last`."""
-        with closing(steps):
-            while True:
-                start, stage = time.perf_counter(), last
-                try:
-                    step = next(steps)
-                    stage = step.stage
-                except StopIteration as stop:
-                    return stop.value
-                finally:
-                    self.add(stage, start)
-                yield step
 
 
 _loaded: dict[tuple[str, bool], Editor] = {}
@@ -103,7 +71,7 @@ class Job:
 
     path: Path
     asked: Checked
-    clock: _Clock = field(default_factory=_Clock)
+    clock: Clock = field(default_factory=Clock)
     usage: dict[str, Usage] = field(default_factory=lambda: {s: Usage() for s in STAGES})
     notes: list[str] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)

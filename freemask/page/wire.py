@@ -16,7 +16,7 @@ import cv2
 import gradio as gr
 import numpy as np
 
-from ..clips.ffmpeg import UNWRITABLE
+from ..clips.ffmpeg import is_unwritable
 from ..clips.video import probe, read_clip
 from ..errors import FreeMaskError, SettingError, StorageError
 from ..pictures.mask_zip import MASK_COUNT, MASK_SIDE
@@ -70,7 +70,7 @@ def shown(error: Exception) -> gr.Error:
     """
     if isinstance(error, gr.Error):
         return error
-    unwritten = isinstance(error, StorageError) or isinstance(error, OSError) and error.errno in UNWRITABLE
+    unwritten = isinstance(error, StorageError) or is_unwritable(error)
     if isinstance(error, FreeMaskError) and not unwritten:
         return gr.Error(html.escape(str(error), quote=False), print_exception=False)
     log.error("a request failed", exc_info=error)

@@ -180,31 +180,29 @@ def size_lies(rng: random.Random, folder: Path) -> Path:
     return put(folder, "clip.mp4", data)
 
 
-@shapes.add(ANY)
-def duration_lies(rng: random.Random, folder: Path) -> Path:
+def _lies(rng: random.Random, folder: Path, odds: float, *boxes: tuple[bytes, int]) -> Path:
+    """A good clip, in whose header some numbers, each with such odds, are others."""
     data = good("mp4", folder.parent)
-    for box, at in ((b"mvhd", 16), (b"mdhd", 16), (b"tkhd", 20), (b"elst", 8)):
-        if rng.random() < 0.7:
+    for box, at in boxes:
+        if rng.random() < odds:
             data = _patched(data, box, at, ">I", rng.choice(ODD))
     return put(folder, "clip.mp4", data)
+
+
+@shapes.add(ANY)
+def duration_lies(rng: random.Random, folder: Path) -> Path:
+    return _lies(rng, folder, 0.7, (b"mvhd", 16), (b"mdhd", 16), (b"tkhd", 20), (b"elst", 8))
 
 
 @shapes.add(ANY)
 def rate_lies(rng: random.Random, folder: Path) -> Path:
-    data = good("mp4", folder.parent)
-    for box, at in ((b"mvhd", 12), (b"mdhd", 12), (b"stts", 12)):
-        if rng.random() < 0.6:
-            data = _patched(data, box, at, ">I", rng.choice(ODD))
-    return put(folder, "clip.mp4", data)
+    return _lies(rng, folder, 0.6, (b"mvhd", 12), (b"mdhd", 12), (b"stts", 12))
 
 
 @shapes.add(ANY)
 def frames_lie(rng: random.Random, folder: Path) -> Path:
-    data = good("mp4", folder.parent)
-    for box, at in ((b"stts", 8), (b"stts", 4), (b"stsz", 8), (b"stsc", 8), (b"stco", 8), (b"ctts", 8)):
-        if rng.random() < 0.4:
-            data = _patched(data, box, at, ">I", rng.choice(ODD))
-    return put(folder, "clip.mp4", data)
+    boxes = (b"stts", 8), (b"stts", 4), (b"stsz", 8), (b"stsc", 8), (b"stco", 8), (b"ctts", 8)
+    return _lies(rng, folder, 0.4, *boxes)
 
 
 @shapes.add(ANY)
