@@ -23,6 +23,7 @@ __all__ = [
     "METHODS",
     "SELECTION_TAU",
     "Director",
+    "Flowing",
     "Method",
     "Preset",
     "Selection",
@@ -50,8 +51,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Method:
     """A way to edit: its short `name`, its `title`, the `paper` that it comes from, what it does in a sentence, whether
     a chosen or painted mask can act in it, the kinds of attention that it `fuses`, and whose `features`: those that the
-    inversion saw, those of its latents under their own labels (the pivots), or those of the source's own denoising, the
-    reconstruction."""
+    inversion saw, those of its latents under their own labels (the pivots), those of the source's own denoising, the
+    reconstruction, or without any inversion those of the clip with fresh noise, drawn for every level. `path` is that
+    of the models it is for, None where it is for all."""
 
     name: str
     title: str
@@ -59,7 +61,8 @@ class Method:
     summary: str
     masked: bool = True
     fuses: tuple[Kind, ...] = ()
-    features: Literal["inversion", "pivots", "reconstruction"] = "inversion"
+    features: Literal["inversion", "pivots", "reconstruction", "drawn"] = "inversion"
+    path: Literal["diffusion", "flow"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -89,6 +92,20 @@ class Director:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Flowing:
+    """What FlowEdit has beside its window of self-attention and its `strength`: the guidance of the source's own
+    velocity, over how many draws of noise ΔV is averaged, how the mask acts on ΔV, and three terms of others, each 0
+    where it is left out (`methods.flowedit`)."""
+
+    source_guidance: Annotated[float, Field(ge=1, le=30)] = 1.5
+    n_avg: Annotated[int, Field(ge=1, le=8)] = 1
+    mask: Literal["none", "hard", "soft"] = "hard"
+    consistency: Annotated[float, Field(ge=0, le=10)] = 0.0
+    contrast: Annotated[float, Field(ge=0, le=10)] = 0.0
+    lift: Annotated[float, Field(ge=0, le=10)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Preset:
     """How a method does a task: how it masks and fuses (FreeMask Eq. 7-11; FateZero Eq. 5-7; Prompt-to-Prompt).
 
@@ -105,7 +122,9 @@ class Preset:
     `mask` "level" is the mean over the sites of one grid level (`level` halvings of the finest; None: the released
     code's), "mean" that over all sites, "none" fuses without one; `time_aware` says whether every step uses its own
     mask (None: where δ is 0 or the mask is a level's); `max_positions` limits self and cross fusion to grids of at
-    most that many positions. `director` is what VideoDirector alone has.
+    most that many positions. `strength` is the share of the noise levels, from the lowest, that the edit walks down
+    (SDEdit's strength, FlowEdit's n_max); windows count from the first of these. `director` is what VideoDirector
+    alone has, `flow` what FlowEdit has.
     """
 
     name: str
@@ -130,7 +149,9 @@ class Preset:
     level: Annotated[int, Field(ge=0, le=8)] | None = None
     time_aware: bool | None = None
     max_positions: Annotated[int, Field(ge=1)] | None = None
+    strength: Annotated[float, Field(gt=0, le=1)] = 1.0
     director: Director | None = None
+    flow: Flowing | None = None
 
     @property
     def null_text_steps(self) -> int | None:

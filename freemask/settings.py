@@ -93,7 +93,8 @@ class Settings:
     method: Annotated[
         str,
         Told(
-            "freemask, fatezero, p2p (Prompt-to-Prompt), plain, released (FreeMask's released code), or videodirector."
+            "freemask, fatezero, p2p (Prompt-to-Prompt), plain, released (FreeMask's released code), videodirector, or "
+            "flowedit (for transformers)."
         ),
     ] = "freemask"
     word: Annotated[
@@ -157,6 +158,13 @@ class Settings:
         Annotated[int, Field(ge=0, le=50)] | None,
         Told("How often VideoDirector optimises the null text of each step, 0 to 50; 0 skips that stage."),
     ] = None
+    strength: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | None,
+        Told("Share of the noise levels, from the lowest, that the edit walks down: less changes less."),
+    ] = None
+    source_guidance: Annotated[
+        Annotated[float, Field(ge=1, le=30)] | None, Told("Weight of the source prompt in FlowEdit, 1 to 30.")
+    ] = None
     rescale: Annotated[Share | None, Told("Guidance rescale, 0 (none) to 1.")] = None
     selection: Annotated[Selection | None, Told("Where the mask comes from: codebook, adaptive or consensus.")] = None
     site: Annotated[Name | None, Told("A layer whose map is the mask instead, such as up 3.0.")] = None
@@ -177,6 +185,8 @@ class Settings:
         own = load_preset(self.task, self.method)
         if own.director and self.null_text_steps is not None:
             own = replace(own, director=replace(own.director, null_text_steps=self.null_text_steps))
+        if own.flow and self.source_guidance is not None:
+            own = replace(own, flow=replace(own.flow, source_guidance=self.source_guidance))
         if chosen["selection"] or self.masks:
             own = masked(own)
         return replace(own, **{k: v for k, v in chosen.items() if v is not None})
@@ -225,7 +235,14 @@ def make_settings(labels: Mapping[str, str] | None = None, /, **values: Any) -> 
     if own and not load_method(settings.method).masked:
         raise SettingError(f"The method {settings.method!r} takes no mask: leave {own[0]} out, or change the method.")
     refuse_shares(settings)
-    if settings.null_text_steps is not None and load_preset(settings.task, settings.method).director is None:
+    own_preset = load_preset(settings.task, settings.method)
+    if settings.source_guidance is not None and own_preset.flow is None:
+        raise SettingError(
+            f"The method {settings.method!r} does not guide the source: leave source_guidance out, or take flowedit."
+        )
+    if settings.strength is not None and own_preset.director is not None:
+        raise SettingError(f"The method {settings.method!r} walks down every level: leave strength out.")
+    if settings.null_text_steps is not None and own_preset.director is None:
         raise SettingError(
             f"The method {settings.method!r} optimises no null text: leave null_text_steps out, or change the method."
         )
@@ -268,9 +285,14 @@ def read_size(text: str) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def batch_rows(features: FeatureSource, one_row: bool) -> int:
-    """How many batch rows an edit's forwards have: two of guidance, and the source's own where it is replayed."""
-    return 1 if one_row else 3 if features == "replay" else 2
+def batch_rows(preset: Preset, features: FeatureSource, one_row: bool) -> int:
+    """How many batch rows an edit's forwards have: two of guidance, and the source's own where it is replayed; of
+    FlowEdit two of each prompt's guidance, for each draw of noise."""
+    if one_row:
+        return 1
+    if flow := preset.flow:
+        return flow.n_avg * (3 + (flow.source_guidance != 1))
+    return 3 if features == "replay" else 2
 
 
 def read_settings(path: Path) -> dict[str, Any]:

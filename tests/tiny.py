@@ -8,8 +8,17 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
+from diffusers import (
+    AutoencoderKLWan,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DConditionModel,
+    UNet3DConditionModel,
+    UNetMotionModel,
+    WanTransformer3DModel,
+)
 from safetensors.torch import load_file
+from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from freemask.clips.video import Clip, write_clip
 from freemask.families.ddim import CLEAN
@@ -69,6 +78,40 @@ def _tiny(kind: Any, ending: str, **heads: Any) -> Any:
         if name.endswith(("attn1.to_q", "attn2.to_q")):  # sharp maps, so that masks are neither full nor empty
             module.weight.data *= 5
     return unet
+
+
+def tiny_wan(folder: Path, *, patch: int = 2) -> Path:
+    """Saves a random pipeline of Wan's kind and layout: three blocks, Wan's own autoencoder with its strides of 8 and
+    4, and UMT5 with a tokenizer that knows the words of a few prompts."""
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        patch_size=(1, patch, patch),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=3,
+        rope_max_seq_len=32,
+    )
+    for block in transformer.blocks:  # sharp maps, so that masks are neither full nor empty
+        block.attn2.norm_q.weight.data *= 5
+        block.scale_shift_table.data[:, [2, 5]] = 1.0  # gates, which begin near 0 and would hide what passes them
+    vae = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    words = "a red blue green car bus dog on in the grass snow beach driving is moving watercolor painting of".split()
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((f"▁{word}", -2.0) for word in words)]
+    letters = [(letter, -6.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = T5Tokenizer(vocab=[*pieces, *letters], extra_ids=0, model_max_length=32)
+    config = UMT5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, tie_word_embeddings=False
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    models = {"transformer": transformer, "vae": vae, "text_encoder": UMT5EncoderModel(config), "scheduler": scheduler}
+    for part, model in (models | {"tokenizer": tokenizer}).items():
+        model.save_pretrained(folder / part)
+    index = {"_class_name": "WanPipeline", "transformer_2": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
 
 
 def tiny_scheduler(**changes: object) -> DDIMScheduler:

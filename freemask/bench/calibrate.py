@@ -21,7 +21,6 @@ import yaml
 
 from ..clips.video import Clip
 from ..errors import ClipError, FreeMaskError, PromptError
-from ..families.ddim import timesteps
 from ..masks.candidates import candidates
 from ..masks.mmc import Codebook, iou, summarise
 from ..masks.trace import Trace
@@ -180,7 +179,7 @@ def calibrate_steps(
         steps=steps,
         frames=frames,
         sites=[site.name for site in backbone.sites if site.kind == "cross"],
-        timesteps=timesteps(backbone.scheduler, steps),
+        timesteps=backbone.path.timesteps(steps),
         skipped=skipped,
     )
 

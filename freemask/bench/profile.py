@@ -25,7 +25,6 @@ import torch
 
 from ..clips.video import Clip
 from ..errors import SettingError
-from ..families.ddim import timesteps
 from ..families.graphs import Forwards
 from ..families.unet3d import UNet3D
 from ..jobs.memory import Peak
@@ -91,7 +90,7 @@ def profile_steps(
     open_task = replace(task, alpha_self=0.0, alpha_cross=0.0, alpha_temporal=0.0, alpha_latent=0.0)
     if ratio_steps is None:
         ratio_steps = min(steps, 6) if backbone.device.type == "cuda" else steps
-    ts = timesteps(backbone.scheduler, ratio_steps)
+    ts = backbone.path.timesteps(ratio_steps)
     window = max(windows(task, len(ts)).values())
 
     n, kinds, device = len(ts), ("replay", "store"), backbone.device

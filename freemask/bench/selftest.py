@@ -23,7 +23,6 @@ import torch
 
 from ..clips.video import read_clip
 from ..errors import MaskError
-from ..families.ddim import timesteps
 from ..families.devices import default_device
 from ..families.specs import ROOT, BackboneSpec, backbone_spec
 from ..families.weights import fetch
@@ -91,11 +90,12 @@ def _place(size: tuple[int, int]) -> np.ndarray:
 @torch.inference_mode()
 def _noise_explained(editor: Editor, latents: torch.Tensor, steps: int) -> float:
     """1 − MSE of the noise that the model finds in the clip's latents, half-way up: 1 is all of it, 0 none."""
-    backbone = editor.backbone
-    t = min(timesteps(backbone.scheduler, steps), key=lambda t: abs(t - 500))
-    level = float(backbone.scheduler.alphas_cumprod[t])
+    backbone, path = editor.backbone, editor.backbone.path
+    t = min(path.timesteps(steps), key=lambda t: abs(t - 500))
+    level = path.levels((t,))[t]
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
-    found = backbone.predict(level**0.5 * latents + (1 - level) ** 0.5 * noise, t, backbone.text([PROMPT]), level)
+    noisy = path.noised(latents, noise, level)
+    found = path.noise(noisy, backbone.predict(noisy, t, backbone.text([PROMPT]), level), level)
     return 1 - float((found - noise).square().mean() / noise.square().mean())
 
 

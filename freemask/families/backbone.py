@@ -1,8 +1,9 @@
 """What every kind of model has in common: an autoencoder, a text encoder, a noise schedule, and a network to ask.
 
-A family (`unet3d`, `inflated`, `motion`) says how its network is asked and where its attention is; `loading` chooses
-it. The folder layout is that of a diffusers pipeline (`unet/ vae/ text_encoder/ tokenizer/ scheduler/`). The
-autoencoder may be `AutoencoderKL` (the posterior's mode is taken, so encoding is deterministic) or `AutoencoderTiny`.
+A family (`unet3d`, `inflated`, `motion`, `wan`) says how its network is asked and where its attention is; `loading`
+chooses it. The folder layout is that of a diffusers pipeline (`unet/ vae/ text_encoder/ tokenizer/ scheduler/`, or
+`transformer/`). The autoencoder may be `AutoencoderKL` (the posterior's mode is taken, so encoding is deterministic) or
+`AutoencoderTiny`.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler
 from einops import rearrange
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import BackboneError
 from ..words.prompts import word_spans
 from .attention import Hook, find_sites, installed
 from .devices import free_memory, is_out_of_memory
+from .paths import Diffusion, NoisePath
 from .sites import Site
 from .specs import Inflation, known_backbone, native_size, vae_factor
 
@@ -45,22 +45,24 @@ def per_frame(text: Tensor, frames: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Backbone(ABC):
-    """A loaded model. Latents are (b, c, f, h, w), scaled; text is (b, k, d), or (b, f, k, d) with a row a frame.
+    """A loaded model. Latents are (b, c, f, h, w), scaled, with f latent frames; text is (b, k, d), or (b, f, k, d)
+    with a row a frame.
 
     With `low_vram` a model is on the device only while it computes, and the autoencoder takes a frame at a time, in
     tiles where it is large.
     """
 
     network: ClassVar[Any]  # diffusers' class of the UNet
+    halves: ClassVar[torch.dtype] = torch.float16  # on a GPU
 
     name: str
-    unet: Any
-    vae: AutoencoderKL | AutoencoderTiny
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    scheduler: DDIMScheduler
+    unet: Any  # the network, which may be a transformer
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
     device: torch.device
-    native_frames: int  # that the network sees at once
+    native_frames: int  # latent frames that the network sees at once
     low_vram: bool = False
     inflation: Inflation = field(default_factory=Inflation)
 
@@ -73,6 +75,16 @@ class Backbone(ABC):
     def vae_factor(self) -> int:
         """How many pixels one latent cell stands for, along a side."""
         return vae_factor(self.vae.config)
+
+    @property
+    def time_stride(self) -> int:
+        """How many frames one latent frame stands for (`clips.strides`)."""
+        return 1
+
+    @cached_property
+    def path(self) -> NoisePath:
+        """How latents go to noise and back."""
+        return Diffusion(self.scheduler)
 
     @property
     def multiple(self) -> int:
@@ -88,7 +100,7 @@ class Backbone(ABC):
 
     @torch.inference_mode()
     def encode(self, frames: np.ndarray) -> Tensor:
-        """(f, h, w, 3) uint8 -> (1, c, f, h', w') float32 scaled latents; deterministic."""
+        """(f, h, w, 3) uint8 -> (1, c, f', h', w') float32 scaled latents; deterministic."""
 
         def run(piece: Tensor) -> Tensor:
             out = self.vae.encode(piece.to(self.device, self.vae.dtype))
@@ -99,7 +111,7 @@ class Backbone(ABC):
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> np.ndarray:
-        """(1, c, f, h', w') scaled latents -> (f, h, w, 3) uint8."""
+        """(1, c, f', h', w') scaled latents -> (f, h, w, 3) uint8, padded frames too."""
 
         def run(piece: Tensor) -> Tensor:
             drawn = self.vae.decode(piece.to(self.vae.dtype)).sample.float()
@@ -146,8 +158,9 @@ class Backbone(ABC):
             spans = enumerate(pieces["offset_mapping"])
             rows.append(tuple(i for i, (a, b) in spans if a < end and b > start and a < b))
         if rows and (not all(rows) or rows[-1][-1] >= self.text_shape[0] - 1):
+            marks = self.tokenizer.num_special_tokens_to_add()
             raise BackboneError(
-                f"The prompt is longer than the {self.text_shape[0] - 2} tokens that {self.name} reads; shorten it."
+                f"The prompt is longer than the {self.text_shape[0] - marks} tokens that {self.name} reads; shorten it."
             )
         return tuple(rows)
 
@@ -189,7 +202,8 @@ class Backbone(ABC):
         hooks: Mapping[Site, Hook] | None = None,
         held: ExitStack | None = None,
     ) -> Tensor:
-        """The predicted noise (b, c, f, h, w) float32 for latents under label `t`, with hooks at some sites.
+        """The predicted noise (b, c, f, h, w) float32 for latents under label `t`, with hooks at some sites; of a flow
+        its velocity: what the model's `path` steps along.
 
         `level` is the latents' own ᾱ, which only a v-prediction model needs (default: that of `t`). Whether gradients
         are kept is the caller's choice; what is changed in the network stays so until `held` closes, since a backward
@@ -200,7 +214,7 @@ class Backbone(ABC):
             return self.noise(x, self.output(x, t, text), t, level)
 
     def noise(self, x: Tensor, out: Tensor, t: int, level: float | None) -> Tensor:
-        """The noise that the network's output for `x` means."""
+        """The noise that the network's output for `x` means; a flow's output is its velocity already."""
         if self.scheduler.config["prediction_type"] == "v_prediction":
             a = float(self.scheduler.alphas_cumprod[t]) if level is None else level
             return a**0.5 * out + (1 - a) ** 0.5 * x.float()

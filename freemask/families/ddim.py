@@ -37,11 +37,24 @@ from torch import Tensor
 from ..errors import SettingError
 from .specs import Solver
 
-__all__ = ["CLEAN", "Predict", "denoise", "guide", "invert", "levels", "lower", "multistep", "step", "timesteps"]
+__all__ = [
+    "CLEAN",
+    "Draw",
+    "Predict",
+    "denoise",
+    "guide",
+    "invert",
+    "levels",
+    "lower",
+    "multistep",
+    "step",
+    "timesteps",
+]
 
 CLEAN = -1  # the level below the lowest timestep, where the latent is the clip's own
 
-Predict = Callable[[Tensor, int, float], Tensor]  # (latents, label t, the latents' own ᾱ) -> eps
+Predict = Callable[[Tensor, int, float], Tensor]  # (latents, label t, the latents' own level) -> eps, or a velocity
+Draw = Callable[[int, Tensor], Tensor]  # (level, latents) -> what becomes of them
 FINAL = 2  # last denoising steps that are of first order: the longest in λ, and one that hardly moves
 
 
@@ -139,7 +152,7 @@ def denoise(
     solver: Solver = "ddim",
     eta: float = 0.0,
     seed: int = 0,
-    adjust: Callable[[int, Tensor], Tensor] | None = None,
+    adjust: Draw | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """From the highest level downwards; yields (t, latent at the level below t) after every step.
 

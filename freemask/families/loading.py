@@ -17,31 +17,45 @@ import diffusers
 import torch
 import transformers
 from accelerate import cpu_offload_with_hook
-from diffusers import AutoencoderKL, DDIMScheduler
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderTiny,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, T5EncoderModel, UMT5EncoderModel
 
 from ..errors import BackboneError
 from .backbone import Backbone
-from .devices import LOADING, default_device, default_dtype, lay_out_for_cpu
+from .devices import LOADING, default_device, lay_out_for_cpu
 from .inflated import Inflated
 from .motion import Motion, add_motion
-from .specs import ADAPTER, TEMPORAL, Inflation, backbone_folder, backbone_name, backbone_spec
+from .specs import ADAPTER, TEMPORAL, Inflation, backbone_folder, backbone_name, backbone_spec, known_backbone
 from .temporal import load_temporal
 from .unet3d import UNet3D
-from .weights import PARTS, choose_weights, cut_short, fetch, fetch_adapter
+from .wan import Wan, refuse_other_layouts
+from .weights import NETWORKS, PARTS, choose_weights, cut_short, fetch, fetch_adapter, network_part
 
 __all__ = ["FAMILIES", "load_backbone"]
 
 PREDICTIONS = ("epsilon", "v_prediction")
-FAMILIES: dict[str, type[Backbone]] = {family.network.__name__: family for family in (UNet3D, Inflated, Motion)}
+FAMILIES: dict[str, type[Backbone]] = {family.network.__name__: family for family in (UNet3D, Inflated, Motion, Wan)}
+TEXT_ENCODERS = {kind.__name__: kind for kind in (CLIPTextModel, UMT5EncoderModel, T5EncoderModel)}
+FLOWS = {kind.__name__: kind for kind in (FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler)}
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 _FETCH = "fetch it anew with `python -m freemask download {}`"
-_LAYOUT = f"A backbone folder holds {', '.join(p + '/' for p in PARTS)} as diffusers saves a pipeline"
+_LAYOUT = (
+    f"A backbone folder holds {' or '.join(p + '/' for p in NETWORKS)}, {', '.join(p + '/' for p in PARTS)} as "
+    "diffusers saves a pipeline"
+)
 
 
 def _folder(name: str) -> Path:
     """The pipeline's folder, downloaded where the name is a hub id; BackboneError says what to do."""
-    folder = fetch(name)
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    folder, spec = fetch(name), known_backbone(name)
+    lent = {"vae"} if spec and spec.autoencoder else set()
+    network = network_part(path.name for path in folder.iterdir())
+    missing = [part for part in (network, *PARTS) if part not in lent and not (folder / part).is_dir()]
     if missing:
         raise BackboneError(f"{folder} lacks {', '.join(p + '/' for p in missing)}. {_LAYOUT}.")
     return folder
@@ -56,8 +70,9 @@ def _weights(folder: Path) -> dict[str, Any]:
 
 
 def _class_name(folder: Path, part: str, supported: Collection[str]) -> str:
-    """The class that a part's config names; BackboneError where it is none of those supported."""
-    kind: str = json.loads((folder / part / "config.json").read_text())["_class_name"]
+    """The class that a model's config names; BackboneError where it is none of those supported."""
+    config = json.loads((folder / part / "config.json").read_text())
+    kind: str = config["_class_name"] if "_class_name" in config else config["architectures"][0]
     if kind not in supported:
         raise BackboneError(f"{folder}/{part} is a {kind}; {' and '.join(supported)} are supported.")
     return kind
@@ -80,7 +95,7 @@ def _reason(error: pickle.UnpicklingError) -> str:
 
 def _take_turns(device: torch.device, vae: Any, text_encoder: Any, unet: Any) -> None:
     """Each model comes to the device when it is called, and the one that computed before it leaves."""
-    if isinstance(vae, AutoencoderKL):
+    if not isinstance(vae, AutoencoderTiny):
         vae.enable_tiling()
     if device.type == "cpu":
         return
@@ -89,37 +104,56 @@ def _take_turns(device: torch.device, vae: Any, text_encoder: Any, unet: Any) ->
         hook.hook.prev_module_hook = before
 
 
+def _flow(folder: Path) -> Any:
+    """The scheduler of a flow; BackboneError where it is another, or shifts by the size of the picture."""
+    path = folder / "scheduler"
+    config = json.loads((path / "scheduler_config.json").read_text())
+    kind = FLOWS.get(config["_class_name"])
+    flows = config.get("prediction_type", "flow_prediction") == "flow_prediction"
+    if kind is None or not flows or config.get("use_dynamic_shifting"):
+        raise BackboneError(f"{path} is no flow with one shift: {' or '.join(FLOWS)} with a fixed shift is supported.")
+    return kind.from_pretrained(path, local_files_only=True)
+
+
 def load_backbone(
     name: str, device: str | None = None, dtype: torch.dtype | None = None, *, low_vram: bool = False
 ) -> Backbone:
-    """From a short name, a hub id or a folder, in `dtype` (float16 on CUDA and float32 elsewhere where left out).
+    """From a short name, a hub id or a folder, in `dtype` (left out: the family's halves on CUDA, float32 elsewhere).
 
     What is not here yet is downloaded. Raises SettingError for an unknown name, BackboneError saying what is
     missing or refused and what to do.
     """
     device = device or default_device()
-    dtype = dtype or default_dtype(device)
     folder = _folder(name)
     part = "?"
 
     def load(part_class: Any, part_name: str, **kwargs: Any) -> Any:
         nonlocal part
         part = part_name
+        root = pixels if part == "vae" else folder
         with LOADING:
-            return part_class.from_pretrained(folder / part_name, local_files_only=True, **kwargs)
+            return part_class.from_pretrained(root / part_name, local_files_only=True, **kwargs)
 
     try:
-        part = "vae"
-        kind = _class_name(folder, part, ("AutoencoderKL", "AutoencoderTiny"))
-        part = "unet"
+        network = part = network_part(path.name for path in folder.iterdir())
         family = FAMILIES[_class_name(folder, part, FAMILIES)]
+        dtype = dtype or (family.halves if device.startswith("cuda") else torch.float32)
+        known = known_backbone(name)
+        pixels, part = (known and known.autoencoder) or folder, "vae"
+        kind = _class_name(pixels, part, (*AUTOENCODERS, "AutoencoderKLWan") if family is Wan else AUTOENCODERS)
         spec = backbone_spec(name, folder)
+        part = "text_encoder"
+        encoders = TEXT_ENCODERS if family is Wan else {CLIPTextModel.__name__: CLIPTextModel}
+        encoder = encoders[_class_name(folder, part, encoders)]
+        if family is Wan:
+            configs = (folder / network / "config.json", folder / "model_index.json")
+            refuse_other_layouts(*(json.loads(path.read_text()) if path.exists() else {} for path in configs))
         quiet = diffusers.logging.get_verbosity()
         diffusers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         try:
-            unet = load(family.network, "unet", torch_dtype=dtype, **_weights(folder / "unet"))
-            vae = load(getattr(diffusers, kind), "vae", torch_dtype=dtype, **_weights(folder / "vae"))
+            unet = load(family.network, network, torch_dtype=dtype, **_weights(folder / network))
+            vae = load(getattr(diffusers, kind), "vae", torch_dtype=dtype, **_weights(pixels / "vae"))
             adapter = fetch_adapter(name) or folder / ADAPTER
             if family is Inflated and adapter.is_dir():
                 family, part = Motion, ADAPTER
@@ -132,11 +166,15 @@ def load_backbone(
             part = TEMPORAL
             load_temporal(unet, folder)
         text = {"dtype": dtype, "weights_only": True} | _weights(folder / "text_encoder")
-        text_encoder = load(CLIPTextModel, "text_encoder", **text)
-        tokenizer = load(CLIPTokenizer, "tokenizer")
-        changed = {"beta_schedule": spec.beta_schedule} if spec.beta_schedule else {}
-        scheduler = load(DDIMScheduler, "scheduler", **changed)
-        if (predicted := scheduler.config["prediction_type"]) not in PREDICTIONS:
+        text_encoder = load(encoder, "text_encoder", **text)
+        tokenizer = load(CLIPTokenizer if encoder is CLIPTextModel else AutoTokenizer, "tokenizer")
+        if family is Wan:
+            part = "scheduler"
+            scheduler = _flow(folder)
+        else:
+            changed = {"beta_schedule": spec.beta_schedule} if spec.beta_schedule else {}
+            scheduler = load(DDIMScheduler, "scheduler", **changed)
+        if family is not Wan and (predicted := scheduler.config["prediction_type"]) not in PREDICTIONS:
             raise BackboneError(f"{folder} predicts {predicted!r}; {' and '.join(PREDICTIONS)} are supported.")
     except BackboneError:
         raise
@@ -147,7 +185,7 @@ def load_backbone(
                 f"The .bin in {folder}/{part} was refused, and nothing in it was run: it is damaged or holds more "
                 f"than tensors ({_reason(refused)}). Get the weights as .safetensors, from a source you trust."
             ) from error
-        where = adapter if part == ADAPTER else folder / part
+        where = adapter if part == ADAPTER else (pixels if part == "vae" else folder) / part
         anew = "take it anew from where it came" if backbone_folder(name) else _FETCH.format(name)
         if cut := cut_short(where):
             raise BackboneError(f"{cut} is cut short or damaged: {anew}.") from error
@@ -164,4 +202,4 @@ def load_backbone(
     if low_vram:
         _take_turns(at, vae, text_encoder, unet)
     models = unet, vae, text_encoder, tokenizer, scheduler
-    return family(backbone_name(name), *models, at, spec.frames, low_vram, spec.inflation or Inflation())
+    return family(backbone_name(name), *models, at, spec.latent_frames, low_vram, spec.inflation or Inflation())

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from ..errors import BackboneError
 from .specs import backbone_folder, known_backbone
-from .weights import downloaded
+from .weights import NETWORKS, downloaded
 
 __all__ = ["Obstacle", "has_gpu", "missing_gpu", "missing_weights", "obstacle", "refusal", "zero_gpu"]
 
@@ -103,7 +103,7 @@ def _weight_bytes(name: str) -> int:
     if spec := known_backbone(name):
         return spec.weight_bytes or 0
     folder = backbone_folder(name) or downloaded(name)
-    return sum(path.stat().st_size for path in (folder / "unet").glob("*.*")) if folder else 0
+    return sum(path.stat().st_size for part in NETWORKS for path in (folder / part).glob("*.*")) if folder else 0
 
 
 @lru_cache(maxsize=1)

@@ -10,11 +10,13 @@ Kind = Literal["self", "cross", "temporal", "input"]
 
 
 class Site(NamedTuple):
-    """One attention layer: its module name in the UNet, its kind, and how often its grid was halved."""
+    """One attention layer: its module name in the network, its kind, and how often its grid was halved. `joint`:
+    self-attention of a transformer, whose queries meet the positions of all frames."""
 
     name: str
     kind: Kind
     level: int
+    joint: bool = False
 
     def grid(self, finest: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of this site when the latents' grid is `finest`; odd sides round up, as the UNet does."""
@@ -30,8 +32,10 @@ class Site(NamedTuple):
 
 
 def short_site(site: str) -> str:
-    """A site's name as people say it: "up_blocks.1.attentions.0…attn2" becomes "up 1.0"."""
+    """A site's name as people say it: "up_blocks.1.attentions.0…attn2" becomes "up 1.0", "blocks.3.attn2" "block 3"."""
     parts = site.split(".")
+    if parts[0] == "blocks":
+        return f"block {parts[1]}"
     if parts[0] == "mid_block":
         return "mid"
     if parts[0].endswith("_blocks") and "attentions" in parts:

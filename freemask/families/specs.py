@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from ..clips.strides import latent_frames
 from ..errors import BackboneError, SettingError
 from ..validation import STRICT, read_shipped, unknown, validated
 
@@ -22,6 +23,7 @@ __all__ = [
     "PRESETS",
     "ROOT",
     "TEMPORAL",
+    "TIME_STRIDE",
     "TOY_CLIP",
     "Attended",
     "BackboneSpec",
@@ -54,6 +56,8 @@ TEMPORAL = "temporal"  # the part of a tuned pipeline that holds its temporal at
 ADAPTER = "motion_adapter"  # the part that holds an image model's motion modules, as diffusers saves AnimateDiff
 NATIVE_FRAMES = 24  # what zeroscope-like models were trained on, where no spec says; configs do not
 MOTION_FRAMES = 16  # what AnimateDiff was trained on
+WAN_FRAMES, WAN_SIZE = 81, (832, 480)  # what Wan 2.1's small model was trained on
+TIME_STRIDE = 4  # frames that a latent frame of Wan's own autoencoder stands for, after the first
 IMAGE_FRAMES = 64  # an image model takes any number: as many as an edit may have
 
 
@@ -82,22 +86,26 @@ class BackboneSpec:
     `name` is the short one that every part of FreeMask takes; `title` is its line in a list. The weights are in
     `folder`, or on the hub as `hub_id` (`aliases`: other ids of the same weights). `size` is (width, height) in pixels
     and `frames` the clip length that it was trained on, or sees at once; one latent cell stands for `vae_factor` pixels
-    along a side, and the network's coarsest cell for `downsampling` of these. `guidance` is what suits it, and so is
+    along a side, and the network's coarsest cell for `downsampling` of these; one latent frame for `time_stride` frames
+    after the first. `path` is how noise comes (`families.paths`). `guidance` is what suits it, and so is
     `deep_cache` (`families.deep`); `parameters` counts each part's, None where they have not been counted;
     `working_set` is what a part computes in at its peak, in bytes a latent cell, frame and batch row in halves (see
     `memory`); `codebook` is the file under presets/codebooks/ that holds its measured masks, once they are. `inflation`
     is how an image model runs over frames, None for a model of clips. `motion_adapter` holds the motion modules that
     make an image model one of clips, where they do not lie beside its other parts: a folder of this project, or a hub
-    id. `beta_schedule` is what these were trained on, where it is not the image model's own.
+    id. `beta_schedule` is what these were trained on, where it is not the image model's own. `autoencoder`
+    is the folder of another backbone that lends its own.
     """
 
     name: str
     title: str
     licence: str
     size: tuple[Annotated[int, Field(ge=16, le=2048)], Annotated[int, Field(ge=16, le=2048)]]
-    frames: Annotated[int, Field(ge=1, le=64)]
+    frames: Annotated[int, Field(ge=1, le=81)]
     vae_factor: Annotated[int, Field(ge=1, le=64)]
     downsampling: Annotated[int, Field(ge=1, le=64)] = 8
+    time_stride: Annotated[int, Field(ge=1, le=8)] = 1
+    path: Literal["diffusion", "flow"] = "diffusion"
     guidance: Annotated[float, Field(ge=1, le=30)] = 7.5
     deep_cache: Annotated[int, Field(ge=1, le=4)] = 1
     hub_id: str | None = None
@@ -109,6 +117,12 @@ class BackboneSpec:
     inflation: Inflation | None = None
     motion_adapter: str | None = None
     beta_schedule: Literal["linear", "scaled_linear"] | None = None
+    autoencoder: Path | None = None
+
+    @property
+    def latent_frames(self) -> int:
+        """How many latent frames the network sees at once."""
+        return latent_frames(self.frames, self.time_stride)
 
     @property
     def weight_bytes(self) -> int | None:
@@ -141,7 +155,8 @@ def backbones() -> tuple[BackboneSpec, ...]:
         spec: BackboneSpec = validated(BackboneSpec, values, f"presets/backbones/{path.name}: ")
         if (spec.folder is None) == (spec.hub_id is None):
             raise SettingError(f"presets/backbones/{path.name}: give a folder or a hub_id, one of them.")
-        found.append(replace(spec, folder=ROOT / spec.folder) if spec.folder else spec)
+        own = {part: ROOT / path for part in ("folder", "autoencoder") if (path := getattr(spec, part))}
+        found.append(replace(spec, **own))
     return tuple(sorted(found, key=lambda spec: (spec.folder is None, spec.name)))
 
 
@@ -208,12 +223,16 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
     path = folder
     try:
         configs = []
-        for part in ("unet", "vae"):
+        wan = (folder / "transformer").is_dir() and not (folder / "unet").is_dir()
+        for part in ("transformer" if wan else "unet", "vae"):
             path = folder / part / "config.json"
             configs.append(json.loads(path.read_text(encoding="utf-8")))
         unet, vae = configs
-        size, factor = native_size(unet, vae), vae_factor(vae)
+        size, factor = WAN_SIZE if wan else native_size(unet, vae), vae_factor(vae)
         downsampling = 2 ** ((len(unet.get("block_out_channels", ())) or 4) - 1)  # diffusers' default: four
+        if wan:
+            downsampling = int(unet["patch_size"][-1])
+        stride = TIME_STRIDE if vae.get("_class_name") == "AutoencoderKLWan" else 1
         image = unet.get("_class_name") == "UNet2DConditionModel"
         moves = unet.get("_class_name") == "UNetMotionModel" or image and (folder / ADAPTER).is_dir()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -223,9 +242,11 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
         "title": name,
         "licence": "unknown: see where you got it",
         "size": size,
-        "frames": MOTION_FRAMES if moves else IMAGE_FRAMES if image else NATIVE_FRAMES,
+        "frames": WAN_FRAMES if wan else MOTION_FRAMES if moves else IMAGE_FRAMES if image else NATIVE_FRAMES,
         "vae_factor": factor,
         "downsampling": downsampling,
+        "time_stride": stride,
+        "path": "flow" if wan else "diffusion",
         "folder": folder,
         "inflation": Inflation() if image and not moves else None,
     }
@@ -242,6 +263,8 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
 
 def vae_factor(vae: Mapping[str, Any]) -> int:
     """How many pixels a latent cell stands for along a side, by the autoencoder's config."""
+    if "temperal_downsample" in vae:  # Wan's: a halving for each
+        return int(2 ** len(vae["temperal_downsample"]))
     return int(2 ** (len(vae.get("encoder_block_out_channels") or vae["block_out_channels"]) - 1))
 
 

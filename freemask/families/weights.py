@@ -27,6 +27,7 @@ __all__ = [
     "PARTS",
     "Download",
     "Weights",
+    "NETWORKS",
     "choose_weights",
     "cut_short",
     "downloaded",
@@ -34,13 +35,16 @@ __all__ = [
     "fetch_adapter",
     "forget_origin",
     "needed_files",
+    "network_part",
     "plan_downloads",
 ]
 
 log = logging.getLogger(__name__)
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_MODELS = PARTS[:3]
+NETWORKS = ("unet", "transformer")  # a pipeline has one of them
+PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")  # and all of these
+_MODELS = (*NETWORKS, *PARTS[:2])
+INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,12 @@ class Weights:
     files: tuple[str, ...]
     safe: bool
     variant: str | None
+
+
+def network_part(parts: Iterable[str]) -> str:
+    """Which of a pipeline's parts, by their names, is its network: the UNet where there is neither."""
+    there = set(parts)
+    return next((part for part in NETWORKS if part in there), NETWORKS[0])
 
 
 def choose_weights(part: str, names: Iterable[str], *, halves_first: bool = False) -> Weights | None:
@@ -94,7 +104,8 @@ def needed_files(names: Iterable[str]) -> list[str]:
     smallest kind that is safe; beside them a motion adapter, and all of a tuned pipeline's temporal attention. Raises
     BackboneError naming the parts that are missing."""
     names = list(names)
-    folders: dict[str, list[str]] = {part: [] for part in PARTS}
+    network = network_part(name.partition("/")[0] for name in names)
+    folders: dict[str, list[str]] = {part: [] for part in (network, *PARTS)}
     for name in names:
         part, _, file = name.partition("/")
         if part in folders and file and "/" not in file:
@@ -110,6 +121,8 @@ def needed_files(names: Iterable[str]) -> list[str]:
         found += [f"{part}/{file}" for file in (*sorted(settings), *(weights.files if weights else ()))]
     if missing:
         raise BackboneError(f"no complete {', '.join(missing)} as diffusers saves a pipeline")
+    if network == "transformer":  # what else the pipeline holds tells whether it can be used
+        found += [name for name in names if name == INDEX]
     adapter = [name.removeprefix(f"{ADAPTER}/") for name in names if name.startswith(f"{ADAPTER}/")]
     found += [f"{ADAPTER}/{file}" for file in (_adapter_files(adapter) if adapter else ())]
     return found + sorted(name for name in names if name.startswith(f"{TEMPORAL}/"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from ..clips.video import MIN_SIDE, Clip, probe, read_clip
 from ..errors import BackboneError, ClipError, PromptError, SettingError
 from ..families.specs import backbone_spec, fit, known_words
 from ..pictures.mask_zip import read_mask_zip
+from ..presets import load_method
 from ..settings import Settings
 from ..words.positions import listed, named
 from ..words.prompts import find_word, infer_word, same_words, unseen, words
 
-__all__ = ["Checked", "check", "check_source", "fitting", "refuse_shape"]
+__all__ = ["Checked", "check", "check_source", "fitting", "refuse_pair", "refuse_shape"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,21 @@ def refuse_shape(masks: np.ndarray, size: tuple[int, int]) -> None:
     (h, w), (width, height) = masks.shape[1:], size
     if abs(w * height / (h * width) - 1) > 0.1:
         raise SettingError(f"The masks are {w}x{h}, the frames {width}x{height}: draw them on this clip's own frames.")
+
+
+def refuse_pair(settings: Settings, path: str) -> None:
+    """Raises SettingError where a method, or deep_cache, is for models with another path to noise than `path`."""
+    method = load_method(settings.method)
+    kinds = {"diffusion": "diffusion models, such as mini", "flow": "transformers that follow a flow, such as Wan's"}
+    if method.path not in (None, path):
+        raise SettingError(
+            f"{method.title} is for {kinds[str(method.path)]}, and {settings.backbone} is none: choose another method, "
+            "or another backbone."
+        )
+    if path == "flow" and (settings.deep_cache or 1) > 1:
+        raise SettingError(f"{settings.backbone} has no coarse layers: leave deep_cache out.")
+    if path == "flow" and settings.eta > 0:
+        raise SettingError(f"{settings.backbone} follows a flow, whose steps add no noise: leave eta at 0.")
 
 
 def _refuse_empty(label: str, prompt: str) -> None:
@@ -76,6 +93,8 @@ def check(clip: Path | None, settings: Settings) -> Checked:
     if same_words(settings.source, settings.edit):
         raise PromptError("The two prompts are the same; change a word in the second one to say what to edit.")
     _refuse_unseen(f"{settings.source} {settings.edit}", settings.backbone)
+    with suppress(BackboneError):  # a model of which nothing is known yet: refused once it is here
+        refuse_pair(settings, backbone_spec(settings.backbone).path)
     word = settings.word or infer_word(settings.source, settings.edit, settings.task)
     word = named(words(settings.source), find_word(settings.source, word))
     settings = fitting(clip, settings)

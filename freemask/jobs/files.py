@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..clips.stills import write_png
+from ..clips.strides import of_frames
 from ..clips.video import Clip, read_clip, write_clip
 from ..families.sites import Site
 from ..masks.candidates import resize
@@ -110,7 +111,8 @@ def read_kept(out: Path, kept: str, shape: tuple[int, int, int]) -> np.ndarray |
 
 def word_arrays(trace: Trace, edited: Denoised, prompt: str) -> Arrays:
     """Every word's maps by grid: `maps_{h}x{w}` uint8 (t, site, token, f, h, w), with `scales_{h}x{w}` float32
-    (t, site, token, f) and `sites_{h}x{w}`: probability = maps / 255 · scale. Timesteps rise.
+    (t, site, token, f) and `sites_{h}x{w}`: probability = maps / 255 · scale. Timesteps rise, and frames are latent
+    frames; `of_frames` (frames,) says which of these each frame has.
 
     The words are the source prompt's, whose maps are the inversion's, then those of the edit prompt that the source
     lacks, as the edit saw them; `edit_words` are their positions there. `chosen` bool (t, site) marks the maps that
@@ -122,7 +124,7 @@ def word_arrays(trace: Trace, edited: Denoised, prompt: str) -> Arrays:
     for grid in dict.fromkeys(site.grid(trace.grid) for site in cross):
         sites = [site for site in cross if site.grid(trace.grid) == grid]
         size = f"{grid[0]}x{grid[1]}"
-        count = len(trace.timesteps), len(sites), len(found) + len(edited.watched), len(trace.clip.frames)
+        count = len(trace.timesteps), len(sites), len(found) + len(edited.watched), trace.latent_frames
         values, scales = np.empty((*count, *grid), np.uint8), np.empty(count, np.float32)
         for row, site in enumerate(sites):
             for k, soft in enumerate(_by_word(trace, edited, site)):
@@ -133,6 +135,7 @@ def word_arrays(trace: Trace, edited: Denoised, prompt: str) -> Arrays:
     every["edit_words"] = np.array(edited.watched, np.int64)
     cells = set(edited.plan.cells)
     every["chosen"] = np.array([[(t, site.name) in cells for site in cross] for t in trace.timesteps])
+    every["of_frames"] = of_frames(len(trace.clip.frames), trace.stride)
     every["mask"] = edited.plan.object_at[edited.plan.choice.timestep]
     return every
 

@@ -19,6 +19,7 @@ from ..masks.features import Features
 from ..masks.stored import load_tensors, save_tensors
 from ..masks.trace import Trace, load_trace, save_trace
 from ..methods.base import Prepared
+from ..presets import load_method
 from ..settings import Settings
 from .memory import HOST
 
@@ -33,6 +34,8 @@ def inversion_file(kept: Path, path: Path, settings: Settings, size: tuple[int, 
     """Where in the folder `kept` an inversion of the clip at `path` is: what it depends on is in the name, a digest."""
     names = ("source", "backbone", "steps", "solver", "frames", "start", "fps")
     asked = [*(getattr(settings, name) for name in names), size]
+    if load_method(settings.method).features == "drawn":
+        asked += ["drawn", settings.seed]
     digest = hashlib.sha256(json.dumps(asked).encode())
     with path.open("rb") as clip:
         while block := clip.read(1 << 20):

@@ -48,8 +48,9 @@ SLACK = 0.9  # of the free memory that is counted on
 @dataclass(frozen=True)
 class Need:
     """Bytes: `weights` that stay on the device, a batch `row` of the UNet's forward, `autoencoder` for the frames that
-    it takes at once, `pivots` of the trajectory; `features` of the source if they are stored, `pinned` if that is in
-    pinned host RAM, `step` those of a span's forward, and `pair` those that a site reads."""
+    it takes at once, `pivots` of the trajectory; batch `rows` of a forward where the source is replayed, and where it
+    is not; `features` of the source if they are stored, `pinned` if that is in pinned host RAM, `step` those of one
+    span's forward, and `pair` those that a site reads."""
 
     weights: int
     row: int
@@ -59,11 +60,12 @@ class Need:
     pinned: int
     step: int
     pair: int
+    rows: tuple[int, int] = (3, 2)
 
     def peak(self, features: FeatureSource, one_row: bool = False) -> int:
         """On the device at once, where the source's features come from there: replayed, they are a third batch row;
         from host RAM, the next pair comes while one is used."""
-        rows = batch_rows(features, one_row) * self.row
+        rows = (1 if one_row else self.rows[features != "replay"]) * self.row
         kept = self.features if features == "store" else 2 * self.pair if features == "host" or one_row else 0
         return self.weights + self.pivots + kept + max(rows, self.autoencoder) + WORKSPACE
 
@@ -102,7 +104,7 @@ class _NoMaps(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is F.scaled_dot_product_attention:
-            return torch.empty_like(args[0])
+            return torch.empty_like(args[0] if args else kwargs["query"])
         return function(*args, **(kwargs or {}))
 
 
@@ -125,9 +127,9 @@ def run_dry(
     *modes: AbstractContextManager[Any],
     temporal: int = 0,
 ) -> None:
-    """On the meta device, inside some modes that count: one forward of a UNet for latents and `text` in the
-    shapes that it takes, or where that is empty one decoding of latents (1, c, h, w) by an autoencoder. With `temporal`
-    an image UNet's blocks attend over so many frames, as a tuned one's do."""
+    """On the meta device, inside some modes that count: one forward of a UNet for latents and `text` in the shapes that
+    it takes, or where that is empty one decoding of latents (1, c, h, w), or (1, c, f', h, w), by an autoencoder. With
+    `temporal` an image UNet's blocks attend over so many frames, as a tuned one's do."""
     with torch.device("meta"):
         model = getattr(diffusers, kind).from_config(config)
         if temporal:
@@ -135,7 +137,7 @@ def run_dry(
         model = nn.Module.to(model, dtype).eval()
         inputs = [torch.empty(shape, dtype=dtype)]
         if text:
-            inputs += [torch.tensor(1), torch.empty(text, dtype=dtype)]
+            inputs += [torch.ones(1), torch.empty(text, dtype=dtype)]
     with torch.inference_mode(), over_frames(temporal_blocks(model), temporal), ExitStack() as counted:
         for mode in modes:
             counted.enter_context(mode)
@@ -183,14 +185,16 @@ def need(backbone: Backbone, task: Preset, *, steps: int, shape: tuple[int, ...]
         latents, text = backbone.asked((1, shape[1], length, *shape[3:]), (1, *backbone.text_shape))
         temporal = length if temporal_blocks(unet) else 0
         row = _dry_run(type(unet).__name__, _config(unet), unet.dtype, latents, text, temporal)
-        decoded = _dry_run(type(vae).__name__, _config(vae), vae.dtype, (1, shape[1], *shape[3:]), ())
+        at_once = shape if backbone.time_stride > 1 else (1, shape[1], *shape[3:])
+        decoded = _dry_run(type(vae).__name__, _config(vae), vae.dtype, at_once, ())
     models = (unet,) if backbone.low_vram else (unet, vae, backbone.text_encoder)
     kept = list(_kept(backbone, task, steps, shape))
     return Need(
         weights=_size(*models),
         row=row,
-        autoencoder=min(shape[2], backbone.chunk) * decoded,
+        autoencoder=decoded if backbone.time_stride > 1 else min(shape[2], backbone.chunk) * decoded,
         pivots=(steps + 1) * 4 * int(torch.Size(shape).numel()),
+        rows=(batch_rows(task, "replay", False), batch_rows(task, "store", False)),
         features=sum((q + k) * count for q, k, count in kept),
         pinned=sum((_pinned(q) + _pinned(k)) * count for q, k, count in kept),
         step=sum(q + k for q, k, count in kept if count) // len(spans(shape[2], backbone.native_frames)),

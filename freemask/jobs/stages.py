@@ -33,7 +33,7 @@ from ..presets import Preset, load_method
 from ..settings import REPORT, FeatureSource, Settings
 from ..steps import Step, Steps
 from ..words.prompts import align, warnings, words
-from .check import Checked, refuse_shape
+from .check import Checked, refuse_pair, refuse_shape
 from .clock import Clock
 from .files import made_with, read_videos, save_edit
 from .kept import KeptFeatures, KeptPrepared, inversion_file, read_inversion, save_inversion
@@ -113,8 +113,14 @@ class Job:
 
     @property
     def storable(self) -> bool:
-        """Whether the features that the method fuses are the inversion's, which may be stored."""
-        return load_method(self.settings.method).features == "inversion"
+        """Whether the features that the method fuses are the inversion's, which may be stored: on a flow it corrects
+        each latent once it was evaluated, so there they are replayed."""
+        return load_method(self.settings.method).features == "inversion" and self.editor.backbone.path.storable
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the method wants the clip with fresh noise in the place of an inversion."""
+        return load_method(self.settings.method).features == "drawn"
 
     def load(self, editor: Editor | None) -> Steps[None]:
         """The model, the frames' size, and masks of one's own at that size."""
@@ -123,6 +129,7 @@ class Job:
         with self.clock.measure("load"):
             self.editor = editor = editor or load_editor(settings.backbone, settings.low_vram)
         yield Step("load", 1, 1)
+        refuse_pair(settings, editor.backbone.path.name)
         self.memory = Peak(editor.backbone.device)
         if self.asked.clip:
             height, width = self.asked.clip.frames.shape[1:3]
@@ -137,7 +144,8 @@ class Job:
         sites = editor.backbone.sites
         if settings.site:
             find_site(settings.site, sites)
-        if self.preset.alpha_temporal and not any(site.kind == "temporal" for site in sites):
+        joint = any(site.joint for site in sites)
+        if self.preset.alpha_temporal and not joint and not any(site.kind == "temporal" for site in sites):
             self.notes.append(f"{settings.backbone} has no temporal attention: nothing is fused there.")
 
     def invert(self, kept: Path | None) -> Steps[None]:
@@ -192,6 +200,8 @@ class Job:
             latents=latents,
             usage=self.usage["invert"],
             one_row=way[1],
+            drawn=self.drawn,
+            seed=self.settings.seed,
         )
 
     def edit(self, glances: int) -> Steps[None]:
@@ -255,7 +265,10 @@ class Job:
 
     def reconstruct(self, out: Path) -> Steps[None]:
         """The clip as the inversion can give it back at best: made, or kept from an earlier edit. The edit stands
-        without it where memory runs out."""
+        without it where memory runs out. Noise that was drawn gives nothing back."""
+        if self.drawn:
+            (out / "reconstruction.mp4").unlink(missing_ok=True)
+            return
         try:
             if RESTORED not in self.prepared:
                 steps = self.editor.reconstruct_steps(self.trace, self.usage["reconstruct"], one_row=self.way[1])

@@ -165,7 +165,7 @@ def _save(backbone: Inflated, out: Path) -> None:
     save_temporal(backbone.unet, out, tuned)
     backbone.unet.half().save_pretrained(out / "unet")
     names = [path.relative_to(base).as_posix() for path in base.rglob("*") if path.is_file()]
-    others = [name for name in needed_files(names) if name.split("/")[0] in set(PARTS) - {"unet"}]
+    others = [name for name in needed_files(names) if name.split("/")[0] in PARTS]
     for name in (*others, *(name for name in ("model_index.json", "vocabulary.json") if name in names)):
         (out / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(base / name, out / name)

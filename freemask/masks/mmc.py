@@ -199,8 +199,9 @@ def choose(
 ) -> Choice:
     """l*, t* for a run: those that a person picked, the codebook's, or the fallback; at the nearest timestep.
 
-    The fallback is the second cross site of the coarsest up block with at least 8 × 8 positions, and the
-    timestep nearest 200. Raises SettingError for a picked site that there is not.
+    The fallback is the second cross site of the coarsest up block with at least 8 × 8 positions, of a transformer the
+    block at .6 of its depth (18 of 30, as FlowDirector has it), and the timestep nearest 200. Raises SettingError for a
+    picked site that there is not.
     """
     if site is not None:
         wanted = choose(backbone, sites, timesteps, grid).timestep if timestep is None else timestep
@@ -212,8 +213,10 @@ def choose(
         best = by_name.get(book.site)
         if best is not None:
             return Choice(best, _nearest(timesteps, book.timestep), "measured")
+    if not any(site.name.startswith("up_blocks") for site in cross):
+        return Choice(cross[int(0.6 * len(cross))], _nearest(timesteps, 200), "fallback")
     up = [site for site in cross if site.name.startswith("up_blocks")]
-    large = [site for site in up if np.prod(site.grid(grid)) >= 64] or up or cross
+    large = [site for site in up if np.prod(site.grid(grid)) >= 64] or up
     deepest = max(site.level for site in large)
     block = [site for site in large if site.level == deepest]
     return Choice(block[min(1, len(block) - 1)], _nearest(timesteps, 200), "fallback")

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from ..errors import MaskError
 from ..families.sites import Site
 from ..presets import Preset
 from ..words.prompts import find_word
@@ -108,13 +109,15 @@ def is_time_aware(task: Preset) -> bool:
 
 def _mask(trace: Trace, choice: Choice, word: str, task: Preset, t: int) -> np.ndarray:
     """M_t at its native grid: of l*, or a mean over sites. The released code's level is the one whose side is a
-    quarter of the finest (the finest itself where that would have under 8 × 8 positions)."""
+    quarter of the finest (the finest itself where that would have under 8 × 8 positions), or the nearest that there is:
+    a transformer has one."""
     if task.mask == "mmc":
         return candidate(trace, word, t=t, site=choice.site, tau=task.tau)
     if task.mask == "mean":
         return mean_mask(trace, word, task.tau, t, None)
     h, w = Site("", "cross", 2).grid(trace.grid)
-    official = 2 if h * w >= 64 else 0
+    levels = {site.level for site in trace.sites if site.kind == "cross"}
+    official = min(levels, key=lambda level: abs(level - (2 if h * w >= 64 else 0)))
     return mean_mask(trace, word, task.tau, t, official if task.level is None else task.level)
 
 
@@ -122,6 +125,8 @@ def mean_mask(trace: Trace, word: str, tau: float, t: int, level: int | None) ->
     """The mean over the cross sites of one grid level (FateZero) or, at the finest grid, of all, thresholded."""
     at = find_word(trace.prompt, word)
     sites = [s for s in trace.sites if s.kind == "cross" and level in (None, s.level)]
+    if not sites:
+        raise MaskError(f"No layer's grid was halved {level} times; leave the level out, or choose another mask.")
     maps = [trace.word_map(t, s, at) for s in sites]
     if level is None:  # a softmax over the words everywhere, so the maps of different grids compare
         h, w = max(soft.shape[1:] for soft in maps)

@@ -2,7 +2,7 @@
 
 Everything is keyed by the scheduler's timestep value and the attention site, never by a loop index.
 Maps are kept head-mean, for every token of the source prompt, as uint8 with one float32 scale per
-(t, site, token, frame): raw word probabilities can sit near 0, where a fixed [0, 1] quantisation would
+(t, site, token, latent frame): raw word probabilities can sit near 0, where a fixed [0, 1] quantisation would
 destroy the threshold. At 8 × 512² over zeroscope's 16 sites that is 0.21 MiB a step and token.
 
 A trace can be written to a file and read again, in another process too, so that a second edit of the same clip and
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..clips.spans import Span
+from ..clips.strides import latent_frames, to_frames
 from ..clips.video import Clip
 from ..families.ddim import CLEAN
 from ..families.sites import Site
@@ -59,7 +60,7 @@ def _quantised(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class MapSum:
-    """The soft maps of one forward pass after the other, each put together from spans of frames by their shares.
+    """The soft maps of one forward pass after the other, each put together from spans of latent frames by their shares.
 
     Those of a pass leave a GPU in one copy beside what computes there, so that neither waits for the other.
     """
@@ -118,10 +119,12 @@ def _to_host(x: Tensor) -> Tensor:
 class Trace:
     """The memory of one inversion.
 
-    `latents` maps each level (timestep, and CLEAN) to (1, c, f, h, w) float32: the pivots. `timesteps`
+    `latents` maps each level (timestep, and CLEAN) to (1, c, f', h, w) float32: the pivots, which have a latent frame
+    for every `stride` frames after the first; so have the maps. `timesteps`
     rise from low to high noise. `tokens` lists, for every word of the prompt, the rows of the maps that
     belong to it. `features` holds Q and K of the fused sites where they were stored, else nothing. `solver` is the one
-    that made the latents, "ddim" or "dpm", and that denoises from them.
+    that made the latents, "ddim" or "dpm", and that denoises from them; `seen_below` says whether under a label it
+    evaluated the latent of the level below. `drawn`: no inversion, the clip's latents with fresh noise at every level.
     """
 
     clip: Clip
@@ -133,6 +136,9 @@ class Trace:
     maps: dict[tuple[int, str], SoftMap] = field(default_factory=dict)
     features: Features = field(default_factory=Features)
     solver: Solver = "ddim"
+    stride: int = 1
+    seen_below: bool = True
+    drawn: bool = False
 
     def below(self, t: int) -> int:
         """The level below a timestep."""
@@ -141,7 +147,11 @@ class Trace:
 
     def seen(self, t: int) -> int:
         """The level whose latent the inversion evaluated under label `t`: DDIM's the one below, else its own."""
-        return self.below(t) if self.solver == "ddim" else t
+        return self.below(t) if self.seen_below else t
+
+    @property
+    def latent_frames(self) -> int:
+        return latent_frames(len(self.clip.frames), self.stride)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -152,8 +162,8 @@ class Trace:
     def word_map(self, t: int, site: Site, at: list[int]) -> np.ndarray:
         """The soft map (f, h, w) of the words at `at`: each summed over its tokens, then each to a
         maximum of 1 and the largest taken where there are several."""
-        soft = self.maps[t, site.name]
-        each = [soft.of(list(self.tokens[i])) for i in at]
+        soft, frames = self.maps[t, site.name], len(self.clip.frames)
+        each = [to_frames(soft.of(list(self.tokens[i])), frames, self.stride) for i in at]
         if len(each) == 1:
             return each[0]
         return np.max([m / max(float(m.max()), 1e-30) for m in each], axis=0)
@@ -163,7 +173,8 @@ def save_trace(path: Path, trace: Trace) -> None:
     """Writes all of a trace but its features to one safetensors file, which appears whole or not at all."""
     levels = [CLEAN, *trace.timesteps]
     about = {"prompt": trace.prompt, "fps": trace.clip.fps, "sites": trace.sites, "tokens": trace.tokens}
-    about |= {"solver": trace.solver, "timesteps": trace.timesteps}
+    about |= {"solver": trace.solver, "timesteps": trace.timesteps, "stride": trace.stride}
+    about |= {"seen_below": trace.seen_below, "drawn": trace.drawn}
     tensors = {
         "frames": torch.from_numpy(trace.clip.frames),
         "latents": torch.stack([trace.latents[level] for level in levels]),
@@ -193,5 +204,5 @@ def load_trace(path: Path, device: torch.device) -> Trace:
         tuple(map(tuple, about["tokens"])),
         dict(zip([CLEAN, *timesteps], tensors["latents"].to(device), strict=True)),
         maps,
-        solver=about["solver"],
+        **{name: about[name] for name in ("solver", "stride", "seen_below", "drawn")},
     )

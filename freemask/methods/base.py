@@ -110,8 +110,9 @@ class Session:
         )
         self.watched = self.alignment.changed if watch else ()
         self.watched_tokens = [list(self.edit_tokens[j]) for j in self.watched]
-        self.order = {t: j for j, t in enumerate(reversed(trace.timesteps))}
-        frames = len(trace.clip.frames)
+        count = max(1, window(task.strength, len(trace.timesteps)))
+        self.order = {t: j for j, t in enumerate(reversed(trace.timesteps[:count]))}
+        frames = trace.latent_frames
         self.seen = MapSum(frames)
         self.t, self.span = CLEAN, spans(frames, frames)[0]
         self.now: tuple[str, ...] = ()
@@ -131,7 +132,11 @@ class Session:
     @property
     def noise(self) -> Tensor:
         """The latents (n, c, f, h, w) that the walk begins from; the edit's are the first."""
-        return self.trace.latents[self.trace.timesteps[-1]]
+        return self.trace.latents[max(self.order)]
+
+    def walked(self, levels: dict[int, float]) -> dict[int, float]:
+        """The levels that the walk goes down, of all that the trace has: the task's `strength` of them."""
+        return {t: level for t, level in levels.items() if t == CLEAN or t in self.order}
 
     def rows(self, t: int, x: Tensor) -> tuple[Row, ...]:
         """A step with label `t` begins at latents x: the rows that the network is to see, unconditional and told; a
@@ -157,6 +162,10 @@ class Session:
         """The noise (n, c, f, h, w) in the step's latents x by the predictions of the rows, when all are there."""
         self.seen.pack(self.t)
         return guide(eps["plain"], eps["edit"], self.guidance, self.task.rescale) if "plain" in eps else eps["edit"]
+
+    def glimpse(self, x: Tensor, out: Tensor, level: float) -> Tensor:
+        """The clip's latents (1, c, f, h, w) that a step's latents and the noise in them predict."""
+        return self.backbone.path.clean(x, out, level)
 
     def settle(self, level: int, x: Tensor) -> Tensor:
         """What becomes of the latents x that a step reached at a level."""

@@ -11,7 +11,7 @@ Both are generators of `Step` that return their result, so bars, previews and ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,14 +22,17 @@ from einops import rearrange
 from torch import Tensor
 
 from ..clips.spans import Span, spans
+from ..clips.strides import latent_frames
 from ..clips.video import Clip
 from ..errors import SettingError
 from ..families.attention import attend, word_probabilities
 from ..families.backbone import Backbone
-from ..families.ddim import CLEAN, denoise, invert, levels, timesteps
+from ..families.ddim import CLEAN, Predict
 from ..families.deep import DeepCache
+from ..families.flow import fresh_noise
 from ..families.graphs import Forwards, Usage, taken
 from ..families.loading import load_backbone
+from ..families.paths import NoisePath
 from ..families.sites import Site
 from ..families.specs import Solver, fit, frame_size
 from ..masks.features import Features
@@ -92,16 +95,16 @@ class Editor:
         return frame_size(self.backbone.native_size, self.backbone.multiple, width, height)
 
     def spans(self, frames: int) -> tuple[Span, ...]:
-        """The spans of frames in which the UNet sees a clip of that length."""
-        return spans(frames, self.backbone.native_frames)
+        """The spans of latent frames in which the network sees a clip of that length."""
+        return spans(latent_frames(frames, self.backbone.time_stride), self.backbone.native_frames)
 
     def _over(self, frames: int, predict: Callable[..., Tensor], together: int = 1) -> Tensor:
         """What is predicted for a whole clip, (b, c, f, h, w), put together from its spans."""
         return over_spans(frames, self.backbone.native_frames, predict, together)
 
     def decode(self, latents: Tensor, like: Clip) -> Clip:
-        """Latents (1, c, f, h, w) to a clip at the frame rate of another."""
-        return Clip(self.backbone.decode(latents), like.fps)
+        """Latents (1, c, f', h, w) to a clip at the frame rate and length of another."""
+        return Clip(self.backbone.decode(latents)[: len(like.frames)], like.fps)
 
     # ------------------------------------------------------------------ inversion
 
@@ -122,27 +125,33 @@ class Editor:
         latents: Tensor | None = None,
         usage: Usage | None = None,
         one_row: bool = False,
+        drawn: bool = False,
+        seed: int = 0,
     ) -> Steps[Trace]:
         """Inversion with the source prompt, without guidance; sides must be multiples of the VAE's factor.
 
         `solver` is "ddim" or "dpm", which asks for one forward more and is as exact in fewer steps (`ddim.py`).
         With `store`, Q and K of the sites that this preset fuses are kept in its windows, with `host` in host RAM.
         `latents` are the clip's where the caller has encoded it already. With `one_row` the spans of a long clip run
-        one at a time.
+        one at a time. `drawn` inverts nothing: the latents of a level are the clip's with noise drawn from `seed`, of
+        which the network is asked all the same, for the words' maps.
         """
         backbone, usage = self.backbone, usage or Usage()
         h, w = clip.frames.shape[1:3]
         if h % backbone.vae_factor or w % backbone.vae_factor:
             raise SettingError(f"Frames of {w}x{h} do not fit {backbone.name}: use multiples of {backbone.multiple}.")
-        ts = timesteps(backbone.scheduler, steps)
-        alpha = levels(backbone.scheduler, ts)
+        path = backbone.path
+        ts = path.timesteps(steps)
+        alpha = path.levels(ts)
         latents = backbone.encode(clip.frames) if latents is None else latents
         tokens = backbone.word_tokens(prompt)
         sites = backbone.sites
-        trace = Trace(clip, prompt, ts, sites, tokens, {CLEAN: latents}, features=Features(host=host), solver=solver)
+        about: dict[str, Any] = {"solver": solver, "stride": backbone.time_stride, "drawn": drawn}
+        about["seen_below"] = not drawn and path.sees_below(solver)
+        trace = Trace(clip, prompt, ts, sites, tokens, {CLEAN: latents}, features=Features(host=host), **about)
         last = tokens[-1][-1] + 1
         text = backbone.text([prompt])
-        maps = MapSum(len(clip.frames))
+        maps = MapSum(trace.latent_frames)
         label, storing = CLEAN, set[Site]()
         parts: tuple[Span, ...] = ()
         together = 1 if one_row or host else TOGETHER  # from host RAM the edit reads in the order of keeping
@@ -168,13 +177,13 @@ class Editor:
         fused = windows(store, len(ts)) if store else {}
         cross = [site for site in sites if site.kind == "cross"]
 
-        def predict(x: Tensor, t: int, level: float) -> Tensor:
+        def predict(x: Tensor, t: int, level: float, recorded: bool = True) -> Tensor:
             nonlocal label, storing
-            label = t
-            kinds = {kind for kind, n in fused.items() if t in ts[len(ts) - n :]}
+            label, recorded = t, recorded and t in ts
+            kinds = {kind for kind, n in fused.items() if recorded and t in ts[len(ts) - n :]}
             storing = set(fused_sites(sites, trace.grid, kinds, store)) if store else set()
-            hooks = dict.fromkeys([*cross, *storing] if t in ts else (), look)
-            kind = None if host and storing else (t in ts, *sorted(site.name for site in storing))
+            hooks = dict.fromkeys([*cross, *storing] if recorded else (), look)
+            kind = None if host and storing else (recorded, *sorted(site.name for site in storing))
 
             def some(*spans: Span) -> Tensor:
                 nonlocal parts
@@ -186,9 +195,15 @@ class Editor:
             return eps
 
         with Forwards(backbone, usage) as forwards:
-            for i, (t, x) in enumerate(invert(predict, latents, alpha, solver=solver)):
+            if drawn:
+                walk = _drawn(path, predict, latents, alpha, seed)
+            else:
+                walk = path.invert(predict, latents, alpha, solver=solver, draft=partial(predict, recorded=False))
+            for i, (t, x) in enumerate(walk):
                 trace.latents[t] = x = x.contiguous()  # so that a trace read from a file gives the same to the last bit
-                if solver != "ddim" and t == ts[-1]:  # the highest level's maps and features: no step asked for them
+                if (
+                    solver != "ddim" and not drawn and t == ts[-1]
+                ):  # the highest level's maps and features: no step asked for them
                     predict(x, t, alpha[t])
                 yield Step("invert", i + 1, len(ts), t)
         trace.maps.update(maps.packed())
@@ -208,9 +223,9 @@ class Editor:
             return self._over(x.shape[2], some, 1 if one_row else TOGETHER)
 
         x = trace.latents[trace.timesteps[-1]]
-        alpha = levels(backbone.scheduler, trace.timesteps)
+        walk = backbone.path.denoise(predict, x, backbone.path.levels(trace.timesteps), solver=trace.solver)
         with Forwards(backbone, usage) as forwards:
-            for i, (t, x) in enumerate(denoise(predict, x, alpha, solver=trace.solver)):  # noqa: B007, B020
+            for i, (t, x) in enumerate(walk):  # noqa: B007
                 yield Step("reconstruct", i + 1, len(trace.timesteps), t)
         return x.contiguous()
 
@@ -324,21 +339,32 @@ class Editor:
             all_eps = self._over(x.shape[2], one).chunk(len(rows))
             eps = session.combine(x, dict(zip([row.name for row in rows], all_eps, strict=True)))
             done += 1
-            picture = self._glance(x[:1], eps[:1], level) if done % every == 0 else None
+            picture = self._glance(session.glimpse(x[:1], eps[:1], level)) if done % every == 0 else None
             return eps
 
-        alpha = levels(self.backbone.scheduler, trace.timesteps)
-        walk = denoise(predict, session.noise, alpha, solver=trace.solver, eta=eta, seed=seed, adjust=session.settle)
+        path = self.backbone.path
+        every_level = session.walked(path.levels(trace.timesteps))
+        about = {"solver": trace.solver, "eta": eta, "seed": seed}
+        walk = path.denoise(predict, session.noise, every_level, adjust=session.settle, **about)
         with Forwards(self.backbone, usage) as forwards:
             for i, (t, x) in enumerate(walk):  # noqa: B007
-                yield Step("edit", i + 1, len(trace.timesteps), t, picture)
+                yield Step("edit", i + 1, len(every_level) - 1, t, picture)
         return Denoised(x[:1], plan, session.watched, session.seen.packed(), session.prepared)
 
-    def _glance(self, x: Tensor, eps: Tensor, level: float) -> np.ndarray:
-        """The middle frame (h, w, 3) uint8 of the clean clip that latents (1, c, f, h, w) and their noise predict."""
-        middle = x.shape[2] // 2
-        clean = (x - (1 - level) ** 0.5 * eps) / level**0.5
+    def _glance(self, clean: Tensor) -> np.ndarray:
+        """The middle frame (h, w, 3) uint8 of a clip's latents (1, c, f, h, w)."""
+        middle = clean.shape[2] // 2
         return self.backbone.decode(clean[:, :, middle : middle + 1])[0]
+
+
+def _drawn(
+    path: NoisePath, predict: Predict, x: Tensor, levels: dict[int, float], seed: int
+) -> Iterator[tuple[int, Tensor]]:
+    """The clip's latents with fresh noise at every level, each of which `predict` sees: what `invert` yields."""
+    for t in sorted(levels)[1:]:
+        noisy = path.noised(x, fresh_noise(x, t, seed), levels[t])
+        predict(noisy, t, levels[t])
+        yield t, noisy
 
 
 def _rows(x: Tensor, text: Tensor, spans: Sequence[Span], t: int) -> tuple[Tensor, int, Tensor]:

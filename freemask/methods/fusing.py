@@ -23,6 +23,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..clips.spans import Span
+from ..clips.strides import to_frames, to_latent
 from ..families.attention import Hook, attend, probabilities
 from ..families.graphs import given, taken
 from ..families.sites import Site
@@ -61,7 +62,8 @@ def token_map(
     """From the words' alignment to tokens. Words of unequal token counts share columns in order, the last
     source token serving the rest; SOS keeps its column, EOS and padding correspond from the prompt's end on."""
     columns = torch.full((length,), -1, dtype=torch.int64)
-    columns[0] = 0
+    if all(0 not in row for row in edit_tokens):  # a mark that begins the prompt, which UMT5 has not
+        columns[0] = 0
     for j, i in enumerate(source_of):
         if i is not None:
             for n, token in enumerate(edit_tokens[j]):
@@ -115,7 +117,7 @@ class Fusing(Session, ABC):
         at = set(find_word(trace.prompt, self.word))
         pairs = enumerate(self.alignment.source_of)
         self.edit_columns = [token for j, i in pairs if i in at for token in self.edit_tokens[j]]
-        self.edit_seen = MapSum(len(trace.clip.frames))
+        self.edit_seen = MapSum(trace.latent_frames)
         self.edit_map: np.ndarray | None = None  # the edit word's own mask, known from the step before
         self.sites: dict[Site, Hook] = {}
         self.features = trace.features
@@ -184,7 +186,8 @@ class Fusing(Session, ABC):
     def combine(self, x: Tensor, eps: Mapping[str, Tensor]) -> Tensor:
         guided = super().combine(x, eps)
         for soft in self.edit_seen.take().values():
-            self.edit_map = resize(extract(soft[0].cpu().numpy(), self.task.tau), self.trace.grid)
+            found = to_frames(soft[0].cpu().numpy(), len(self.trace.clip.frames), self.trace.stride)
+            self.edit_map = resize(extract(found, self.task.tau), self.trace.grid)
         self.sites = {}  # hooks that hold this object, which holds what the edit needs
         if not self.denoised:
             return guided
@@ -195,7 +198,7 @@ class Fusing(Session, ABC):
         """Latent blending: outside E the source's latent of the same level, while that window is open."""
         if self.order[self.t] >= self.blended:
             return x
-        e = torch.from_numpy(self.editable(self.t)).to(x.device, non_blocking=True)
+        e = torch.from_numpy(to_latent(self.editable(self.t), self.trace.stride)).to(x.device, non_blocking=True)
         return torch.cat([fuse_latent(self.trace.latents[level], x[:1], e), x[1:]])
 
     # ------------------------------------------------------------------ masks
@@ -210,8 +213,9 @@ class Fusing(Session, ABC):
         return self.object(t) if self.task.region == "object" else ~self.object(t)
 
     def mask(self, what: str, site: Site, device: torch.device) -> tuple[Tensor, bool | None]:
-        """What is "free", "moved" or "moved in time" in this step on the span's frames at a site's grid, (f, p) bool;
-        and what it is on the whole clip, where it is the same everywhere: known without asking the device."""
+        """What is "free", "moved" or "moved in time" in this step on the span's latent frames at a site's grid, (f, p)
+        bool, or (1, f·p) where a site's queries are those of all frames; and what it is on the whole clip, where it is
+        the same everywhere: known without asking the device."""
         key = what, site.level
         if key not in self.cached:
             if what == "moved in time":
@@ -219,15 +223,16 @@ class Fusing(Session, ABC):
             else:
                 whole = self.free(self.t) if what == "free" else self.moved(self.t)
                 mask = resize(whole, site.grid(self.trace.grid))
-            flat = torch.from_numpy(rearrange(mask, "f h w -> f (h w)"))
+            flat = torch.from_numpy(rearrange(to_latent(mask, self.trace.stride), "f h w -> f (h w)"))
             same = True if flat.all() else None if flat.any() else False
             self.cached[key] = flat.to(device, non_blocking=True), same
         there, same = self.cached[key]
-        return there[self.span.frames], same
+        there = there[self.span.frames]
+        return there.reshape(1, -1) if site.joint else there, same
 
     def each(self, what: str, site: Site, device: torch.device) -> Tensor:
         """`mask`'s first, which differs from step to step."""
-        return given((what, site.level), lambda: (self.mask(what, site, device)[0],))[0]
+        return given((what, site.level, site.joint), lambda: (self.mask(what, site, device)[0],))[0]
 
     def kind(self, names: tuple[str, ...]) -> Hashable:
         """What the fused forwards of this step have in common with others: see `graphs`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import Session
 from .fatezero import FateZero
+from .flowedit import FlowEdit
 from .freemask import FreeMask
 from .p2p import PromptToPrompt
 from .plain import Plain
@@ -14,6 +15,7 @@ __all__ = ["SESSIONS"]
 
 SESSIONS: dict[str, type[Session]] = {
     "fatezero": FateZero,
+    "flowedit": FlowEdit,
     "freemask": FreeMask,
     "p2p": PromptToPrompt,
     "plain": Plain,

@@ -22,6 +22,7 @@ from ..clips.video import probe
 from ..errors import FreeMaskError
 from ..families.specs import NATIVE_FRAMES, backbone_spec, frame_size, known_backbone
 from ..jobs.worker import Countdown, Snapshot
+from ..presets import load_method
 from ..settings import Settings, batch_rows
 
 __all__ = ["Estimates", "rows", "sized", "volume"]
@@ -43,16 +44,20 @@ def rows(settings: Settings, stored: bool = False) -> dict[str, float]:
     replayed = max(preset.alpha_self, preset.alpha_cross, preset.alpha_temporal)
     again: float = replayed if settings.features == "replay" or settings.features == "auto" and not stored else 0
     n, tuned = settings.steps, 0
+    method = load_method(settings.method)
+    drawn, flows = method.features == "drawn", _flows(settings.backbone)
+    if preset.flow:
+        again = batch_rows(preset, "replay", False) - 2
     if own := preset.director:
         guided = 2 + BACKWARD if own.stdg else 0
         again = (1 if own.sa_ii else replayed) + (guided if own.guided == "edit" else 0)
         if own.null_text_steps or guided and own.guided == "source":
             tuned = 2 + guided + own.null_text_steps * (1 + BACKWARD)
     return {
-        "invert": n + (settings.solver != "ddim"),
+        "invert": n if drawn else n * (1 + (flows and settings.solver == "ddim")) + (settings.solver != "ddim"),
         "null-text": n * tuned,
-        "edit": n * (2 + again),
-        "reconstruct": n,
+        "edit": preset.strength * n * (2 + again),
+        "reconstruct": 0 if drawn else n,
     }
 
 
@@ -153,7 +158,7 @@ class Estimates:
             return None
         width, height = settings.size or spec.size
         cells = min(settings.frames, spec.frames) * width * height / spec.vae_factor**2
-        unet = batch_rows(source, settings.low_vram) * cells * spec.working_set["unet"]
+        unet = batch_rows(settings.preset(), source, settings.low_vram) * cells * spec.working_set["unet"]
         return (spec.weight_bytes + unet) / 2**20
 
 
@@ -195,6 +200,14 @@ def _rest(settings: Settings, cost: _Cost) -> float:
 def _dearer(pixels: int, factor: int) -> float:
     """How much dearer attention makes a pixel of a frame with so many, where a latent cell stands for factor²."""
     return 1 + pixels / factor**2 / ATTENTION
+
+
+def _flows(backbone: str) -> bool:
+    """Whether a backbone follows a flow, whose first-order inversion asks twice."""
+    try:
+        return backbone_spec(backbone).path == "flow"
+    except FreeMaskError:
+        return False
 
 
 def _native(backbone: str) -> tuple[tuple[int, int], int, int]:

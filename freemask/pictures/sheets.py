@@ -52,28 +52,33 @@ class WordMaps:
 
     tokens: the source prompt's words, in order, then those of the edit prompt that it lacks, whose positions there are
     edit_words. sites: the cross-attention sites, from the input to the output.
-    timesteps: ascending, from low to high noise. frames: how many. chosen (timestep, site) bool: the maps that the
-    mask in use was made from; one row where each timestep uses its own. mask (f, h, w) bool: the mask in use, at the
-    latents' grid.
+    timesteps: ascending, from low to high noise. of_frames: which of a cell's maps each frame has, rising from 0, for
+    frames that share a latent frame share a map. chosen (timestep, site) bool: the maps that the mask in use was made
+    from; one row where each timestep uses its own. mask (f, h, w) bool: the mask in use, at the latents' grid.
     """
 
     tokens: tuple[str, ...]
     edit_words: tuple[int, ...]
     sites: tuple[str, ...]
     timesteps: tuple[int, ...]
-    frames: int
+    of_frames: tuple[int, ...]
     chosen: NDArray[np.bool_]
     mask: NDArray[np.bool_]
+
+    @property
+    def frames(self) -> int:
+        return len(self.of_frames)
 
 
 def read_words(stored: Arrays) -> WordMaps:
     """The index of the arrays of a `words.npz`."""
+    maps = stored[f"scales_{map_grids(stored)[0]}"].shape[3]
     return WordMaps(
         tokens=tuple(map(str, stored["tokens"])),
         edit_words=tuple(map(int, stored["edit_words"])),
         sites=tuple(map(str, stored["sites"])),
         timesteps=tuple(map(int, stored["timesteps"])),
-        frames=int(stored[f"scales_{map_grids(stored)[0]}"].shape[3]),
+        of_frames=tuple(map(int, stored.get("of_frames", range(maps)))),
         chosen=np.array(stored["chosen"], bool),
         mask=np.array(stored["mask"], bool),
     )
@@ -87,7 +92,8 @@ def mask_sheet(stored: Arrays, word: str, *, frame: int) -> Image:
     cells are outlined. `frame` counts from 0; "dog#2" is the second dog.
     Raises MaskError for a word or a frame that was not recorded.
     """
-    return draw_sheet(read_words(stored), lambda tokens: _maps(stored, tokens, frame), word, frame=frame)
+    index = read_words(stored)
+    return draw_sheet(index, lambda tokens: _maps(stored, tokens, index.of_frames[frame]), word, frame=frame)
 
 
 def draw_sheet(
@@ -310,7 +316,7 @@ def map_grids(stored: Arrays) -> list[str]:
 
 
 def _maps(stored: Arrays, tokens: Sequence[int], frame: int) -> dict[str, NDArray[np.float32]]:
-    """Soft maps of these tokens together, on one frame: site ↦ (t, h, w) float32."""
+    """Soft maps of these tokens together, on one latent frame: site ↦ (t, h, w) float32."""
     found: dict[str, NDArray[np.float32]] = {}
     for grid in map_grids(stored):
         maps, scales = stored[f"maps_{grid}"], stored[f"scales_{grid}"]

@@ -1,7 +1,8 @@
 """The data of the attention explorer: every word's maps as one small file, and the index that says how to read them.
 
 The page draws the layer × timestep matrix in the browser, so that a threshold or a frame answers at once and the
-server computes nothing. A word's file is gzip: uint8 values (t, f, h, w) of one site after another, then float32
+server computes nothing. Frames that share a latent frame share a map, which is kept once; `of_frames` in the index
+says which each has. A word's file is gzip: uint8 values (t, f, h, w) of one site after another, then float32
 little-endian scales (site, t, f); probability = value / 255 · scale. All 16 sites of zeroscope, 50 timesteps and 8
 frames at 512² are 10 MiB. They are written as they are, since deflating takes a tenth off the maps of mini, and ten
 times as long. The edited word's file is fetched first, the others after it.
@@ -62,6 +63,7 @@ def save_word_files(folder: Path, stored: Arrays) -> None:
     h, w = index.mask.shape[1:]
     about = {
         "frames": index.frames,
+        **({} if index.of_frames == tuple(range(index.frames)) else {"of_frames": index.of_frames}),
         "tokens": index.tokens,
         "edit_words": index.edit_words,
         "sites": [
@@ -93,6 +95,7 @@ def read_word_files(folder: Path) -> Arrays:
         "edit_words": np.array(about["edit_words"], np.int64),
         "chosen": np.array(about["chosen"], bool),
         "mask": unpack_bits(mask["data"], (mask["h"], mask["w"])),
+        "of_frames": np.array(_of_frames(about)),
     }
     for h, w in dict.fromkeys((site["h"], site["w"]) for site in sites):
         names = [site["name"] for site in sites if (site["h"], site["w"]) == (h, w)]
@@ -111,19 +114,25 @@ def word_sheet(folder: Path, word: str, *, frame: int) -> NDArray[np.uint8]:
         edit_words=tuple(about["edit_words"]),
         sites=tuple(site["name"] for site in about["sites"]),
         timesteps=tuple(about["timesteps"]),
-        frames=about["frames"],
+        of_frames=_of_frames(about),
         chosen=np.array(about["chosen"], bool),
         mask=unpack_bits(mask["data"], (mask["h"], mask["w"])),
     )
 
     def read(tokens: Sequence[int]) -> dict[str, NDArray[np.float32]]:
+        at = index.of_frames[frame]
         each = [
-            {name: values[:, frame] / 255 * scales[:, frame, None, None] for name, (values, scales) in one.items()}
+            {name: values[:, at] / 255 * scales[:, at, None, None] for name, (values, scales) in one.items()}
             for one in (_read_word(folder, k, about) for k in tokens)
         ]
         return {site: together(np.stack([maps[site] for maps in each], 1)) for site in index.sites}
 
     return draw_sheet(index, read, word, frame=frame)
+
+
+def _of_frames(about: dict[str, Any]) -> tuple[int, ...]:
+    """Which of a cell's maps each frame has: its own, but where a latent frame stands for several."""
+    return tuple(about.get("of_frames", range(about["frames"])))
 
 
 def _read_word(folder: Path, k: int, about: dict[str, Any]) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.float32]]]:
@@ -132,7 +141,7 @@ def _read_word(folder: Path, k: int, about: dict[str, Any]) -> dict[str, tuple[N
         data = gzip.decompress(word_file(folder, k).read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise MaskError("The attention maps of this edit cannot be read: run the edit again.") from error
-    count = len(about["timesteps"]), about["frames"]
+    count = len(about["timesteps"]), _of_frames(about)[-1] + 1
     found, at = {}, 0
     for site in about["sites"]:
         shape = (*count, site["h"], site["w"])

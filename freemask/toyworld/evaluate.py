@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..clips.video import Clip
 from ..families.backbone import Backbone
-from ..families.ddim import CLEAN, denoise, guide, levels, timesteps
+from ..families.ddim import CLEAN, guide
 from ..families.specs import usual_guidance
 from ..jobs.metrics import psnr
 from ..jobs.run import load_editor
@@ -63,7 +63,8 @@ def _denoise(backbone: Backbone, x: Tensor, text: Tensor, null: Tensor | None, s
         plain, told = backbone.predict(torch.cat([x, x]), t, both, level).chunk(2)
         return guide(plain, told, guidance)
 
-    for _, x in denoise(predict, x, levels(backbone.scheduler, timesteps(backbone.scheduler, steps))):  # noqa: B007, B020
+    path = backbone.path
+    for _, x in path.denoise(predict, x, path.levels(path.timesteps(steps))):  # noqa: B007, B020
         pass
     return x
 
@@ -83,7 +84,7 @@ def wander(centres: np.ndarray) -> float:
 def generate(
     backbone: Backbone, captions: list[str], seeds: list[int], *, steps: int, guidance: float, frames: int
 ) -> list[np.ndarray]:
-    """Clips (frames, h, w, 3) uint8 drawn from the noise of their seeds by DDIM, at the backbone's own size."""
+    """Clips (frames, h, w, 3) uint8 drawn from the noise of their seeds in `steps`, at the backbone's own size."""
     width, height = (side // backbone.vae_factor for side in backbone.native_size)
     shape = (int(backbone.unet.config["in_channels"]), frames, height, width)
     x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

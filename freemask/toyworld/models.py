@@ -14,6 +14,7 @@ mini-sd Stable Diffusion's, which differ in the UNet alone, and for mini-motion 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +22,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import (
     AutoencoderTiny,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
     MotionAdapter,
     UNet2DConditionModel,
     UNet3DConditionModel,
     UNetMotionModel,
+    WanTransformer3DModel,
 )
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from einops import rearrange
@@ -42,7 +46,9 @@ from .scenes import render, sample_scene, vocabulary
 
 __all__ = [
     "FAMILIES",
+    "SHIFT",
     "Recipe",
+    "encoded",
     "export",
     "load_tokenizer",
     "load_vae",
@@ -55,7 +61,8 @@ __all__ = [
 ]
 
 
-FAMILIES = ("unet3d", "inflated", "motion")
+FAMILIES = ("unet3d", "inflated", "motion", "wan")
+SHIFT = 2.0  # of a flow's noise levels: σ becomes s·σ/(1 + (s−1)·σ); Wan has 3 for larger pictures
 LARGE = 128  # pixels, from which side on frames are made of patches of 8 pixels
 
 
@@ -70,6 +77,10 @@ class Recipe:
     channels: tuple[int, ...] = (48, 96, 128, 128)
     text_width: int = 96
     head_dim: int = 16
+    blocks: int = 6  # these four are a transformer's
+    heads: int = 6
+    head_width: int = 32
+    feed_forward: int = 512
     decoder_width: int = 64
     decoder_blocks: tuple[int, ...] = (5, 4, 2, 0)
     scenes: int = 24_000
@@ -85,8 +96,10 @@ class Recipe:
         return cls(size=size, family=family, factor=4, latent_channels=8, decoder_width=32, decoder_blocks=blocks)
 
 
-def new_scheduler() -> DDIMScheduler:
-    """zeroscope's noise schedule."""
+def new_scheduler(family: str = FAMILIES[0]) -> Any:
+    """zeroscope's noise schedule, or of a transformer the flow's with the shift of small pictures."""
+    if family == "wan":
+        return FlowMatchEulerDiscreteScheduler(shift=SHIFT)
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -148,6 +161,17 @@ def _patches(frames: Tensor, factor: int) -> Tensor:
     return rearrange(x, "n c h w -> (n h w) c")
 
 
+def encoded(vae: AutoencoderTiny, frames: np.ndarray) -> Tensor:
+    """(f, c, h, w) float32 scaled latents of (f, H, W, 3) uint8: what the autoencoder's convolutions compute, as the
+    one matrix that they are, in a hundredth of the time."""
+    last = [m for m in vae.encoder.layers if isinstance(m, nn.Conv2d)][-1]
+    factor = math.isqrt(last.in_channels // 3)
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+    h, w = (side // factor for side in pixels.shape[2:])
+    z = F.linear(_patches(pixels, factor), last.weight[:, :, 1, 1], last.bias) * vae.config.scaling_factor
+    return rearrange(z, "(f h w) c -> f c h w", h=h, w=w)
+
+
 def new_autoencoder(recipe: Recipe) -> AutoencoderTiny:
     """An `AutoencoderTiny` of the recipe's shape, untrained.
 
@@ -203,9 +227,31 @@ def _new_vae(recipe: Recipe) -> AutoencoderTiny:
     return vae
 
 
-def new_unet(recipe: Recipe) -> UNet:
-    """The family's UNet, random; as an image model's attention_head_dim counts heads, it is given their number. Motion
-    modules change nothing yet."""
+def _new_transformer(recipe: Recipe) -> WanTransformer3DModel:
+    """A Wan transformer, random, which says that nothing moves: its last layer is zero. A patch is one latent cell."""
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 1, 1),
+        num_attention_heads=recipe.heads,
+        attention_head_dim=recipe.head_width,
+        in_channels=recipe.latent_channels,
+        out_channels=recipe.latent_channels,
+        text_dim=recipe.text_width,
+        freq_dim=64,
+        ffn_dim=recipe.feed_forward,
+        num_layers=recipe.blocks,
+        rope_max_seq_len=64,
+    )
+    nn.init.zeros_(transformer.proj_out.weight)
+    nn.init.zeros_(transformer.proj_out.bias)
+    return transformer
+
+
+def new_unet(recipe: Recipe) -> Any:
+    """The family's network, random; as an image model's attention_head_dim counts heads, it is given their number.
+    Motion modules change nothing yet."""
+    if recipe.family == "wan":
+        return _new_transformer(recipe)
     if recipe.family == "motion":
         image_unet = new_unet(replace(recipe, family="inflated"))
         modules = MotionAdapter(
@@ -295,17 +341,20 @@ def export(run: Path, recipe: Recipe, out: Path) -> None:
     unet, text = new_unet(recipe), new_text_encoder(recipe, tokenizer)
     model = nn.ModuleDict({"unet": unet, "text": text})
     model.load_state_dict(average, strict=False)
-    unet.half().save_pretrained(out / "unet")
+    wan = recipe.family == "wan"
+    network = "transformer" if wan else "unet"
+    unet.half().save_pretrained(out / network)
     text.half().save_pretrained(out / "text_encoder")
     load_vae(run, recipe).half().save_pretrained(out / "vae")
-    new_scheduler().save_pretrained(out / "scheduler")
+    scheduler = new_scheduler(recipe.family)
+    scheduler.save_pretrained(out / "scheduler")
     image = recipe.family == "inflated"
     index: dict[str, Any] = {
-        "_class_name": "StableDiffusionPipeline" if image else "TextToVideoSDPipeline",
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "_class_name": "WanPipeline" if wan else "StableDiffusionPipeline" if image else "TextToVideoSDPipeline",
+        "scheduler": ["diffusers", type(scheduler).__name__],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", type(unet).__name__],
+        network: ["diffusers", type(unet).__name__],
         "vae": ["diffusers", "AutoencoderTiny"],
     }
     if image:  # parts that the pipeline has and may do without

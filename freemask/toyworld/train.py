@@ -30,7 +30,13 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
+from diffusers import (
+    AutoencoderTiny,
+    UNet2DConditionModel,
+    UNet3DConditionModel,
+    UNetMotionModel,
+    WanTransformer3DModel,
+)
 from einops import rearrange
 from torch import Tensor, nn
 from transformers import CLIPTextModel
@@ -41,7 +47,10 @@ from ..families.backbone import per_frame
 from ..families.motion import add_motion
 from ..families.specs import ADAPTER
 from .models import (
+    FAMILIES,
+    SHIFT,
     Recipe,
+    encoded,
     load_tokenizer,
     load_vae,
     new_scheduler,
@@ -55,6 +64,9 @@ from .scenes import OBJECTS, PLACES, render_seed
 __all__ = ["train_unet"]
 
 
+SPREAD = (
+    1.2  # of a flow's log-odds of noise in training (logit-normal, Esser et al. 2024), around the scheduler's shift
+)
 OFFSET_NOISE = 0.1  # spread of the noise's mean, by clip and channel
 
 
@@ -72,8 +84,7 @@ def _latent_bank(run: Path, recipe: Recipe, vae: AutoencoderTiny) -> tuple[np.nd
     # processes take seconds to begin, which pays for many scenes alone
     with multiprocessing.get_context("spawn").Pool() if recipe.scenes > 1000 else ThreadPool() as pool:
         for i, scene in enumerate(pool.imap(job, range(recipe.scenes), chunksize=32)):
-            x = torch.from_numpy(scene.frames).permute(0, 3, 1, 2).float() / 127.5 - 1
-            bank[i] = (vae.encode(x).latents * vae.config.scaling_factor).half().numpy()
+            bank[i] = encoded(vae, scene.frames).half().numpy()
             captions.append(scene.caption)
     words.write_text(json.dumps(captions))
     return bank, captions
@@ -90,8 +101,10 @@ class _Identity(nn.Module):
         return (x,) if self.returns_tuple else x
 
 
-def _ask(unet: UNet, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-    """The noise that a UNet predicts for latents (b, c, f, h, w), under labels and text (b, k, d)."""
+def _ask(unet: Any, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    """What a network says of latents (b, c, f, h, w), under labels and text (b, k, d): noise, or a flow's velocity."""
+    if isinstance(unet, WanTransformer3DModel):
+        return unet(x, t.expand(len(x)), text).sample
     if isinstance(unet, UNetMotionModel):
         return unet(x, t, per_frame(text, x.shape[2])).sample
     if not isinstance(unet, UNet2DConditionModel):
@@ -158,12 +171,25 @@ def _rate(step: int, total: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / 100, max(0.01, (total - step) / (0.2 * total)))
 
 
+@contextmanager
+def _on_half_grid(transformer: WanTransformer3DModel) -> Iterator[None]:
+    """The transformer with the positions of every second cell: latents of half the side keep their places."""
+    rope = transformer.rope
+    saved = rope.freqs_cos, rope.freqs_sin
+    rope.freqs_cos, rope.freqs_sin = (table[::2] for table in saved)
+    try:
+        yield
+    finally:
+        rope.freqs_cos, rope.freqs_sin = saved
+
+
 @torch.no_grad()
-def _sample_sheet(unet: UNet, text: Tensor, null: Tensor, vae: AutoencoderTiny, frames: int) -> np.ndarray:
-    """Pictures drawn from noise with guidance 4 in 20 steps: (rows, w, 3) uint8, one row of frames a prompt."""
-    scheduler = new_scheduler()
+def _sample_sheet(unet: Any, text: Tensor, null: Tensor, vae: AutoencoderTiny, frames: int, side: int) -> np.ndarray:
+    """Pictures drawn from noise with guidance 4 in 20 steps: (rows, w, 3) uint8, one row of frames a prompt; latents
+    have `side` cells a side."""
+    scheduler = new_scheduler("wan" if isinstance(unet, WanTransformer3DModel) else FAMILIES[0])
     scheduler.set_timesteps(20)
-    c, s = unet.config.in_channels, unet.config.sample_size
+    c, s = unet.config.in_channels, side
     noise = torch.Generator().manual_seed(1)
     x = torch.randn(len(text), c, frames, s, s, generator=noise).to(text.device)
     both = torch.cat([null.expand_as(text), text])
@@ -187,21 +213,30 @@ SHEET = [
 
 
 def _refuse_other_family(init: Path, recipe: Recipe) -> None:
-    wanted = UNet3DConditionModel if recipe.family == "unet3d" else UNet2DConditionModel
+    if recipe.family == "wan" and not (init / "transformer").is_dir():
+        return  # its words and its autoencoder serve all the same
+    wanted, part = {
+        "unet3d": (UNet3DConditionModel, "unet"),
+        "wan": (WanTransformer3DModel, "transformer"),
+    }.get(recipe.family, (UNet2DConditionModel, "unet"))
     try:
-        kind = json.loads((init / "unet" / "config.json").read_text())["_class_name"]
+        kind = json.loads((init / part / "config.json").read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise SettingError(f"{init} holds no backbone: give a folder with unet/, vae/ and tokenizer/.") from None
+        raise SettingError(f"{init} holds no backbone: give a folder with {part}/, vae/ and tokenizer/.") from None
     if kind != wanted.__name__:
-        raise SettingError(f"{init}/unet is a {kind}, and the family {recipe.family} has a {wanted.__name__}.")
+        raise SettingError(f"{init}/{part} is a {kind}, and the family {recipe.family} has a {wanted.__name__}.")
 
 
 def _begin(model: nn.ModuleDict, recipe: Recipe, init: Path) -> None:
-    """Gives a model the weights of an exported backbone; of motion modules those beside its UNet, where there are."""
+    """Gives a model the weights of an exported backbone; of motion modules those beside its UNet, where there are, and
+    a transformer the words alone of a backbone that has none."""
     unet: Any = model["unet"]
     text = model["text"]
     text.load_state_dict(CLIPTextModel.from_pretrained(init / "text_encoder").float().state_dict())
-    if recipe.family == "motion":
+    if recipe.family == "wan":
+        if (init / "transformer").is_dir():
+            unet.load_state_dict(WanTransformer3DModel.from_pretrained(init / "transformer").float().state_dict())
+    elif recipe.family == "motion":
         image = UNet2DConditionModel.from_pretrained(init / "unet").float()
         beside = init / ADAPTER
         told = add_motion(image, beside).float() if beside.is_dir() else image
@@ -223,14 +258,17 @@ def train_unet(
     init: Path | None = None,
     graph: bool = True,
 ) -> None:
-    """Trains UNet and text encoder for `steps` more steps of a stage, "frames" or "clips"; resumable.
+    """Trains network and text encoder for `steps` more steps of a stage, "frames" or "clips", or for a transformer
+    before these "coarse", frames whose latents are averaged over 2 × 2 cells, a quarter of the work; resumable.
 
-    Writes `run/unet-{stage}.pt`, `run/log-{stage}.txt` and sample sheets. The clips stage begins with
-    the averaged weights of the frames stage; a run with no checkpoint may begin with those of an exported
+    Writes `run/unet-{stage}.pt`, `run/log-{stage}.txt` and sample sheets. A stage begins with the averaged weights of
+    the one before; a run with no checkpoint may begin with those of an exported
     backbone, `init`, whose autoencoder and tokenizer it takes too. `graph` acts on a GPU alone. Raises SettingError
     for the clips stage of an image model, for an `init` of another family, and for motion modules without the image
     model as `init`, with a folder `motion_adapter` in it where they are to be trained on.
     """
+    if stage == "coarse" and recipe.family != "wan":
+        raise SettingError("The coarse stage is a transformer's: a UNet begins with frames.")
     if stage == "clips" and recipe.family == "inflated":
         raise SettingError("An image model knows no clips: its only stage is frames.")
     if recipe.family == "motion" and (stage == "frames" or not (init or (run / "unet-clips.pt").exists())):
@@ -251,7 +289,8 @@ def train_unet(
     if recipe.family == "motion":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("motion_modules" in name)
-    checkpoint, first = run / f"unet-{stage}.pt", run / "unet-frames.pt"
+    checkpoint = run / f"unet-{stage}.pt"
+    first = run / ("unet-coarse.pt" if stage == "frames" else "unet-frames.pt")
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     on_gpu = device == "cuda"
     rate = torch.tensor(lr, device=device)  # a graph reads it anew at each step
@@ -273,14 +312,14 @@ def train_unet(
         for group in optimizer.param_groups:
             group["lr"] = rate
         average, step = state["average"], state["step"]
-    elif stage == "clips" and first.exists():
+    elif stage != "coarse" and first.exists():
         average |= read_checkpoint(first, recipe, device)["average"]
         model.load_state_dict(average)
     elif init:
         _begin(model, recipe, init)
         average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    scheduler = new_scheduler()
-    alphas = scheduler.alphas_cumprod.to(device)
+    flows = recipe.family == "wan"
+    alphas = None if flows else new_scheduler().alphas_cumprod.to(device)
     rng = np.random.default_rng(step)
     torch.manual_seed(step)
     total, start, seen = step + steps, time.monotonic(), []
@@ -293,42 +332,58 @@ def train_unet(
     def sheet() -> None:
         live = {k: v.clone() for k, v in model.state_dict().items()}
         model.load_state_dict(average)
-        prompts = SHEET if stage == "frames" else SHEET[::3]
-        frames = 1 if stage == "frames" else recipe.frames
+        prompts = SHEET[::3] if stage == "clips" else SHEET
+        frames = recipe.frames if stage == "clips" else 1
         words = text(token_ids(tokenizer, prompts).to(device)).last_hidden_state
         null = text(null_ids.to(device)).last_hidden_state
-        pixels = _sample_sheet(unet, words, null, load_vae(run, recipe).to(device), frames)
-        if stage == "frames":
-            pixels = rearrange(pixels, "(a b h) w c -> (a h) (b w) c", h=recipe.size, a=2)
+        pixels = _sample_sheet(unet, words, null, load_vae(run, recipe).to(device), frames, side)
+        if stage != "clips":
+            pixels = rearrange(pixels, "(a b h) w c -> (a h) (b w) c", a=2, b=len(prompts) // 2)
         cv2.imwrite(str(run / f"sheet-{stage}-{step:06d}.png"), pixels[..., ::-1])
         model.load_state_dict(live)
 
+    def loss_of(z: Tensor, noise: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        """A batch's loss: of the noise with min-SNR weights, or of a flow's velocity."""
+        weight: Any = 1.0
+        if alphas is None:
+            s = (t / 1000).view(-1, 1, 1, 1, 1)
+            x, wanted = (1 - s) * z + s * noise, noise - z
+        else:
+            a = alphas[t].view(-1, 1, 1, 1, 1)
+            snr = (a / (1 - a)).flatten()
+            x, wanted, weight = a.sqrt() * z + (1 - a).sqrt() * noise, noise, snr.clamp(max=5.0) / snr
+        with torch.autocast(device, torch.bfloat16, enabled=on_gpu, cache_enabled=False):
+            out = _ask(unet, x, t, text(tokens).last_hidden_state)
+        return (weight * F.mse_loss(out.float(), wanted, reduction="none").mean((1, 2, 3, 4))).mean()
+
     def descend(z: Tensor, noise: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """A step against the loss of a batch, which is returned."""
-        a = alphas[t].view(-1, 1, 1, 1, 1)
-        with torch.autocast(device, torch.bfloat16, enabled=on_gpu, cache_enabled=False):
-            words = text(tokens).last_hidden_state
-            eps = _ask(unet, a.sqrt() * z + (1 - a).sqrt() * noise, t, words)
-        snr = (a / (1 - a)).flatten()
-        weight = snr.clamp(max=5.0) / snr
-        loss = (weight * F.mse_loss(eps.float(), noise, reduction="none").mean((1, 2, 3, 4))).mean()
-        loss.backward()
+        loss = loss_of(z, noise, t, tokens)
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
+    side = bank.shape[-1] // (2 if stage == "coarse" else 1)
     descent = _Graph(descend) if graph and on_gpu else descend
 
     def advance() -> None:
         nonlocal step
         rows = np.sort(rng.integers(len(bank), size=batch))
         z = torch.from_numpy(np.asarray(bank[rows])).to(device).float()
-        if stage == "frames":
+        if stage != "clips":
             z = z[torch.arange(batch), torch.from_numpy(rng.integers(z.shape[1], size=batch))][:, None]
         z = rearrange(z, "b f c h w -> b c f h w")
-        t = torch.randint(0, 1000, (batch,), device=device)
-        noise = torch.randn_like(z) + OFFSET_NOISE * torch.randn(*z.shape[:2], 1, 1, 1, device=device)
+        if stage == "coarse":
+            z = F.avg_pool3d(z, (1, 2, 2))
+        noise = torch.randn_like(z)
+        if flows:
+            odds = (SPREAD * torch.randn(batch, device=device)).exp() * SHIFT  # of noise to clip: σ/(1−σ)
+            t = 1000 * odds / (1 + odds)
+        else:
+            t = torch.randint(0, 1000, (batch,), device=device)
+            noise += OFFSET_NOISE * torch.randn(*z.shape[:2], 1, 1, 1, device=device)
         tokens = torch.where(torch.rand(batch, 1) < 0.1, null_ids, ids[rows]).to(device)
         rate.fill_(_rate(step, total, lr))
         loss = descent(z, noise, t, tokens)
@@ -355,7 +410,10 @@ def train_unet(
         save()
         sheet()
 
-    if stage == "frames":
+    if stage == "coarse":
+        with _on_half_grid(unet):
+            loop()
+    elif stage == "frames":
         with _without_time(unet):
             # the averages and checkpoints of this stage hold the layers that it trains; the rest stay as made
             trained = model.state_dict().keys()

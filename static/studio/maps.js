@@ -2,16 +2,20 @@
 
 const UNIT = Float32Array.from({ length: 256 }, (_, i) => i / 255);
 
-/** The words' maps, fetched once each, and the mask in use. `state.words` are those that are read. */
-function mapStore({ words, sites, timesteps, frames, mask }, state, signal) {
+/**
+ * The words' maps, fetched once each, and the mask in use. `state.words` are those that are read. A cell has a map for
+ * every latent frame: `of_frames` says which each frame has, its own where that is left out.
+ */
+function mapStore({ words, sites, timesteps, frames, mask, of_frames }, state, signal) {
+  const own = of_frames ?? [...Array(frames).keys()], held = own.at(-1) + 1;
   const steps = timesteps.length, used = { ...mask, bits: unpack(mask.data, frames * mask.h * mask.w) };
   const offsets = [];
   let total = 0;
   for (const { h, w } of sites) {
     offsets.push(total);
-    total += steps * frames * h * w;
+    total += steps * held * h * w;
   }
-  const size = total + 4 * sites.length * steps * frames;
+  const size = total + 4 * sites.length * steps * held;
   const pending = new Map(), ready = new Map();
 
   async function fetched(word) {
@@ -22,7 +26,7 @@ function mapStore({ words, sites, timesteps, frames, mask }, state, signal) {
     const values = new Uint8Array(buffer, 0, total), scales = new Float32Array(buffer.slice(total));
     const tops = new Float32Array(scales.length); // the largest probability of each (site, timestep, frame)
     for (let s = 0, row = 0, at = 0; s < sites.length; s++)
-      for (let end = row + steps * frames, area = sites[s].h * sites[s].w; row < end; row++, at += area)
+      for (let end = row + steps * held, area = sites[s].h * sites[s].w; row < end; row++, at += area)
         tops[row] = UNIT[largest(values.subarray(at, at + area))] * scales[row];
     ready.set(word, { values, scales, tops, top: largest(tops) });
   }
@@ -34,11 +38,11 @@ function mapStore({ words, sites, timesteps, frames, mask }, state, signal) {
 
   /** One frame into `out`. Several words: each divided by its maximum over the cell's frames, then the larger counts. */
   function read([s, k], frame, out, of = state.words) {
-    const area = sites[s].h * sites[s].w, first = (s * steps + k) * frames, at = offsets[s] + (k * frames + frame) * area;
+    const area = sites[s].h * sites[s].w, first = (s * steps + k) * held, at = offsets[s] + (k * held + own[frame]) * area;
     out.fill(0, 0, area);
     for (const word of of) {
       const { values, scales, tops } = ready.get(word);
-      const scale = scales[first + frame] / (of.length > 1 ? largest(tops.subarray(first, first + frames)) || 1 : 1);
+      const scale = scales[first + own[frame]] / (of.length > 1 ? largest(tops.subarray(first, first + held)) || 1 : 1);
       for (let i = 0; i < area; i++) {
         const p = UNIT[values[at + i]] * scale;
         if (p > out[i]) out[i] = p;
