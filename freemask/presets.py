@@ -32,6 +32,7 @@ __all__ = [
     "load_preset",
     "masked",
     "methods",
+    "refuse_path",
     "refuse_shares",
     "task_names",
 ]
@@ -163,6 +164,17 @@ def masked(preset: Preset) -> Preset:
     """The preset as it is under a mask of FreeMask's or a person's own: one with another mask, or none, gives
     self-attention free in it."""
     return preset if preset.mask == "mmc" else replace(preset, mask="mmc", free_self=True)
+
+
+def refuse_path(method: str, backbone: str, path: str) -> None:
+    """Raises SettingError where a method is for models with another path to noise than `path`."""
+    asked = load_method(method)
+    kinds = {"diffusion": "diffusion models, such as mini", "flow": "transformers that follow a flow, such as Wan's"}
+    if asked.path not in (None, path):
+        raise SettingError(
+            f"{asked.title} is for {kinds[str(asked.path)]}, and {backbone} is none: choose another method, or another "
+            "backbone."
+        )
 
 
 def refuse_shares(asked: Any) -> None:

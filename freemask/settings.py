@@ -25,6 +25,7 @@ __all__ = [
     "EXAMPLES",
     "EXTRAS",
     "FAST",
+    "DRAWN",
     "MASKS",
     "NULL_TEXT",
     "Example",
@@ -64,6 +65,7 @@ def _readable(prompt: str) -> str:
 Prompt = Annotated[str, AfterValidator(_readable)]
 Name = Annotated[str, Field(max_length=400)]
 FeatureSource = Literal["store", "host", "replay"]  # the source's: from the device, from host RAM, by a run of its own
+DRAWN = "none: noise was drawn"  # what a report says of the inversion where a method has none
 FAST: dict[str, Any] = {"steps": 15, "solver": "dpm"}  # about as good as 50 steps of DDIM (ddim.py)
 
 
@@ -104,8 +106,8 @@ class Settings:
     backbone: Annotated[
         Name,
         Told(
-            "The model. mini, mini-sd and mini-motion know only their toy world; zeroscope, modelscope, sd15 and "
-            "animatediff need a GPU. Or a hub id, or a folder."
+            "The model. mini, mini-sd and mini-motion know only their toy world; zeroscope, modelscope, sd15, "
+            "animatediff and wan need a GPU. Or a hub id, or a folder."
         ),
     ] = "mini"
     steps: Annotated[int, Field(ge=2, le=200), Told("Steps in each direction, 2 to 200.")] = 25

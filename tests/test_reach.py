@@ -121,7 +121,7 @@ def test_the_page_offers_what_can_be_used(machine, monkeypatch, tmp_path):
     names, note = built()
     assert (
         names == ["mini", "mini-motion", "mini-sd"]
-        and "animatediff, modelscope, sd15, zeroscope: not on this server, since there is no GPU." in note.value
+        and "animatediff, modelscope, sd15, wan, zeroscope: not on this server, since there is no GPU." in note.value
     )
     assert "Real clips need" in page.toy_world("mini") and "there is no GPU" in page.toy_world("mini")
 

@@ -12,7 +12,7 @@ from freemask.settings import make_settings
 def test_every_backbone_has_a_spec_and_mini_is_the_first():
     assert [spec.name for spec in backbones()] == [
         *("mini", "mini-motion", "mini-sd"),
-        *("animatediff", "modelscope", "sd15", "zeroscope"),
+        *("animatediff", "modelscope", "sd15", "wan", "zeroscope"),
     ]
     zeroscope = backbone_spec("zeroscope")
     assert (zeroscope.hub_id, zeroscope.size, zeroscope.frames) == ("cerspense/zeroscope_v2_576w", (576, 320), 24)

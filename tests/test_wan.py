@@ -391,3 +391,21 @@ def test_the_consistency_term_draws_towards_the_source(wan, drawn):
         for c in (0.0, 0.5)
     )
     assert near < far
+
+
+def test_a_trace_of_the_wrong_kind_is_refused(wan, drawn, editor, clip):
+    trace = wan.invert(moving(5), prompt=SOURCE, steps=2)
+    with pytest.raises(SettingError, match="begins at the clip with fresh noise"):
+        wan.edit(trace, prompt=EDIT, task="attribute", method="flowedit")
+    own = editor.invert(clip, prompt=SOURCE, steps=2, drawn=True)
+    with pytest.raises(SettingError, match="FlowEdit is for transformers"):
+        editor.edit(own, prompt=EDIT, task="attribute", method="flowedit")
+
+
+def test_every_method_of_the_bench_runs_on_a_transformer(wan, tmp_path):
+    from freemask.bench.methods import presets, usual_methods
+
+    assert {"flowedit-mmc", "flowedit-block", "sdedit", "freemask"} <= set(usual_methods("wan"))
+    known = presets("attribute")
+    assert all(known[name].method == "flowedit" for name in usual_methods("wan") if name.startswith("flowedit"))
+    assert known["sdedit"].strength < 1

@@ -33,12 +33,13 @@ from ..masks.trace import Trace
 from ..methods.base import Prepared
 from ..methods.editor import Editor
 from ..pictures.sheets import save_png
-from ..presets import Preset, load_preset
+from ..presets import SELECTION_TAU, Preset, load_preset
 from ..steps import Step, Steps, finish
 from ..toyworld.cases import CASE_TASKS, Case, sample_case
 from ..toyworld.classify import CLASSES, WEIGHTS, Classifier, load_classifier
 from ..toyworld.scenes import REPORT, Rendered, Scene, motion, render
-from .methods import METHODS, presets
+from ..words.prompts import find_word
+from .methods import METHODS, drawn, presets
 from .profile import extra_peak
 from .table import METRICS, tabulate
 
@@ -97,12 +98,29 @@ class _Inverted:
     trace: Trace
     prepared: dict[str, Prepared] = field(default_factory=dict)  # by methods, for all that want the same
     spent: dict[str, float] = field(default_factory=dict)  # seconds that it took
+    drawn: Trace | None = None  # of the same clip with fresh noise at every level, where a method wants that
+
+    def of(self, method: str) -> _Inverted:
+        """The same with the trace that a method begins at."""
+        return replace(self, trace=self.drawn) if drawn(method) and self.drawn else self
 
     def mask(self, method: str) -> np.ndarray | None:
         """What is given to a method as the mask (f, h, w) bool."""
+        if method.endswith(("-block", "-blocks")):
+            return self.fixed(slice(0.6, None) if method.endswith("-block") else slice(0.37, 0.57))
         if method.endswith("-oracle"):
             return self.source.masks
         return np.ones_like(self.source.masks) if method.endswith("-everywhere") else None
+
+    def fixed(self, depth: slice) -> np.ndarray:
+        """The mask (f, h, w) bool of some blocks, whatever the model and the clip: the mean of their maps over all
+        timesteps. `depth` is from where to where in the network, a share of it; without an end, one block."""
+        at = find_word(self.trace.prompt, self.case.word)
+        sites = [site for site in self.trace.sites if site.kind == "cross"]
+        first = int(depth.start * len(sites))
+        chosen = sites[first : max(first + 1, round(depth.stop * len(sites))) if depth.stop else first + 1]
+        soft = np.mean([self.trace.word_map(t, site, at) for t in self.trace.timesteps for site in chosen], axis=0)
+        return resize(extract(soft, SELECTION_TAU["codebook"]), self.source.masks.shape[1:])
 
     def figures(self, frames: np.ndarray, judges: Judges) -> Row:
         """What a result's frames tell; PSNRs in dB."""
@@ -200,13 +218,17 @@ def measure_case(
     size = min(editor.backbone.native_size)
     source, true = (render(scene, size, frames=options.frames) for scene in (case.scene, case.true))
     every = replace(load_preset("style"), alpha_self=1.0, alpha_cross=1.0, alpha_temporal=1.0)
-    trace = editor.invert(Clip(source.frames, 8.0), prompt=case.prompts[0], steps=options.steps, store=every)
-    given = _Inverted(case, source, true, trace)
+    clip = Clip(source.frames, 8.0)
+    about: dict[str, Any] = {"prompt": case.prompts[0], "steps": options.steps}
+    trace = editor.invert(clip, **about, store=every if editor.backbone.path.storable else None)
+    noisy = editor.invert(clip, **about, drawn=True) if any(map(drawn, options.methods)) else None
+    inverted = _Inverted(case, source, true, trace, drawn=noisy)
     shown = {"source": source.frames, "truth": true.frames}
     rows: dict[str, Row] = {}
     known = presets(case.task)
     done: dict[tuple[Preset | None, str], str] = {}
     for method in options.methods:
+        given = inverted.of(method)
         own = "" if given.mask(method) is None else method
         twin = done.setdefault((known.get(method), own), method)
         if twin == method:

@@ -14,6 +14,13 @@ frames, `-no-stdg` no guidance but the classifier-free one, `-vanilla` neither (
 pictures), `-fast` no stage 1 at all, `-no-ca`, `-no-sa`, `-no-sa1`, `-no-sa2` less attention control. `-oracle` has the
 true mask, what SAM2 would give at best, and `-everywhere` one of the whole picture. They are measured on backbones with
 motion modules, and on others where they are asked for.
+
+On transformers `flowedit` is the method of that name as its paper has it, without a mask, `-mmc` under FreeMask's, and
+`-oracle` under the true one. `-block` and `-blocks` have the fixed rules of others: the map of the block at .6 of the
+depth (FlowDirector's 18th of 30), and the mean of those from .37 to .57 (WANAlign's 11th to 17th), over all timesteps.
+`-align` adds the consistency term, `-anchor` the contrast and the lift, both under FreeMask's masks, and `-lend` the
+source's keys and values. `sdedit` denoises the clip with fresh noise in the lower levels. What they share with the
+methods above is measured beside them: copy, plain and freemask.
 """
 
 from __future__ import annotations
@@ -25,7 +32,7 @@ from ..families.specs import known_backbone
 from ..masks.plan import is_time_aware
 from ..presets import SELECTION_TAU, Preset, load_preset, masked
 
-__all__ = ["METHODS", "presets", "usual_methods"]
+__all__ = ["METHODS", "drawn", "presets", "usual_methods"]
 
 KINDS = ("self", "cross", "temporal")
 USUAL = (
@@ -49,12 +56,23 @@ USUAL = (
 )
 PARTS = ("shared", "no-stdg", "vanilla", "fast", "no-ca", "no-sa", "no-sa1", "no-sa2", "oracle", "everywhere")
 DIRECTED = ("videodirector", *(f"videodirector-{part}" for part in PARTS))
-METHODS = (*USUAL, *DIRECTED)
+FLOWED = (
+    *("sdedit", "flowedit", "flowedit-mmc", "flowedit-block", "flowedit-blocks", "flowedit-align", "flowedit-anchor"),
+    *("flowedit-anchor-oracle", "flowedit-lend", "flowedit-oracle"),
+)
+METHODS = (*USUAL, *DIRECTED, *FLOWED)
+
+
+def drawn(method: str) -> bool:
+    """Whether a method begins at the clip with fresh noise in the place of an inversion."""
+    return method in FLOWED
 
 
 def usual_methods(backbone: str) -> tuple[str, ...]:
     """Those that are measured where none are named."""
     spec = known_backbone(backbone)
+    if spec and spec.path == "flow":
+        return ("copy", "plain", "freemask", "freemask-oracle", *FLOWED)
     return ("copy", "plain", "freemask", *DIRECTED) if spec and spec.motion_adapter else USUAL
 
 
@@ -85,13 +103,34 @@ def presets(task: str) -> dict[str, Preset]:
         "no-lmmc": replace(codebook, mask="mean"),
         "no-tmmc": replace(codebook, time_aware=not is_time_aware(codebook)),
     }
-    found |= _directed(load_preset(task, "videodirector"))
+    found |= _directed(load_preset(task, "videodirector")) | _flowed(task)
     for kind in KINDS:
         alpha: dict[str, Any] = {f"alpha_{kind}": 0.99}
         found[kind] = replace(plain, **alpha)
         # where δ = 1, m = 0 everywhere (Eq. 9), so only self-attention, which reads E, has a mask
         found[f"{kind}-masked"] = replace(closed, **alpha) if kind == "self" or own.delta == 0 else found[kind]
     return {name: found[name] for name in METHODS if name != "copy"}
+
+
+def _flowed(task: str) -> dict[str, Preset]:
+    """FlowEdit whole, under masks and with each of the terms of others, and SDEdit."""
+    own = load_preset(task, "flowedit")
+    flow = own.flow
+    assert flow
+    held = own if own.mask == "mmc" else replace(own, mask="mmc")
+    anchored = replace(held, flow=replace(flow, contrast=1.0, lift=1.0))
+    return {
+        "sdedit": replace(load_preset(task, "plain"), strength=0.6),
+        "flowedit": replace(own, mask="none"),
+        "flowedit-mmc": held,
+        "flowedit-block": held,
+        "flowedit-blocks": held,
+        "flowedit-align": replace(held, flow=replace(flow, consistency=0.5)),
+        "flowedit-anchor": anchored,
+        "flowedit-anchor-oracle": anchored,
+        "flowedit-lend": replace(held, alpha_self=0.5),
+        "flowedit-oracle": held,
+    }
 
 
 def _directed(own: Preset) -> dict[str, Preset]:

@@ -38,7 +38,7 @@ __all__ = [
     "watch",
 ]
 
-BACKBONE = "mini, mini-sd, mini-motion, zeroscope, modelscope, sd15, animatediff, a hub id or a folder."
+BACKBONE = "mini, mini-sd, mini-motion, zeroscope, modelscope, sd15, animatediff, wan, a hub id or a folder."
 DTYPE = "fp16, bf16 or fp32 (not on CUDA); left out: fp16 on CUDA, else fp32."
 FEATURES = "Where the source's features come from: auto, replay, store or host."
 console = Console(stderr=True, highlight=False)

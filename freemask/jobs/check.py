@@ -12,7 +12,7 @@ from ..clips.video import MIN_SIDE, Clip, probe, read_clip
 from ..errors import BackboneError, ClipError, PromptError, SettingError
 from ..families.specs import backbone_spec, fit, known_words
 from ..pictures.mask_zip import read_mask_zip
-from ..presets import load_method
+from ..presets import refuse_path
 from ..settings import Settings
 from ..words.positions import listed, named
 from ..words.prompts import find_word, infer_word, same_words, unseen, words
@@ -48,13 +48,7 @@ def refuse_shape(masks: np.ndarray, size: tuple[int, int]) -> None:
 
 def refuse_pair(settings: Settings, path: str) -> None:
     """Raises SettingError where a method, or deep_cache, is for models with another path to noise than `path`."""
-    method = load_method(settings.method)
-    kinds = {"diffusion": "diffusion models, such as mini", "flow": "transformers that follow a flow, such as Wan's"}
-    if method.path not in (None, path):
-        raise SettingError(
-            f"{method.title} is for {kinds[str(method.path)]}, and {settings.backbone} is none: choose another method, "
-            "or another backbone."
-        )
+    refuse_path(settings.method, settings.backbone, path)
     if path == "flow" and (settings.deep_cache or 1) > 1:
         raise SettingError(f"{settings.backbone} has no coarse layers: leave deep_cache out.")
     if path == "flow" and settings.eta > 0:

@@ -22,7 +22,7 @@ from ..masks.trace import SoftMap
 from ..pictures.mask_zip import read_mask_zip
 from ..pictures.sheets import Arrays, map_grids, save_pdf, save_png
 from ..pictures.word_maps import read_word_files, word_sheet
-from ..settings import EXTRAS, MASKS
+from ..settings import DRAWN, EXTRAS, MASKS
 from ..validation import refuse_unknown
 from ..words.prompts import find_word
 from .files import made_with, read_report, read_videos
@@ -69,7 +69,8 @@ def _gif(out: Path, report: Mapping[str, Any], part: Path) -> None:
 
 
 def _comparison(out: Path, report: Mapping[str, Any], part: Path) -> None:
-    together = side_by_side(*_clips(out, report, "source", "reconstruction", "edited"))
+    middle = () if report.get("inversion") == DRAWN else ("reconstruction",)
+    together = side_by_side(*_clips(out, report, "source", *middle, "edited"))
     write_clip(part, together, audio_from=out / "edited.mp4", note=made_with(report["settings"]["backbone"]))
 
 

@@ -141,12 +141,15 @@ def word_arrays(trace: Trace, edited: Denoised, prompt: str) -> Arrays:
 
 
 def _by_word(trace: Trace, edited: Denoised, site: Site) -> Iterator[SoftMap]:
-    """A site's maps of every word over all timesteps, values (t, f, h, w) and scales (t, f)."""
+    """A site's maps of every word over all timesteps, values (t, f, h, w) and scales (t, f); zero where the edit began
+    below a timestep."""
     rows = [list(tokens) for tokens in trace.tokens]
     for maps, columns in ((trace.maps, rows), (edited.maps, [[n] for n in range(len(edited.watched))])):
         if not columns:
             continue
-        softs = [maps[t, site.name] for t in trace.timesteps]
+        like = next(maps[t, site.name] for t in trace.timesteps if (t, site.name) in maps)
+        blank = SoftMap(np.zeros_like(like.values), np.zeros_like(like.scales))
+        softs = [maps.get((t, site.name), blank) for t in trace.timesteps]
         for tokens in columns:
             if len(tokens) == 1:
                 at = tokens[0]

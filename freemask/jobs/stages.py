@@ -30,7 +30,7 @@ from ..masks.trace import Trace
 from ..methods.editor import Denoised, Editor
 from ..methods.sessions import SESSIONS
 from ..presets import Preset, load_method
-from ..settings import REPORT, FeatureSource, Settings
+from ..settings import DRAWN, REPORT, FeatureSource, Settings
 from ..steps import Step, Steps
 from ..words.prompts import align, warnings, words
 from .check import Checked, refuse_pair, refuse_shape
@@ -352,7 +352,7 @@ class Job:
                 "kept": self.held,
                 "area": round(plan.area, 4),
             },
-            "inversion": "kept from an earlier edit" if self.again else "made",
+            "inversion": DRAWN if self.drawn else "kept from an earlier edit" if self.again else "made",
             "deep_cache": self.deep_cache,
             "unet": {stage: used.told() for stage, used in self.usage.items() if used.rows or stage != "null-text"},
             "seconds": self.clock.seconds,

@@ -24,7 +24,7 @@ from ..families.graphs import Usage, taken
 from ..families.sites import Site
 from ..masks.plan import MaskPlan
 from ..masks.trace import MapSum, Trace, shared
-from ..presets import Preset
+from ..presets import Preset, refuse_path
 from ..steps import Steps
 from ..words.prompts import align
 
@@ -100,6 +100,7 @@ class Session:
         watch: bool = False,
         usage: Usage | None = None,
     ) -> None:
+        refuse_path(task.method, backbone.name, backbone.path.name)
         self.trace, self.plan, self.task, self.word, self.guidance = trace, plan, task, word, guidance
         self.backbone, self.usage = backbone, usage or Usage()
         self.prepared: Prepared = {}

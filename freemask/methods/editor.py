@@ -109,7 +109,7 @@ class Editor:
     # ------------------------------------------------------------------ inversion
 
     def invert(self, clip: Clip, *, prompt: str, **options: Any) -> Trace:
-        """`invert_steps` run to its end."""
+        """`invert_steps` run to its end; for FlowEdit with `drawn=True`."""
         return finish(self.invert_steps(clip, prompt=prompt, **options))
 
     @torch.inference_mode()

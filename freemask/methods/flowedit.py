@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..clips.spans import Span
 from ..clips.strides import to_latent
+from ..errors import SettingError
 from ..families.attention import Hook, attend
 from ..families.ddim import CLEAN, guide
 from ..families.flow import fresh_noise
@@ -49,7 +50,9 @@ class FlowEdit(Session):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        assert self.trace.drawn and self.task.flow
+        assert self.task.flow
+        if not self.trace.drawn:
+            raise SettingError("FlowEdit begins at the clip with fresh noise, not at an inversion: drawn=True.")
         self.flow: Flowing = self.task.flow
         self.clean = self.trace.latents[CLEAN]
         self.open_self = windows(self.task, len(self.order))["self"]

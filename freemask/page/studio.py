@@ -18,7 +18,7 @@ from ..families.sites import short_site
 from ..pictures.sheets import curves_figure
 from ..pictures.word_maps import read_index, word_file, word_sheet
 from ..presets import SELECTION_TAU
-from ..settings import NULL_TEXT
+from ..settings import DRAWN, NULL_TEXT
 from ..words.positions import numbered
 from ..words.prompts import align, find_word, words
 from . import status
@@ -66,6 +66,7 @@ def open_studio(run: Run | None) -> dict[str, Any] | None:
     return index | {
         "run": run.folder.name,
         "videos": {name: file_data(path) for name in VIDEOS if (path := run.folder / f"{name}.mp4").exists()},
+        "drawn": report.get("inversion") == DRAWN,
         "fps": report["clip"]["fps"],
         "size": [report["clip"]["width"], report["clip"]["height"]],
         "edit_words": [

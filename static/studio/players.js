@@ -2,8 +2,9 @@
 
 /** The three clips on one clock, the transport below, and the wipe. */
 function players(value, state, act, signal) {
-  const { frames, fps, size, videos } = value;
-  const figures = [["source", "Source"], ["reconstruction", "Reconstruction"], ["edited", "Edit"]].map(([key, title]) => {
+  const { frames, fps, size, videos, drawn } = value;
+  const titles = { source: "Source", ...(drawn ? {} : { reconstruction: "Reconstruction" }), edited: "Edit" };
+  const figures = Object.entries(titles).map(([key, title]) => {
     const video = el("video", { muted: true, loop: true, playsInline: true, preload: "auto" });
     if (videos[key]) video.src = videos[key].url;
     const caption = el("figcaption", {}, videos[key] ? title : `${title}: on its way`);
@@ -83,6 +84,7 @@ function players(value, state, act, signal) {
 
   /** The reconstruction has come: whether that is all that is new. */
   function complete(newer) {
+    if (drawn) return true; // there is none to come
     const late = clips[1];
     if (late.src || !newer.reconstruction) return false;
     late.onloadeddata = () => (state.playing ? late.play().catch(() => {}) : seek());
