@@ -6,7 +6,7 @@ from .levers import LEVERS, lever_steps
 from .methods import METHODS, usual_methods
 from .profile import profile_steps
 from .selftest import selftest_steps
-from .speed import full_backbone
+from .speed import FULL, full_backbone
 from .table import markdown, save_figure
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "calibrate_steps",
     "davis_samples",
     "example_maps",
+    "FULL",
     "full_backbone",
     "lever_steps",
     "markdown",

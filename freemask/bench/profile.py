@@ -80,9 +80,8 @@ def profile_steps(
     `size` is (width, height) in pixels, rounded down to what the networks take; `features` (as in `Settings`) are those
     of the whole edit in the table. Raises SettingError for more frames than the backbone sees at once.
     """
-    most = editor.backbone.native_frames
-    if frames > most:
-        raise SettingError(f"Profile at most {most} frames: a longer clip is so many spans of that length.")
+    if len(editor.spans(frames)) > 1:
+        raise SettingError(f"{frames} frames are several spans: profile as many as the network sees at once.")
     backbone, clip = editor.backbone, _clip(editor, frames, size)
     latents = backbone.encode(clip.frames)
     text = backbone.text(["", EDIT, SOURCE])
@@ -93,13 +92,16 @@ def profile_steps(
     ts = backbone.path.timesteps(ratio_steps)
     window = max(windows(task, len(ts)).values())
 
-    n, kinds, device = len(ts), ("replay", "store"), backbone.device
+    kinds = ("replay", "store") if backbone.path.storable else ("replay",)
+    n, device = len(ts), backbone.device
+    passes = 1 if backbone.path.storable else 2  # a flow's inversion corrects each step
 
     forwards = Forwards(backbone)
 
     @torch.inference_mode()
-    def plain(rows: int) -> None:
-        forwards.predict(latents.expand(rows, -1, -1, -1, -1), ts[0], text[:rows], kind="plain")
+    def plain(rows: int, times: int = 1) -> None:
+        for _ in range(times):
+            forwards.predict(latents.expand(rows, -1, -1, -1, -1), ts[0], text[:rows], kind="plain")
 
     def invert(store: bool) -> Steps[Trace]:
         kept = task if store else None
@@ -128,7 +130,7 @@ def profile_steps(
         times: dict[str, tuple[float, float]] = {}
         for kind in kinds:
             edit_rows = [3 if kind == "replay" and j < window else 2 for j in range(n)]
-            times[f"invert_{kind}"], trace = in_turn(invert(kind == "store"), [partial(plain, 1)] * n, device)
+            times[f"invert_{kind}"], trace = in_turn(invert(kind == "store"), [partial(plain, 1, passes)] * n, device)
             times[f"edit_{kind}"], _ = in_turn(edit(trace), [partial(plain, rows) for rows in edit_rows], device)
         if isinstance(backbone, UNet3D):  # diffusers denoises no image model over frames
             times["peer"] = beside_peer(backbone, edit(trace, open_task, False), tuple(latents.shape), n)
@@ -149,7 +151,8 @@ def profile_steps(
     trace = finish(invert(False))
     figures["others"] = other_costs(lambda: next(edit(trace)), device)
     if device.type == "cuda":
-        stages = {"invert": invert(False), "edit_replay": edit(trace), "edit_store": edit(finish(invert(True)))}
+        stages: dict[str, Steps[Any]] = {"invert": invert(False)}
+        stages |= {f"edit_{kind}": edit(finish(invert(kind == "store"))) for kind in kinds}
         figures["pace"] = {stage: host_pace(steps, device)[0] for stage, steps in stages.items()}
     yield Step("profile", repeats + 2, repeats + 2)
     return figures

@@ -19,10 +19,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, TextToVideoSDPipeline, UNet3DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    TextToVideoSDPipeline,
+    UNet3DConditionModel,
+    WanTransformer3DModel,
+)
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, UMT5Config, UMT5EncoderModel
 
 from ..clips.video import Clip, write_clip
 from ..families.backbone import Backbone
@@ -30,6 +37,7 @@ from ..families.devices import default_device, default_dtype
 from ..families.specs import backbone_folder, known_backbone
 from ..families.temporal import temporal_blocks
 from ..families.unet3d import UNet3D
+from ..families.wan import Wan
 from ..jobs.memory import run_dry
 from ..jobs.run import run_steps
 from ..methods.editor import Editor
@@ -40,7 +48,9 @@ from ..toyworld.models import new_scheduler
 __all__ = [
     "beside_peer",
     "circumstances",
+    "FULL",
     "full_backbone",
+    "full_wan",
     "host_pace",
     "in_turn",
     "matrix_rate",
@@ -79,6 +89,36 @@ def full_backbone(device: str | None = None, dtype: torch.dtype | None = None) -
     for model in (unet, vae, text):
         model.eval().requires_grad_(False)
     return UNet3D("zeroscope", unet, vae, text, tokenizer, new_scheduler(), torch.device(device), spec.frames)
+
+
+def full_wan(device: str | None = None, dtype: torch.dtype | None = None) -> Backbone:
+    """Wan 2.1's transformer of 1.3 B and its autoencoder with random weights, and mini's tokenizer before a text
+    encoder of a single layer, which runs once an edit."""
+    spec = known_backbone("wan")
+    assert spec
+    device = device or default_device()
+    dtype = dtype or (Wan.halves if device.startswith("cuda") else torch.float32)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            sizes = {"num_attention_heads": 12, "text_dim": 4096, "ffn_dim": 8960, "num_layers": 30}
+            transformer = WanTransformer3DModel(**sizes)
+            vae = AutoencoderKLWan()
+            text = UMT5EncoderModel(UMT5Config(vocab_size=49408, d_model=4096, num_layers=1, num_heads=64))
+    finally:
+        torch.set_default_dtype(before)
+    mini = backbone_folder("mini")
+    assert mini
+    tokenizer = CLIPTokenizer.from_pretrained(mini / "tokenizer", model_max_length=512)
+    for model in (transformer, vae, text):
+        model.eval().requires_grad_(False)
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    models = transformer, vae, text, tokenizer, flow
+    return Wan("wan", *models, torch.device(device), spec.latent_frames)
+
+
+FULL = {"full": full_backbone, "full-wan": full_wan}  # models at their true size with random weights, by name
 
 
 def row_flops(backbone: Backbone, shape: tuple[int, ...]) -> int:

@@ -21,6 +21,7 @@ from .common import (
     BACKBONE,
     DTYPE,
     FEATURES,
+    SIZED,
     console,
     load,
     load_or_full,
@@ -134,7 +135,7 @@ def score(
 
 @app.command()
 def profile(
-    backbone: Annotated[str, typer.Option(help="full (zeroscope's size with random weights), " + BACKBONE)] = "mini",
+    backbone: Annotated[str, typer.Option(help=SIZED)] = "mini",
     steps: Annotated[int, typer.Option(help="Steps in each direction.", min=2, max=200)] = 10,
     frames: Annotated[int, typer.Option(help="How many frames.")] = 8,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; the backbone's own where left out.")] = "",
@@ -177,7 +178,7 @@ def profile(
 
 @app.command()
 def levers(
-    backbone: Annotated[str, typer.Option(help="full (zeroscope's size with random weights), " + BACKBONE)] = "mini",
+    backbone: Annotated[str, typer.Option(help=SIZED)] = "mini",
     frames: Annotated[int, typer.Option(help="How many frames.", min=1)] = 8,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; the backbone's own where left out.")] = "",
     lever: Annotated[list[str] | None, typer.Option(help="One of them by its name; may be given again.")] = None,

@@ -26,6 +26,7 @@ __all__ = [
     "BACKBONE",
     "DTYPE",
     "FEATURES",
+    "SIZED",
     "console",
     "load",
     "load_or_full",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 BACKBONE = "mini, mini-sd, mini-motion, zeroscope, modelscope, sd15, animatediff, wan, a hub id or a folder."
+SIZED = "full or full-wan (zeroscope's and Wan's size with random weights), " + BACKBONE
 DTYPE = "fp16, bf16 or fp32 (not on CUDA); left out: fp16 on CUDA, else fp32."
 FEATURES = "Where the source's features come from: auto, replay, store or host."
 console = Console(stderr=True, highlight=False)
@@ -143,11 +145,13 @@ def load(backbone: str, dtype: str, low_vram: bool = False) -> Editor:
 
 
 def load_or_full(backbone: str, dtype: str) -> Editor:
-    """A backbone's, or one of zeroscope's size with random weights, which "full" names."""
-    if backbone != "full":
+    """A backbone's, or one of zeroscope's or Wan's size with random weights, which "full" and "full-wan" name."""
+    if not backbone.startswith("full"):
         return load(backbone, dtype)
-    from ..bench import full_backbone
+    from ..bench import FULL
     from ..families.devices import named_dtype
     from ..methods.editor import Editor
+    from ..validation import refuse_unknown
 
-    return Editor(full_backbone(dtype=named_dtype(dtype)))
+    refuse_unknown("size", backbone, FULL)
+    return Editor(FULL[backbone](dtype=named_dtype(dtype)))

@@ -91,7 +91,8 @@ function inspector(value, state, store, act, clips) {
   function write() {
     const [s, k] = state.cell, { short, h, w } = sites[s], several = state.words.length > 1, words = quoted(state.words, value);
     const top = largest(maps[state.frame]);
-    const now = `frame ${state.frame + 1} of ${frames}`;
+    const alike = store.alike(state.frame);
+    const now = `frame ${state.frame + 1} of ${frames}${alike.length > 1 ? `, one map for ${framesTold(alike)}` : ""}`;
     title.replaceChildren(`${words} at ${short}, timestep ${timesteps[k]}`, el("small", {}, `${w} × ${h}, ${now}`));
     canvas.ariaLabel = `The map of ${words} over ${now} of the source`;
     area.textContent = found ? percent(found.area[state.frame]) : "none";

@@ -59,6 +59,8 @@ function mapStore({ words, sites, timesteps, frames, mask, of_frames }, state, s
 
   return {
     used, read, load, maps,
+    /** The frames that have the same map as one: those of its latent frame. */
+    alike: (frame) => [...own.keys()].filter((other) => own[other] === own[frame]),
     has: (word) => ready.has(word),
     measure: (at, of = maps(at)) => measure(of, sites[at[0]], used, state.tau),
     /** The largest value on any cell. */
