@@ -11,10 +11,12 @@ import torch
 from diffusers import AutoencoderTiny, MotionAdapter, UNet2DConditionModel
 
 from freemask.errors import SettingError
+from freemask.families.flow import Flow
 from freemask.families.inflated import Inflated
 from freemask.families.loading import load_backbone
 from freemask.families.motion import Motion
 from freemask.families.specs import backbone_folder
+from freemask.families.wan import Wan
 from freemask.jobs.metrics import load_clip
 from freemask.jobs.verdict import LIKE
 from freemask.steps import finish
@@ -23,7 +25,16 @@ from freemask.toyworld.clip import train_clip
 from freemask.toyworld.decoder import train_decoder
 from freemask.toyworld.evaluate import evaluate_steps, wander
 from freemask.toyworld.likeness import likeness
-from freemask.toyworld.models import Recipe, export, load_tokenizer, load_vae, new_autoencoder, new_unet
+from freemask.toyworld.models import (
+    SHIFT,
+    Recipe,
+    encoded,
+    export,
+    load_tokenizer,
+    load_vae,
+    new_autoencoder,
+    new_unet,
+)
 from freemask.toyworld.scenes import DEVELOP, OBJECTS, caption, motion, render, sample_scene, vocabulary
 from freemask.toyworld.train import train_unet
 
@@ -261,6 +272,51 @@ def test_motion_modules_train_beside_an_image_model_that_stays(run, tmp_path):
     train_unet(tmp_path / "on", recipe, steps=0, **clips, init=image)
     begun = torch.load(tmp_path / "on" / "unet-clips.pt", weights_only=True)["average"]
     assert all(torch.equal(begun[f"unet.{name}"], value.float()) for name, value in after.items())
+
+
+def test_a_transformer_learns_coarsely_then_frames_then_clips(run, tmp_path):
+    recipe = replace(TINY, family="wan", blocks=2, heads=2, head_width=12, feed_forward=16)
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("unet-*", "decoder*"))
+    folder, out = tmp_path / "run", tmp_path / "out"
+    for stage in ("coarse", "frames", "clips"):
+        train_unet(folder, recipe, stage=stage, steps=2, batch=2, lr=1e-3)
+        assert (folder / f"sheet-{stage}-000002.png").exists()
+    averages = [
+        torch.load(folder / f"unet-{stage}.pt", weights_only=True)["average"] for stage in ("coarse", "frames", "clips")
+    ]
+    assert averages[0].keys() == averages[1].keys() == averages[2].keys()  # the same network at every stage
+    export(folder, recipe, out)
+    backbone = load_backbone(str(out), device="cpu")
+    assert isinstance(backbone, Wan) and backbone.native_size == (32, 32) and backbone.native_frames == 2
+    assert backbone.path == Flow(SHIFT) and backbone.time_stride == 1
+    assert [site.short for site in backbone.sites] == ["block 0", "block 0", "block 1", "block 1"]
+    clip = render(sample_scene(0), 32, frames=2)
+    latents = backbone.encode(clip.frames)
+    assert backbone.predict(latents, 500, backbone.text([clip.caption])).shape == latents.shape
+    shutil.copytree(folder, tmp_path / "on", ignore=shutil.ignore_patterns("unet-*"))
+    train_unet(tmp_path / "on", recipe, stage="frames", steps=0, batch=2, lr=1e-3, init=out)
+    begun = torch.load(tmp_path / "on" / "unet-frames.pt", weights_only=True)["average"]
+    own = {f"unet.{name}": value.float() for name, value in backbone.unet.state_dict().items()}
+    assert all(torch.equal(begun[name], value) for name, value in own.items() if name in begun)
+    with pytest.raises(SettingError, match="coarse stage is a transformer's"):
+        train_unet(run, TINY, stage="coarse", steps=1, batch=2, lr=1e-3)
+
+
+def test_words_and_autoencoder_of_another_family_begin_a_transformer(run, tmp_path):
+    recipe = replace(TINY, family="wan", blocks=1, heads=1, head_width=12, feed_forward=16, scenes=2)
+    export(run, TINY, tmp_path / "mini")
+    train_unet(tmp_path / "wan", recipe, stage="coarse", steps=0, batch=2, lr=1e-3, init=tmp_path / "mini")
+    average = torch.load(tmp_path / "wan" / "unet-coarse.pt", weights_only=True)["average"]
+    text = load_backbone(str(tmp_path / "mini"), device="cpu").text_encoder.state_dict()
+    assert all(torch.equal(average[f"text.{name}"], value) for name, value in text.items())
+
+
+def test_latents_by_one_matrix_are_the_autoencoders(run):
+    vae, frames = load_vae(run, TINY), render(sample_scene(3), 32, frames=2).frames
+    with torch.inference_mode():
+        x = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+        by_layers = vae.encode(x).latents * vae.config.scaling_factor
+        assert float((encoded(vae, frames) - by_layers).abs().max()) < 1e-4 * float(by_layers.abs().max())
 
 
 def test_frames_of_128_pixels_have_the_recipe_of_mini_sd():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,22 +15,32 @@ from .common import console, processes, refusals, watch
 
 __all__ = ["app"]
 
-FAMILY = "unet3d, as mini; inflated: an image model, as mini-sd, of frames alone; motion: modules for --init mini-sd's."
+FAMILY = (
+    "unet3d, as mini; inflated: an image model, as mini-sd, of frames alone; motion: modules for --init mini-sd's; wan: "
+    "a transformer that follows a flow, which --init mini lends its words and autoencoder."
+)
 SIZE = "Side of a frame in pixels; below 128 latents are of patches of 4 pixels, not 8. [128; judges 64]"
-STAGES = ("decoder", "frames", "clips", "classifier", "clip")
+STAGES = ("decoder", "coarse", "frames", "clips", "classifier", "clip")
 app = typer.Typer(no_args_is_help=True, help="The rendered world that the mini backbone was trained on.")
 
 
 @app.command()
 def train(
-    stage: Annotated[str, typer.Argument(help="decoder, frames, clips, in this order; or a judge: classifier, clip.")],
+    stage: Annotated[
+        str,
+        typer.Argument(
+            help="decoder, coarse (a transformer's: half the grid, a quarter of the work), frames, clips, in this "
+            "order; or a judge: classifier, clip."
+        ),
+    ],
     run: Annotated[Path, typer.Option(help="The folder for checkpoints, logs and sample sheets.")],
     steps: Annotated[
-        int | None, typer.Option(help="Steps; for frames and clips, more of them. [4000; clip 2000]")
+        int | None, typer.Option(help="Steps; for coarse, frames and clips, more of them. [4000; clip 2000]")
     ] = None,
     minutes: Annotated[float, typer.Option(help="How long (decoder).")] = 25,
     batch: Annotated[int, typer.Option(help="Frames or clips a step (frames, clips).")] = 32,
     lr: Annotated[float, typer.Option(help="Peak learning rate (frames, clips).")] = 2e-3,
+    scenes: Annotated[int, typer.Option(help="How many scenes are rendered to learn from.", min=1)] = 24_000,
     size: Annotated[int | None, typer.Option(help=SIZE)] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda; judges train on the CPU.")] = "cpu",
     init: Annotated[
@@ -47,10 +58,10 @@ def train(
         from ..toyworld.models import Recipe
         from ..toyworld.train import train_unet
 
-        recipe = Recipe.of(size or Recipe.size, family)
+        recipe = replace(Recipe.of(size or Recipe.size, family), scenes=scenes)
         if stage == "decoder":
             train_decoder(run, recipe, minutes=minutes, device=device)
-        elif stage in ("frames", "clips"):
+        elif stage in ("coarse", "frames", "clips"):
             steps = steps or 4000
             train_unet(run, recipe, stage=stage, steps=steps, batch=batch, lr=lr, device=device, init=init, graph=graph)
         elif stage == "classifier":

@@ -25,6 +25,7 @@ __all__ = [
     "TEMPORAL",
     "TIME_STRIDE",
     "TOY_CLIP",
+    "WAN_SIZE",
     "Attended",
     "BackboneSpec",
     "Inflation",
@@ -228,13 +229,15 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
             path = folder / part / "config.json"
             configs.append(json.loads(path.read_text(encoding="utf-8")))
         unet, vae = configs
-        size, factor = WAN_SIZE if wan else native_size(unet, vae), vae_factor(vae)
+        told = json.loads(index.read_text()) if wan and (index := folder / "model_index.json").exists() else {}
+        size, factor = told.get("_frame_size", WAN_SIZE) if wan else native_size(unet, vae), vae_factor(vae)
         downsampling = 2 ** ((len(unet.get("block_out_channels", ())) or 4) - 1)  # diffusers' default: four
         if wan:
             downsampling = int(unet["patch_size"][-1])
         stride = TIME_STRIDE if vae.get("_class_name") == "AutoencoderKLWan" else 1
         image = unet.get("_class_name") == "UNet2DConditionModel"
         moves = unet.get("_class_name") == "UNetMotionModel" or image and (folder / ADAPTER).is_dir()
+        frames = MOTION_FRAMES if moves else IMAGE_FRAMES if image else NATIVE_FRAMES
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{path} does not describe a part of a pipeline ({error!r}).") from None
     values = {
@@ -242,7 +245,7 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
         "title": name,
         "licence": "unknown: see where you got it",
         "size": size,
-        "frames": WAN_FRAMES if wan else MOTION_FRAMES if moves else IMAGE_FRAMES if image else NATIVE_FRAMES,
+        "frames": told.get("_frames", WAN_FRAMES) if wan else frames,
         "vae_factor": factor,
         "downsampling": downsampling,
         "time_stride": stride,

@@ -30,7 +30,7 @@ from .backbone import Backbone, signed_pixels
 from .flow import Flow
 from .paths import NoisePath
 from .sites import Site
-from .specs import TIME_STRIDE
+from .specs import TIME_STRIDE, WAN_SIZE, backbone_spec
 
 __all__ = ["Wan", "refuse_other_layouts"]
 
@@ -107,6 +107,13 @@ class Wan(Backbone):
         """The flow of the pipeline's scheduler, by its shift."""
         config = self.scheduler.config
         return Flow(float(config.get("flow_shift") or config.get("shift") or 1.0))
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        try:
+            return backbone_spec(self.name).size
+        except BackboneError:  # an unlisted hub id, whose folder the name does not tell
+            return WAN_SIZE
 
     @property
     def patch(self) -> int:

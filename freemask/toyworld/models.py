@@ -1,5 +1,6 @@
 """The parts of a toy backbone before any training, and its folder after: for mini the classes that zeroscope uses, for
-mini-sd Stable Diffusion's, which differ in the UNet alone, and for mini-motion AnimateDiff's motion modules beside it.
+mini-sd Stable Diffusion's, which differ in the UNet alone, for mini-motion AnimateDiff's motion modules beside it, and
+for mini-wan Wan's transformer, with the same words and autoencoder.
 
 - The autoencoder's **encoder is a principal component analysis** of image patches, written into the
   convolutions of a stock `AutoencoderTiny`. It needs no training, so the latents are fixed from the first
@@ -325,7 +326,7 @@ def export(run: Path, recipe: Recipe, out: Path) -> None:
     """Saves the newest averaged weights as a pipeline folder: fp16 safetensors in the layout of the family's
     pipelines, or of motion modules as the folder of a `MotionAdapter`. Raises SettingError where there are none, or
     where they are of another family."""
-    stages = [run / f"unet-{stage}.pt" for stage in ("clips", "frames")]
+    stages = [run / f"unet-{stage}.pt" for stage in ("clips", "frames", "coarse")]
     newest = next((path for path in stages if path.exists()), None)
     if newest is None:
         raise SettingError(f"{run} holds neither unet-clips.pt nor unet-frames.pt: train a stage first.")
@@ -357,6 +358,8 @@ def export(run: Path, recipe: Recipe, out: Path) -> None:
         network: ["diffusers", type(unet).__name__],
         "vae": ["diffusers", "AutoencoderTiny"],
     }
+    if wan:  # whose configs tell neither; names with a line before them are no parts
+        index |= {"_frame_size": [recipe.size, recipe.size], "_frames": recipe.frames}
     if image:  # parts that the pipeline has and may do without
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
     forget_origin(out)

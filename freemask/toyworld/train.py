@@ -1,5 +1,5 @@
-"""Trains a toy backbone on rendered scenes: mini, with the family "inflated" mini-sd, which has frames alone, or with
-"motion" the motion modules that make it mini-motion, while its own weights stay.
+"""Trains a toy backbone on rendered scenes: mini, with the family "inflated" mini-sd, which has frames alone, with
+"motion" the motion modules that make it mini-motion, while its own weights stay, or with "wan" a transformer.
 
 Decisions, each of which keeps training within reach of a CPU, beside those of `models`:
 
@@ -7,6 +7,9 @@ Decisions, each of which keeps training within reach of a CPU, beside those of `
   `frames` stage leaves them out entirely and the `clips` stage adds them without a jump.
 - **Offset noise** (0.1, as zeroscope's own training had it): at the highest noise the mean of the latents still
   shows through, and a model that may trust it keeps the source's colours under any style.
+- **A transformer** learns the velocity of a flow, and before frames and clips a `coarse` stage: its latents are
+  averaged over 2 × 2 cells that keep their places, so that words, colours and layout are learned for a quarter of the
+  work, and all of its weights go on to the whole grid.
 - min-SNR weighting (γ = 5, Hang et al. 2023), AdamW, warm-up then constant then linear decay, EMA.
 
 Every stage resumes from its checkpoint; the same code runs on CPU and GPU, at any size. On a GPU the step is one CUDA
