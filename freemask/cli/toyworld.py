@@ -16,8 +16,8 @@ from .common import console, processes, refusals, watch
 __all__ = ["app"]
 
 FAMILY = (
-    "unet3d, as mini; inflated: an image model, as mini-sd, of frames alone; motion: modules for --init mini-sd's; wan: "
-    "a transformer that follows a flow, which --init mini lends its words and autoencoder."
+    "unet3d, as mini; inflated: an image model, as mini-sd, of frames alone; motion: modules for --init mini-sd's; "
+    "wan: a transformer that follows a flow, which --init mini lends its words and autoencoder."
 )
 SIZE = "Side of a frame in pixels; below 128 latents are of patches of 4 pixels, not 8. [128; judges 64]"
 STAGES = ("decoder", "coarse", "frames", "clips", "classifier", "clip")
