@@ -15,7 +15,7 @@ from freemask.families.flow import Flow
 from freemask.families.inflated import Inflated
 from freemask.families.loading import load_backbone
 from freemask.families.motion import Motion
-from freemask.families.specs import backbone_folder
+from freemask.families.specs import autoencoder_folder, backbone_folder
 from freemask.families.wan import Wan
 from freemask.jobs.metrics import load_clip
 from freemask.jobs.verdict import LIKE
@@ -324,7 +324,7 @@ def test_frames_of_128_pixels_have_the_recipe_of_mini_sd():
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(MINI_SD / "unet"))
     assert shapes(new_unet(recipe)) == shapes(unet)
-    vae = AutoencoderTiny.from_pretrained(MINI_SD / "vae")
+    vae = AutoencoderTiny.from_pretrained(autoencoder_folder(MINI_SD) / "vae")
     for family in ("unet3d", "inflated"):
         assert shapes(new_autoencoder(Recipe.of(128, family))) == shapes(vae)
     assert Recipe.of(128) == Recipe() and Recipe.of(64).factor == 4

@@ -7,15 +7,18 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from test_graphs import traced
 from tiny import tiny_wan
 
 from freemask import Editor, load_preset
 from freemask.clips.strides import latent_frames, of_frames, padded, to_frames, to_latent
 from freemask.clips.video import Clip
 from freemask.errors import BackboneError, SettingError
+from freemask.families import graphs
 from freemask.families.attention import attend
 from freemask.families.ddim import CLEAN
 from freemask.families.flow import Flow
+from freemask.families.graphs import Usage
 from freemask.jobs.check import refuse_pair
 from freemask.masks.trace import load_trace, save_trace
 from freemask.settings import make_settings
@@ -378,8 +381,10 @@ def test_keys_and_values_are_lent_outside_the_mask_alone(wan, drawn):
     assert not torch.equal(_moved(wan, drawn, task, mask=half), _moved(wan, drawn, closed, mask=half))
 
 
-def test_rows_one_at_a_time_say_the_same(wan, drawn):
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_rows_one_at_a_time_say_the_same(wan, drawn, share):
     task = load_preset("attribute", "flowedit")
+    task = replace(task, alpha_self=share, flow=replace(task.flow, n_avg=2))
     together, alone = (_moved(wan, drawn, task, one_row=one_row) for one_row in (False, True))
     assert float((together - alone).abs().max()) < 1e-4 * float(together.abs().max())
 
@@ -409,3 +414,27 @@ def test_every_method_of_the_bench_runs_on_a_transformer(wan, tmp_path):
     known = presets("attribute")
     assert all(known[name].method == "flowedit" for name in usual_methods("wan") if name.startswith("flowedit"))
     assert known["sdedit"].strength < 1
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("method", ["freemask", "flowedit"])
+def test_recorded_passes_say_what_passes_say(wan, drawn, monkeypatch, method):
+    """As CUDA graphs run them: what differs from step to step reaches them (`test_graphs`)."""
+    trace = drawn if method == "flowedit" else wan.invert(moving(7), prompt=SOURCE, steps=4)
+    task = replace(load_preset("shape", method), alpha_self=0.6)
+    if method == "flowedit":
+        task = replace(task, strength=1.0, flow=replace(task.flow, lift=1.0))
+    mask = np.zeros((7, 32, 48), bool)
+    mask[:, 8:24, 4:28] = True
+    found = []
+    for recorder in (lambda backbone: None, lambda backbone: traced):
+        monkeypatch.setattr(graphs, "recorder", recorder)
+        usage = Usage()
+        options = {"prompt": EDIT, "task": task, "word": "car", "guidance": 3.0, "mask": mask, "watch": True}
+        found.append(finish(wan.edit_steps(trace, usage=usage, **options)))
+    assert usage.recorded > 0 and usage.why == ""
+    plain, recorded = found
+    assert float((plain.latents - recorded.latents).abs().max()) < 1e-4 * float(plain.latents.abs().max())
+    assert plain.maps.keys() == recorded.maps.keys()
+    for cell in plain.maps:
+        assert np.abs(plain.maps[cell].values.astype(int) - recorded.maps[cell].values).max() <= 1

@@ -174,6 +174,11 @@ class Backbone(ABC):
         h, w = site.grid(grid)
         return self.text_shape[0] if site.kind == "cross" else h * w
 
+    def cross_keys(self, site: Site, text: Tensor) -> Tensor:
+        """The keys (n, heads, k, d) of text (n, k, d) at a cross site."""
+        attn: Any = self.unet.get_submodule(site.name)
+        return rearrange(attn.to_k(text.to(self.unet.dtype)), "n k (heads d) -> n heads k d", heads=attn.heads)
+
     @abstractmethod
     def asked(self, latents: tuple[int, ...], text: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shapes in which the network itself gets latents (b, c, f, h, w) and text (b, k, d)."""

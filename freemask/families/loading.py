@@ -30,7 +30,15 @@ from .backbone import Backbone
 from .devices import LOADING, default_device, lay_out_for_cpu
 from .inflated import Inflated
 from .motion import Motion, add_motion
-from .specs import ADAPTER, TEMPORAL, Inflation, backbone_folder, backbone_name, backbone_spec, known_backbone
+from .specs import (
+    ADAPTER,
+    TEMPORAL,
+    Inflation,
+    autoencoder_folder,
+    backbone_folder,
+    backbone_name,
+    backbone_spec,
+)
 from .temporal import load_temporal
 from .unet3d import UNet3D
 from .wan import Wan, refuse_other_layouts
@@ -52,10 +60,10 @@ _LAYOUT = (
 
 def _folder(name: str) -> Path:
     """The pipeline's folder, downloaded where the name is a hub id; BackboneError says what to do."""
-    folder, spec = fetch(name), known_backbone(name)
-    lent = {"vae"} if spec and spec.autoencoder else set()
+    folder = fetch(name)
     network = network_part(path.name for path in folder.iterdir())
-    missing = [part for part in (network, *PARTS) if part not in lent and not (folder / part).is_dir()]
+    whole = {part: autoencoder_folder(folder) if part == "vae" else folder for part in (network, *PARTS)}
+    missing = [part for part, base in whole.items() if not (base / part).is_dir()]
     if missing:
         raise BackboneError(f"{folder} lacks {', '.join(p + '/' for p in missing)}. {_LAYOUT}.")
     return folder
@@ -138,8 +146,7 @@ def load_backbone(
         network = part = network_part(path.name for path in folder.iterdir())
         family = FAMILIES[_class_name(folder, part, FAMILIES)]
         dtype = dtype or (family.halves if device.startswith("cuda") else torch.float32)
-        known = known_backbone(name)
-        pixels, part = (known and known.autoencoder) or folder, "vae"
+        pixels, part = autoencoder_folder(folder), "vae"
         kind = _class_name(pixels, part, (*AUTOENCODERS, "AutoencoderKLWan") if family is Wan else AUTOENCODERS)
         spec = backbone_spec(name, folder)
         part = "text_encoder"

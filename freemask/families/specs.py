@@ -31,6 +31,7 @@ __all__ = [
     "Inflation",
     "Solver",
     "Tuned",
+    "autoencoder_folder",
     "backbone_folder",
     "backbone_name",
     "backbone_spec",
@@ -226,7 +227,7 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
         configs = []
         wan = (folder / "transformer").is_dir() and not (folder / "unet").is_dir()
         for part in ("transformer" if wan else "unet", "vae"):
-            path = folder / part / "config.json"
+            path = (autoencoder_folder(folder) if part == "vae" else folder) / part / "config.json"
             configs.append(json.loads(path.read_text(encoding="utf-8")))
         unet, vae = configs
         told = json.loads(index.read_text()) if wan and (index := folder / "model_index.json").exists() else {}
@@ -297,6 +298,14 @@ def backbone_folder(name: str) -> Path | None:
         f"{unknown('backbone', name, short)} Or give a hub id such as 'cerspense/zeroscope_v2_576w', or a folder that "
         "holds a diffusers pipeline."
     )
+
+
+def autoencoder_folder(folder: Path) -> Path:
+    """The folder whose `vae/` serves a backbone's: its own, or that of the one whose autoencoder it shares."""
+    if (folder / "vae").is_dir():
+        return folder
+    lent = (spec.autoencoder for spec in backbones() if spec.autoencoder and spec.folder == folder.resolve())
+    return next(lent, folder)
 
 
 def known_words(backbone: str) -> tuple[str, ...] | None:

@@ -171,6 +171,11 @@ class Wan(Backbone):
         states = self.text_encoder(ids, attention_mask=mask).last_hidden_state
         return states * mask[..., None].to(states.dtype)
 
+    def cross_keys(self, site: Site, text: Tensor) -> Tensor:
+        attn = self.unet.get_submodule(site.name)
+        told = self.unet.condition_embedder.text_embedder(text.to(self.unet.dtype))
+        return rearrange(attn.norm_k(attn.to_k(told)), "n k (heads d) -> n heads k d", heads=attn.heads)
+
     def asked(self, latents: tuple[int, ...], text: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return latents, text
 

@@ -31,7 +31,7 @@ from ..errors import BackboneError, MemoryShortage, SettingError
 from ..families.devices import is_out_of_memory
 from ..families.inflated import Inflated
 from ..families.loading import load_backbone
-from ..families.specs import Tuned, backbone_folder, backbone_spec, kindred, known_backbone
+from ..families.specs import Tuned, autoencoder_folder, backbone_folder, backbone_spec, kindred, known_backbone
 from ..families.temporal import add_temporal, save_temporal, temporal_blocks
 from ..families.weights import PARTS, fetch, forget_origin, needed_files
 from ..methods.editor import Editor
@@ -164,11 +164,13 @@ def _save(backbone: Inflated, out: Path) -> None:
     tuned = Tuned(inflation=backbone.inflation, base=_base(backbone.name))
     save_temporal(backbone.unet, out, tuned)
     backbone.unet.half().save_pretrained(out / "unet")
-    names = [path.relative_to(base).as_posix() for path in base.rglob("*") if path.is_file()]
-    others = [name for name in needed_files(names) if name.split("/")[0] in PARTS]
-    for name in (*others, *(name for name in ("model_index.json", "vocabulary.json") if name in names)):
+    lender = autoencoder_folder(base)
+    found = [*((base, path) for path in base.rglob("*")), *((lender, path) for path in lender.glob("vae/*"))]
+    files = {path.relative_to(root).as_posix(): path for root, path in found if path.is_file()}
+    others = [name for name in needed_files(files) if name.split("/")[0] in PARTS]
+    for name in (*others, *(name for name in ("model_index.json", "vocabulary.json") if name in files)):
         (out / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(base / name, out / name)
+        shutil.copyfile(files[name], out / name)
     forget_origin(out)
 
 

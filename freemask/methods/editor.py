@@ -22,9 +22,9 @@ from einops import rearrange
 from torch import Tensor
 
 from ..clips.spans import Span, spans
-from ..clips.strides import latent_frames
+from ..clips.strides import latent_frames, to_frames
 from ..clips.video import Clip
-from ..errors import SettingError
+from ..errors import PromptError, SettingError
 from ..families.attention import attend, word_probabilities
 from ..families.backbone import Backbone
 from ..families.ddim import CLEAN, Predict
@@ -41,8 +41,9 @@ from ..masks.plan import MaskPlan, plan_masks
 from ..masks.trace import MapSum, SoftMap, Trace
 from ..presets import Preset, load_preset
 from ..steps import Step, Steps, finish
-from ..words.prompts import infer_word
+from ..words.prompts import find_word, infer_word
 from .base import Prepared, fused_sites, over_spans, windows
+from .concepts import concept_steps
 from .sessions import SESSIONS
 
 __all__ = ["Denoised", "Edited", "Editor", "Usage"]
@@ -232,6 +233,18 @@ class Editor:
     def reconstruct(self, trace: Trace) -> Clip:
         """`reconstruct_steps` run to its end, decoded."""
         return self.decode(finish(self.reconstruct_steps(trace)), trace.clip)
+
+    def maps(self, trace: Trace, word: str, *, usage: Usage | None = None) -> dict[tuple[int, str], np.ndarray]:
+        """The soft maps (f, h, w) of a word by (t, site name): one of the source prompt's, or any concept that it
+        lacks, beside the prompt's words (`concepts`). Raises PromptError for an empty one."""
+        try:
+            at = find_word(trace.prompt, word)
+        except PromptError:
+            found = finish(concept_steps(self.backbone, trace, [word], usage=usage))
+            frames = len(trace.clip.frames)
+            return {cell: to_frames(soft.of([0]), frames, trace.stride) for cell, soft in found.items()}
+        cross = [site for site in trace.sites if site.kind == "cross"]
+        return {(t, site.name): trace.word_map(t, site, at) for t in trace.timesteps for site in cross}
 
     # ------------------------------------------------------------------ editing
 

@@ -62,6 +62,7 @@ class FlowEdit(Session):
         self.changed_tokens = torch.zeros(self.text["edit"].shape[1])
         self.changed_tokens[changed] = 1.0
         self.cached: dict[Hashable, Tensor] = {}
+        self.lent: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # keys and values of a source's row that ran alone
 
     # ------------------------------------------------------------------ what the runner asks
 
@@ -92,22 +93,22 @@ class FlowEdit(Session):
         hooks: dict[Site, Hook] = dict.fromkeys(self.seen_sites if "edit" in names else (), self.look)
         if self.flow.lift:
             hooks |= dict.fromkeys([site for site in self.trace.sites if site.kind == "cross"], self.refine)
-        if self.lent:
-            hooks |= dict.fromkeys(self.self_sites, self.lend)
+        if self.lending:
+            hooks |= dict.fromkeys(fused_sites(self.trace.sites, self.trace.grid, ("self",), self.task), self.lend)
         return hooks
 
     @property
-    def self_sites(self) -> list[Site]:
-        return fused_sites(self.trace.sites, self.trace.grid, ("self",), self.task)
-
-    @property
-    def lent(self) -> bool:
+    def lending(self) -> bool:
         """Whether this step's edit meets the source's keys and values outside E."""
-        whole = {"edit", "source"} <= set(self.now)
-        return whole and self.masked and self.order[self.t] < self.open_self
+        return self.masked and self.order[self.t] < self.open_self
 
     def kind(self, names: tuple[str, ...]) -> Hashable:
-        return super().kind(names), self.lent
+        if self.lending and len(names) == 1:
+            return None  # keys and values wait for another forward
+        return super().kind(names), self.lending
+
+    def passed(self) -> None:
+        self.lent = {}
 
     def combine(self, x: Tensor, eps: Mapping[str, Tensor]) -> Tensor:
         """ΔV (1, c, f, h, w) in the step's z, the mean over the draws."""
@@ -175,11 +176,15 @@ class FlowEdit(Session):
         e = given(("lend", site.level, site.joint), own)[0]
         count = len(self.now)
         ks, vs = list(k.chunk(count)), list(v.chunk(count))
+        lent = self.lent if count == 1 else {}
+        for i, name in enumerate(self.now):  # rows one at a time begin with the source's
+            if name.split()[0] == "source":
+                lent[site.name, name] = ks[i], vs[i]
         for i, name in enumerate(self.now):
             kind, _, mark = name.partition(" ")
             if kind in ("plain", "edit") and not mark.startswith("source"):
-                lender = self.now.index(f"source {mark}" if mark else "source")
-                ks[i], vs[i] = torch.where(e, ks[i], ks[lender]), torch.where(e, vs[i], vs[lender])
+                k0, v0 = lent[site.name, f"source {mark}" if mark else "source"]
+                ks[i], vs[i] = torch.where(e, ks[i], k0), torch.where(e, vs[i], v0)
         return attend(q, torch.cat(ks), torch.cat(vs))
 
     def refine(self, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ from ..errors import SettingError
 from ..families.attention import UNet
 from ..families.backbone import per_frame
 from ..families.motion import add_motion
-from ..families.specs import ADAPTER
+from ..families.specs import ADAPTER, autoencoder_folder
 from .models import (
     FAMILIES,
     SHIFT,
@@ -280,7 +280,7 @@ def train_unet(
         _refuse_other_family(init, recipe)
     run.mkdir(parents=True, exist_ok=True)
     if init and not (run / "vae").exists():
-        AutoencoderTiny.from_pretrained(init / "vae").float().save_pretrained(run / "vae")
+        AutoencoderTiny.from_pretrained(autoencoder_folder(init) / "vae").float().save_pretrained(run / "vae")
         shutil.copytree(init / "tokenizer", run / "tokenizer", dirs_exist_ok=True)
     tokenizer = load_tokenizer(run)
     vae = load_vae(run, recipe)
