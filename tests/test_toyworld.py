@@ -274,17 +274,15 @@ def test_motion_modules_train_beside_an_image_model_that_stays(run, tmp_path):
     assert all(torch.equal(begun[f"unet.{name}"], value.float()) for name, value in after.items())
 
 
-def test_a_transformer_learns_coarsely_then_frames_then_clips(run, tmp_path):
+def test_a_transformer_learns_frames_then_clips(run, tmp_path):
     recipe = replace(TINY, family="wan", blocks=2, heads=2, head_width=12, feed_forward=16)
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("unet-*", "decoder*"))
     folder, out = tmp_path / "run", tmp_path / "out"
-    for stage in ("coarse", "frames", "clips"):
+    for stage in ("frames", "clips"):
         train_unet(folder, recipe, stage=stage, steps=2, batch=2, lr=1e-3)
         assert (folder / f"sheet-{stage}-000002.png").exists()
-    averages = [
-        torch.load(folder / f"unet-{stage}.pt", weights_only=True)["average"] for stage in ("coarse", "frames", "clips")
-    ]
-    assert averages[0].keys() == averages[1].keys() == averages[2].keys()  # the same network at every stage
+    averages = [torch.load(folder / f"unet-{stage}.pt", weights_only=True)["average"] for stage in ("frames", "clips")]
+    assert averages[0].keys() == averages[1].keys()  # the same network at every stage
     export(folder, recipe, out)
     backbone = load_backbone(str(out), device="cpu")
     assert isinstance(backbone, Wan) and backbone.native_size == (32, 32) and backbone.native_frames == 2
@@ -298,15 +296,13 @@ def test_a_transformer_learns_coarsely_then_frames_then_clips(run, tmp_path):
     begun = torch.load(tmp_path / "on" / "unet-frames.pt", weights_only=True)["average"]
     own = {f"unet.{name}": value.float() for name, value in backbone.unet.state_dict().items()}
     assert all(torch.equal(begun[name], value) for name, value in own.items() if name in begun)
-    with pytest.raises(SettingError, match="coarse stage is a transformer's"):
-        train_unet(run, TINY, stage="coarse", steps=1, batch=2, lr=1e-3)
 
 
 def test_words_and_autoencoder_of_another_family_begin_a_transformer(run, tmp_path):
     recipe = replace(TINY, family="wan", blocks=1, heads=1, head_width=12, feed_forward=16, scenes=2)
     export(run, TINY, tmp_path / "mini")
-    train_unet(tmp_path / "wan", recipe, stage="coarse", steps=0, batch=2, lr=1e-3, init=tmp_path / "mini")
-    average = torch.load(tmp_path / "wan" / "unet-coarse.pt", weights_only=True)["average"]
+    train_unet(tmp_path / "wan", recipe, stage="frames", steps=0, batch=2, lr=1e-3, init=tmp_path / "mini")
+    average = torch.load(tmp_path / "wan" / "unet-frames.pt", weights_only=True)["average"]
     text = load_backbone(str(tmp_path / "mini"), device="cpu").text_encoder.state_dict()
     assert all(torch.equal(average[f"text.{name}"], value) for name, value in text.items())
 

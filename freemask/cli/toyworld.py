@@ -20,22 +20,16 @@ FAMILY = (
     "wan: a transformer that follows a flow, which --init mini lends its words and autoencoder."
 )
 SIZE = "Side of a frame in pixels; below 128 latents are of patches of 4 pixels, not 8. [128; judges 64]"
-STAGES = ("decoder", "coarse", "frames", "clips", "classifier", "clip")
+STAGES = ("decoder", "frames", "clips", "classifier", "clip")
 app = typer.Typer(no_args_is_help=True, help="The rendered world that the mini backbone was trained on.")
 
 
 @app.command()
 def train(
-    stage: Annotated[
-        str,
-        typer.Argument(
-            help="decoder, coarse (a transformer's: half the grid, a quarter of the work), frames, clips, in this "
-            "order; or a judge: classifier, clip."
-        ),
-    ],
+    stage: Annotated[str, typer.Argument(help="decoder, frames, clips, in this order; or a judge: classifier, clip.")],
     run: Annotated[Path, typer.Option(help="The folder for checkpoints, logs and sample sheets.")],
     steps: Annotated[
-        int | None, typer.Option(help="Steps; for coarse, frames and clips, more of them. [4000; clip 2000]")
+        int | None, typer.Option(help="Steps; for frames and clips, more of them. [4000; clip 2000]")
     ] = None,
     minutes: Annotated[float, typer.Option(help="How long (decoder).")] = 25,
     batch: Annotated[int, typer.Option(help="Frames or clips a step (frames, clips).")] = 32,
@@ -61,7 +55,7 @@ def train(
         recipe = replace(Recipe.of(size or Recipe.size, family), scenes=scenes)
         if stage == "decoder":
             train_decoder(run, recipe, minutes=minutes, device=device)
-        elif stage in ("coarse", "frames", "clips"):
+        elif stage in ("frames", "clips"):
             steps = steps or 4000
             train_unet(run, recipe, stage=stage, steps=steps, batch=batch, lr=lr, device=device, init=init, graph=graph)
         elif stage == "classifier":

@@ -10,9 +10,10 @@ the trace was made of, so every word's maps are known before the edit begins, an
 - In the window of `alpha_self` the edit's queries meet the source's keys and values outside E.
 - `consistency` ζ pulls the edit's predicted clip towards the source's outside E (FlowAlign's term, Kim et al. 2025,
   which has it everywhere: with an empty E it is that).
-- `contrast` κ multiplies ΔV by 1 + κ·(s − mean of s), s the soft mask: more where the word is, less elsewhere
-  (FlowAnchor's amplitude); `lift` λ adds λ to the scores of the changed words' tokens inside the mask and takes it off
-  outside (FlowAnchor's attention refinement). Both want masks that their users bring; MMC's are here.
+- `contrast` κ multiplies ΔV by 1 + κ·c, where c in [0, 1] is how far its size in M stands above its mean there: what
+  changes, changes more (FlowAnchor's amplitude modulation, Chen et al. 2026). `lift` λ adds λ to the scores of the
+  changed words' tokens inside M and takes it off outside (in the place of its attention refinement, which shifts the
+  probabilities). Both want masks that their users bring; MMC's are here.
 """
 
 from __future__ import annotations
@@ -125,8 +126,7 @@ class FlowEdit(Session):
                 source = guide(eps[f"plain source{mark}"], source, self.flow.source_guidance)
             delta = edit - source
             if self.flow.contrast:
-                soft = self.soft(x.device)
-                delta = delta * (1 + self.flow.contrast * (soft - soft.mean()))
+                delta = delta * (1 + self.flow.contrast * self.contrast(delta))
             if self.masked:
                 delta = delta * e
             if self.flow.consistency:
@@ -150,6 +150,16 @@ class FlowEdit(Session):
         """M feathered by a cell: (f', h, w) in [0, 1]."""
         blurred = [cv2.GaussianBlur(frame.astype(np.float32), (0, 0), 1.0) for frame in self.object()]
         return torch.from_numpy(np.stack(blurred)).to(device)
+
+    def contrast(self, delta: Tensor) -> Tensor:
+        """How far ΔV's size stands above its mean in M, by the largest: (f', h, w) in [0, 1],
+        0 outside M."""
+        m = torch.from_numpy(self.object()).to(delta.device)
+        size = delta[0].abs().mean(0)
+        if not m.any():
+            return torch.zeros_like(size)
+        above = (size - size[m].mean()).clamp_min(0) * m
+        return above / above.max().clamp_min(1e-12)
 
     def editable(self, device: torch.device) -> Tensor:
         """E as a weight of ΔV: (f', h, w) float32, 1 where the edit may act."""

@@ -78,7 +78,8 @@ class Recipe:
     channels: tuple[int, ...] = (48, 96, 128, 128)
     text_width: int = 96
     head_dim: int = 16
-    blocks: int = 6  # these four are a transformer's
+    patch: int = 2  # these five are a transformer's
+    blocks: int = 6
     heads: int = 6
     head_width: int = 32
     feed_forward: int = 512
@@ -229,10 +230,10 @@ def _new_vae(recipe: Recipe) -> AutoencoderTiny:
 
 
 def _new_transformer(recipe: Recipe) -> WanTransformer3DModel:
-    """A Wan transformer, random, which says that nothing moves: its last layer is zero. A patch is one latent cell."""
+    """A Wan transformer, random, which says that nothing moves: its last layer is zero."""
     torch.manual_seed(0)
     transformer = WanTransformer3DModel(
-        patch_size=(1, 1, 1),
+        patch_size=(1, recipe.patch, recipe.patch),
         num_attention_heads=recipe.heads,
         attention_head_dim=recipe.head_width,
         in_channels=recipe.latent_channels,
@@ -326,7 +327,7 @@ def export(run: Path, recipe: Recipe, out: Path) -> None:
     """Saves the newest averaged weights as a pipeline folder: fp16 safetensors in the layout of the family's
     pipelines, or of motion modules as the folder of a `MotionAdapter`. Raises SettingError where there are none, or
     where they are of another family."""
-    stages = [run / f"unet-{stage}.pt" for stage in ("clips", "frames", "coarse")]
+    stages = [run / f"unet-{stage}.pt" for stage in ("clips", "frames")]
     newest = next((path for path in stages if path.exists()), None)
     if newest is None:
         raise SettingError(f"{run} holds neither unet-clips.pt nor unet-frames.pt: train a stage first.")

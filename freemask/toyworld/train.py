@@ -7,9 +7,8 @@ Decisions, each of which keeps training within reach of a CPU, beside those of `
   `frames` stage leaves them out entirely and the `clips` stage adds them without a jump.
 - **Offset noise** (0.1, as zeroscope's own training had it): at the highest noise the mean of the latents still
   shows through, and a model that may trust it keeps the source's colours under any style.
-- **A transformer** learns the velocity of a flow, and before frames and clips a `coarse` stage: its latents are
-  averaged over 2 × 2 cells that keep their places, so that words, colours and layout are learned for a quarter of the
-  work, and all of its weights go on to the whole grid.
+- **A transformer** learns the velocity of a flow, in patches of 2 × 2 latent cells as Wan's: four times fewer positions
+  than cells make a clip of it a tenth of the work.
 - min-SNR weighting (γ = 5, Hang et al. 2023), AdamW, warm-up then constant then linear decay, EMA.
 
 Every stage resumes from its checkpoint; the same code runs on CPU and GPU, at any size. On a GPU the step is one CUDA
@@ -174,18 +173,6 @@ def _rate(step: int, total: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / 100, max(0.01, (total - step) / (0.2 * total)))
 
 
-@contextmanager
-def _on_half_grid(transformer: WanTransformer3DModel) -> Iterator[None]:
-    """The transformer with the positions of every second cell: latents of half the side keep their places."""
-    rope = transformer.rope
-    saved = rope.freqs_cos, rope.freqs_sin
-    rope.freqs_cos, rope.freqs_sin = (table[::2] for table in saved)
-    try:
-        yield
-    finally:
-        rope.freqs_cos, rope.freqs_sin = saved
-
-
 @torch.no_grad()
 def _sample_sheet(unet: Any, text: Tensor, null: Tensor, vae: AutoencoderTiny, frames: int, side: int) -> np.ndarray:
     """Pictures drawn from noise with guidance 4 in 20 steps: (rows, w, 3) uint8, one row of frames a prompt; latents
@@ -261,17 +248,14 @@ def train_unet(
     init: Path | None = None,
     graph: bool = True,
 ) -> None:
-    """Trains network and text encoder for `steps` more steps of a stage, "frames" or "clips", or for a transformer
-    before these "coarse", frames whose latents are averaged over 2 × 2 cells, a quarter of the work; resumable.
+    """Trains network and text encoder for `steps` more steps of a stage, "frames" or "clips"; resumable.
 
-    Writes `run/unet-{stage}.pt`, `run/log-{stage}.txt` and sample sheets. A stage begins with the averaged weights of
-    the one before; a run with no checkpoint may begin with those of an exported
+    Writes `run/unet-{stage}.pt`, `run/log-{stage}.txt` and sample sheets. The clips stage begins with the averaged
+    weights of the frames stage; a run with no checkpoint may begin with those of an exported
     backbone, `init`, whose autoencoder and tokenizer it takes too. `graph` acts on a GPU alone. Raises SettingError
     for the clips stage of an image model, for an `init` of another family, and for motion modules without the image
     model as `init`, with a folder `motion_adapter` in it where they are to be trained on.
     """
-    if stage == "coarse" and recipe.family != "wan":
-        raise SettingError("The coarse stage is a transformer's: a UNet begins with frames.")
     if stage == "clips" and recipe.family == "inflated":
         raise SettingError("An image model knows no clips: its only stage is frames.")
     if recipe.family == "motion" and (stage == "frames" or not (init or (run / "unet-clips.pt").exists())):
@@ -292,8 +276,7 @@ def train_unet(
     if recipe.family == "motion":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("motion_modules" in name)
-    checkpoint = run / f"unet-{stage}.pt"
-    first = run / ("unet-coarse.pt" if stage == "frames" else "unet-frames.pt")
+    checkpoint, first = run / f"unet-{stage}.pt", run / "unet-frames.pt"
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     on_gpu = device == "cuda"
     rate = torch.tensor(lr, device=device)  # a graph reads it anew at each step
@@ -315,7 +298,7 @@ def train_unet(
         for group in optimizer.param_groups:
             group["lr"] = rate
         average, step = state["average"], state["step"]
-    elif stage != "coarse" and first.exists():
+    elif stage == "clips" and first.exists():
         average |= read_checkpoint(first, recipe, device)["average"]
         model.load_state_dict(average)
     elif init:
@@ -335,13 +318,13 @@ def train_unet(
     def sheet() -> None:
         live = {k: v.clone() for k, v in model.state_dict().items()}
         model.load_state_dict(average)
-        prompts = SHEET[::3] if stage == "clips" else SHEET
-        frames = recipe.frames if stage == "clips" else 1
+        prompts = SHEET if stage == "frames" else SHEET[::3]
+        frames = 1 if stage == "frames" else recipe.frames
         words = text(token_ids(tokenizer, prompts).to(device)).last_hidden_state
         null = text(null_ids.to(device)).last_hidden_state
-        pixels = _sample_sheet(unet, words, null, load_vae(run, recipe).to(device), frames, side)
-        if stage != "clips":
-            pixels = rearrange(pixels, "(a b h) w c -> (a h) (b w) c", a=2, b=len(prompts) // 2)
+        pixels = _sample_sheet(unet, words, null, load_vae(run, recipe).to(device), frames, bank.shape[-1])
+        if stage == "frames":
+            pixels = rearrange(pixels, "(a b h) w c -> (a h) (b w) c", h=recipe.size, a=2)
         cv2.imwrite(str(run / f"sheet-{stage}-{step:06d}.png"), pixels[..., ::-1])
         model.load_state_dict(live)
 
@@ -368,18 +351,15 @@ def train_unet(
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    side = bank.shape[-1] // (2 if stage == "coarse" else 1)
     descent = _Graph(descend) if graph and on_gpu else descend
 
     def advance() -> None:
         nonlocal step
         rows = np.sort(rng.integers(len(bank), size=batch))
         z = torch.from_numpy(np.asarray(bank[rows])).to(device).float()
-        if stage != "clips":
+        if stage == "frames":
             z = z[torch.arange(batch), torch.from_numpy(rng.integers(z.shape[1], size=batch))][:, None]
         z = rearrange(z, "b f c h w -> b c f h w")
-        if stage == "coarse":
-            z = F.avg_pool3d(z, (1, 2, 2))
         noise = torch.randn_like(z)
         if flows:
             odds = (SPREAD * torch.randn(batch, device=device)).exp() * SHIFT  # of noise to clip: σ/(1−σ)
@@ -413,10 +393,7 @@ def train_unet(
         save()
         sheet()
 
-    if stage == "coarse":
-        with _on_half_grid(unet):
-            loop()
-    elif stage == "frames":
+    if stage == "frames":
         with _without_time(unet):
             # the averages and checkpoints of this stage hold the layers that it trains; the rest stay as made
             trained = model.state_dict().keys()
