@@ -212,7 +212,8 @@ def test_every_method_is_a_preset(task):
     else:  # m = 0 where δ = 1
         groups += [{kind, f"{kind}-masked"} for kind in ("cross", "temporal")]
     del found["freemask-oracle"]  # the task's own preset under another mask, as are VideoDirector's
-    found = {name: preset for name, preset in found.items() if not name.startswith("videodirector")}
+    # and FlowEdit's, of which some differ in the mask that they are given
+    found = {name: preset for name, preset in found.items() if not name.startswith(("videodirector", "flowedit"))}
     for name, preset in found.items():
         alike = {other for other, one in found.items() if one == preset}
         assert alike == next((group for group in groups if name in group), {name})

@@ -15,6 +15,7 @@ from freemask.families.loading import FAMILIES, load_backbone
 from freemask.families.motion import Motion
 from freemask.families.specs import Inflation, backbone_spec
 from freemask.families.unet3d import UNet3D
+from freemask.families.wan import Wan
 
 KINDS = {
     UNet3D: {"self", "cross", "temporal", "input"},
@@ -46,7 +47,7 @@ def alike(a, b):
 
 
 def test_every_family_is_tried_here():
-    assert set(FAMILIES.values()) == set(KINDS)
+    assert set(FAMILIES.values()) == {*KINDS, Wan}  # which `test_wan` tries
 
 
 def test_the_network_decides_the_family(backbone, request):

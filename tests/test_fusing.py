@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import drawn_trace
+from tiny import drawn_trace, tiny_scheduler
 
 from freemask.clips.video import Clip
 from freemask.families.ddim import CLEAN
+from freemask.families.paths import Diffusion
 from freemask.families.sites import Site
 from freemask.masks.candidates import extract, resize
 from freemask.masks.mmc import Choice
@@ -38,6 +39,9 @@ def drawn_mask(fill, seed):
 
 class Words:
     """The text side of a backbone: each word a token."""
+
+    name = "words"
+    path = Diffusion(tiny_scheduler())
 
     def word_tokens(self, prompt):
         return tuple((i + 1,) for i in range(len(prompt.split())))
