@@ -5,6 +5,11 @@ the edit's row is ever changed. The source's row stands beside it, or its Q and 
 the inversion, or alone in this step. A method says where self-attention stays the edit's (`free`), what becomes of
 cross-attention (`fuse_cross`) and, where it has that, of temporal attention (`fuse_temporal`).
 
+A transformer's self-attention holds time too: a row is a place in space and in time, and its keys are those of all
+frames. There the fusion of rows is Eq. 10's as well, for it says of every position and frame whose queries and keys
+make its map; that the source's keys meet the source's queries alone, and are not mixed with the edit's within one row,
+is the difference.
+
 With a binary mask of rows no self-attention map is materialised: E·sdpa(Q1, K1, V1) + (1−E)·sdpa(Q0, K0, V1) is
 E·A1 + (1−E)·A0 applied to V1.
 """
