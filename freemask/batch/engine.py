@@ -36,6 +36,7 @@ def run_groups(
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is raised
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else workers starve beside anything else
     try:
         import ray
         from ray.data import ActorPoolStrategy, DataContext
