@@ -66,23 +66,29 @@ T = TypeVar("T")
 PRODUCTS = ("nvjet", "gemm", "mm", "conv", "attention", "flash", "fmha", "cutlass", "xmma", "matmul", "linear", "sdpa")
 
 
+@contextmanager
+def _made_on(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """Models are made there, in that precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def full_backbone(device: str | None = None, dtype: torch.dtype | None = None) -> Backbone:
     """zeroscope at its full size with random weights, and mini's tokenizer: everything but its knowledge."""
     spec = known_backbone("zeroscope")
     assert spec
     device = device or default_device()
-    dtype = dtype or default_dtype(device)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            unet = UNet3DConditionModel(cross_attention_dim=1024, attention_head_dim=64)
-            kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-            vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512, **kinds)
-            shape = {"num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu", "vocab_size": 49408}
-            text = CLIPTextModel(CLIPTextConfig(hidden_size=1024, intermediate_size=4096, **shape))
-    finally:
-        torch.set_default_dtype(before)
+    with _made_on(device, dtype or default_dtype(device)):
+        unet = UNet3DConditionModel(cross_attention_dim=1024, attention_head_dim=64)
+        kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512, **kinds)
+        shape = {"num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu", "vocab_size": 49408}
+        text = CLIPTextModel(CLIPTextConfig(hidden_size=1024, intermediate_size=4096, **shape))
     mini = backbone_folder("mini")
     assert mini
     tokenizer = CLIPTokenizer.from_pretrained(mini / "tokenizer", model_max_length=77)
@@ -97,17 +103,11 @@ def full_wan(device: str | None = None, dtype: torch.dtype | None = None) -> Bac
     spec = known_backbone("wan")
     assert spec
     device = device or default_device()
-    dtype = dtype or (Wan.halves if device.startswith("cuda") else torch.float32)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            sizes = {"num_attention_heads": 12, "text_dim": 4096, "ffn_dim": 8960, "num_layers": 30}
-            transformer = WanTransformer3DModel(**sizes)
-            vae = AutoencoderKLWan()
-            text = UMT5EncoderModel(UMT5Config(vocab_size=49408, d_model=4096, num_layers=1, num_heads=64))
-    finally:
-        torch.set_default_dtype(before)
+    with _made_on(device, dtype or default_dtype(device, Wan.halves)):
+        sizes = {"num_attention_heads": 12, "text_dim": 4096, "ffn_dim": 8960, "num_layers": 30}
+        transformer = WanTransformer3DModel(**sizes)
+        vae = AutoencoderKLWan()
+        text = UMT5EncoderModel(UMT5Config(vocab_size=49408, d_model=4096, num_layers=1, num_heads=64))
     mini = backbone_folder("mini")
     assert mini
     tokenizer = CLIPTokenizer.from_pretrained(mini / "tokenizer", model_max_length=512)

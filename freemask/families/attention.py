@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .sites import Kind, Site
 
-__all__ = ["Hook", "attend", "find_sites", "installed", "plainly", "probabilities", "word_probabilities"]
+__all__ = ["Hook", "attend", "find_sites", "installed", "plainly", "probabilities", "processed", "word_probabilities"]
 
 TEMPORAL = {"temp_attentions", "motion_modules", "attn_temp"}  # parts of the names of layers over frames
 AT_ONCE = 2**24  # probabilities, of 4 bytes each: 10 frames of zeroscope's finest grid at 512²
@@ -104,6 +104,21 @@ class _Processor:
 
 
 @contextmanager
+def processed(network: Any, processors: Mapping[str, Any]) -> Iterator[None]:
+    """The network with other attention processors at some modules, by name; on leaving the very same are back."""
+    stock: dict[str, Any] = {}
+    try:
+        for name, processor in processors.items():
+            attn: Any = network.get_submodule(name)
+            stock[name] = attn.processor
+            attn.set_processor(processor)
+        yield
+    finally:
+        for name, processor in stock.items():
+            network.get_submodule(name).set_processor(processor)
+
+
+@contextmanager
 def installed(
     unet: UNet,
     hooks: Mapping[Site, Hook],
@@ -112,17 +127,9 @@ def installed(
 ) -> Iterator[None]:
     """The UNet with hooks at some sites; every other site keeps its own processor. The hook of a site in `gathered`
     gets keys and values as its function makes them; those of cross sites get them of `text` (n, k, d), if given."""
-    stock: dict[str, Any] = {}
-    try:
-        for site, hook in hooks.items():
-            attn: Any = unet.get_submodule(site.name)
-            stock[site.name] = attn.processor
-            attn.set_processor(_Processor(site, hook, (gathered or {}).get(site), text))
+    placed = {site.name: _Processor(site, hook, (gathered or {}).get(site), text) for site, hook in hooks.items()}
+    with processed(unet, placed):
         yield
-    finally:
-        for name, processor in stock.items():
-            attn = unet.get_submodule(name)
-            attn.set_processor(processor)
 
 
 @torch.no_grad()

@@ -35,9 +35,9 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def default_dtype(device: str) -> torch.dtype:
-    """float16 on CUDA, float32 elsewhere: CPUs compute halves slowly and MPS not always right."""
-    return torch.float16 if device.startswith("cuda") else torch.float32
+def default_dtype(device: str, halves: torch.dtype = torch.float16) -> torch.dtype:
+    """A family's halves on CUDA, float32 elsewhere: CPUs compute halves slowly and MPS not always right."""
+    return halves if device.startswith("cuda") else torch.float32
 
 
 def named_dtype(name: str, device: str | None = None) -> torch.dtype | None:

@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer, T5EncoderM
 
 from ..errors import BackboneError
 from .backbone import Backbone
-from .devices import LOADING, default_device, lay_out_for_cpu
+from .devices import LOADING, default_device, default_dtype, lay_out_for_cpu
 from .inflated import Inflated
 from .motion import Motion, add_motion
 from .specs import (
@@ -145,7 +145,7 @@ def load_backbone(
     try:
         network = part = network_part(path.name for path in folder.iterdir())
         family = FAMILIES[_class_name(folder, part, FAMILIES)]
-        dtype = dtype or (family.halves if device.startswith("cuda") else torch.float32)
+        dtype = dtype or default_dtype(device, family.halves)
         pixels, part = autoencoder_folder(folder), "vae"
         kind = _class_name(pixels, part, (*AUTOENCODERS, "AutoencoderKLWan") if family is Wan else AUTOENCODERS)
         spec = backbone_spec(name, folder)
@@ -181,8 +181,8 @@ def load_backbone(
         else:
             changed = {"beta_schedule": spec.beta_schedule} if spec.beta_schedule else {}
             scheduler = load(DDIMScheduler, "scheduler", **changed)
-        if family is not Wan and (predicted := scheduler.config["prediction_type"]) not in PREDICTIONS:
-            raise BackboneError(f"{folder} predicts {predicted!r}; {' and '.join(PREDICTIONS)} are supported.")
+            if (predicted := scheduler.config["prediction_type"]) not in PREDICTIONS:
+                raise BackboneError(f"{folder} predicts {predicted!r}; {' and '.join(PREDICTIONS)} are supported.")
     except BackboneError:
         raise
     except Exception as error:  # the libraries raise many kinds for a bad file

@@ -25,7 +25,7 @@ from transformers import CLIPTextModel
 
 from ..clips.strides import padded
 from ..errors import BackboneError
-from .attention import Hook
+from .attention import Hook, processed
 from .backbone import Backbone, signed_pixels
 from .flow import Flow
 from .paths import NoisePath
@@ -181,16 +181,8 @@ class Wan(Backbone):
 
     @contextmanager
     def over(self, frames: int, hooks: Mapping[Site, Hook] | None = None, text: Tensor | None = None) -> Iterator[None]:
-        stock: dict[str, Any] = {}
-        try:
-            for site, hook in (hooks or {}).items():
-                attn = self.unet.get_submodule(site.name)
-                stock[site.name] = attn.processor
-                attn.set_processor(_Processor(site, hook, frames))
+        with processed(self.unet, {site.name: _Processor(site, hook, frames) for site, hook in (hooks or {}).items()}):
             yield
-        finally:
-            for name, processor in stock.items():
-                self.unet.get_submodule(name).set_processor(processor)
 
     def output(self, x: Tensor, t: int | Tensor, text: Tensor) -> Tensor:
         dtype = self.unet.dtype

@@ -213,9 +213,9 @@ def choose(
         best = by_name.get(book.site)
         if best is not None:
             return Choice(best, _nearest(timesteps, book.timestep), "measured")
-    if not any(site.name.startswith("up_blocks") for site in cross):
-        return Choice(cross[int(0.6 * len(cross))], _nearest(timesteps, 200), "fallback")
     up = [site for site in cross if site.name.startswith("up_blocks")]
+    if not up:
+        return Choice(cross[int(0.6 * len(cross))], _nearest(timesteps, 200), "fallback")
     large = [site for site in up if np.prod(site.grid(grid)) >= 64] or up
     deepest = max(site.level for site in large)
     block = [site for site in large if site.level == deepest]

@@ -56,7 +56,8 @@ def concept_steps(
     now: Span
 
     def look(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        added = torch.cat([backbone.cross_keys(site, told)[n, :, tokens] for n, tokens in enumerate(columns)], 1)
+        own_keys = backbone.cross_keys(site, told)
+        added = torch.cat([own_keys[n, :, tokens] for n, tokens in enumerate(columns)], 1)
         keys = added[None].expand(len(k), -1, -1, -1).to(k)
         soft = probabilities(q, torch.cat([k, keys], 2) if beside else keys).mean(1)
         parts = torch.split(soft[..., -added.shape[1] :], [len(tokens) for tokens in columns], -1)

@@ -202,9 +202,8 @@ class Editor:
                 walk = path.invert(predict, latents, alpha, solver=solver, draft=partial(predict, recorded=False))
             for i, (t, x) in enumerate(walk):
                 trace.latents[t] = x = x.contiguous()  # so that a trace read from a file gives the same to the last bit
-                if (
-                    solver != "ddim" and not drawn and t == ts[-1]
-                ):  # the highest level's maps and features: no step asked for them
+                # no step asked for the highest level's maps and features
+                if solver != "ddim" and not drawn and t == ts[-1]:
                     predict(x, t, alpha[t])
                 yield Step("invert", i + 1, len(ts), t)
         trace.maps.update(maps.packed())

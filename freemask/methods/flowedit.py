@@ -62,7 +62,6 @@ class FlowEdit(Session):
         changed = [token for j in self.alignment.changed for token in self.edit_tokens[j]]
         self.changed_tokens = torch.zeros(self.text["edit"].shape[1])
         self.changed_tokens[changed] = 1.0
-        self.cached: dict[Hashable, Tensor] = {}
         self.lent: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}  # keys and values of a source's row that ran alone
 
     # ------------------------------------------------------------------ what the runner asks
@@ -73,7 +72,7 @@ class FlowEdit(Session):
         return self.clean
 
     def rows(self, t: int, x: Tensor) -> tuple[Row, ...]:
-        self.t, self.cached, moved = t, {}, x[:1] - self.clean
+        self.t, moved = t, x[:1] - self.clean
         found: list[Row] = []
         level = self.backbone.path.levels((t,))[t]
         for n in range(self.flow.n_avg):
@@ -152,8 +151,7 @@ class FlowEdit(Session):
         return torch.from_numpy(np.stack(blurred)).to(device)
 
     def contrast(self, delta: Tensor) -> Tensor:
-        """How far ΔV's size stands above its mean in M, by the largest: (f', h, w) in [0, 1],
-        0 outside M."""
+        """How far ΔV's size stands above its mean in M, by the largest: (f', h, w) in [0, 1], 0 outside M."""
         m = torch.from_numpy(self.object()).to(delta.device)
         size = delta[0].abs().mean(0)
         if not m.any():
@@ -163,10 +161,8 @@ class FlowEdit(Session):
 
     def editable(self, device: torch.device) -> Tensor:
         """E as a weight of ΔV: (f', h, w) float32, 1 where the edit may act."""
-        if "editable" not in self.cached:
-            m = self.soft(device) if self.flow.mask == "soft" else torch.from_numpy(self.object()).to(device).float()
-            self.cached["editable"] = m if self.task.region == "object" else 1 - m
-        return self.cached["editable"]
+        m = self.soft(device) if self.flow.mask == "soft" else torch.from_numpy(self.object()).to(device).float()
+        return m if self.task.region == "object" else 1 - m
 
     def at(self, site: Site, what: np.ndarray, device: torch.device) -> Tensor:
         """A mask (f', h, w) bool on the span's latent frames at a site's grid: (frames, p) bool."""
