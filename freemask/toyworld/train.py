@@ -21,7 +21,7 @@ import json
 import multiprocessing
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -48,6 +48,7 @@ from ..families.attention import UNet
 from ..families.backbone import per_frame
 from ..families.motion import add_motion
 from ..families.specs import ADAPTER, autoencoder_folder
+from .graph import Graph
 from .models import (
     FAMILIES,
     SHIFT,
@@ -135,37 +136,6 @@ def _without_time(unet: UNet) -> Iterator[None]:
     finally:
         for module, name, child in saved:
             setattr(module, name, child)
-
-
-class _Graph:
-    """A step that computes on a GPU alone, as one CUDA graph: the first calls run it as it is, beside the main stream,
-    so that what sets itself up is not captured; the next captures it and, as all after it, replays it on inputs that
-    are copied into its own."""
-
-    WARM = 3
-
-    def __init__(self, step: Callable[..., Tensor]) -> None:
-        self.step = step
-        self.calls = 0
-
-    def __call__(self, *given: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls <= self.WARM:
-            beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            beside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(beside):
-                loss = self.step(*given)
-            torch.cuda.current_stream().wait_stream(beside)
-            return loss
-        if self.calls == self.WARM + 1:
-            self.given = [x.clone() for x in given]
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.loss = self.step(*self.given)
-        for own, x in zip(self.given, given, strict=True):
-            own.copy_(x)
-        self.graph.replay()
-        return self.loss
 
 
 def _rate(step: int, total: int, peak: float) -> float:
@@ -351,7 +321,7 @@ def train_unet(
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    descent = _Graph(descend) if graph and on_gpu else descend
+    descent = Graph(descend) if graph and on_gpu else descend
 
     def advance() -> None:
         nonlocal step
