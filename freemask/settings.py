@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
+from .clips.strides import MOST_FRAMES
 from .errors import SettingError
 from .families.specs import PRESETS, ROOT, Solver, backbone_folder, backbone_name, usual_guidance
 from .presets import SELECTION_TAU, Preset, Selection, Share, load_method, load_preset, masked, refuse_shares
@@ -106,8 +107,8 @@ class Settings:
     backbone: Annotated[
         Name,
         Told(
-            "The model. mini, mini-sd and mini-motion know only their toy world; zeroscope, modelscope, sd15, "
-            "animatediff and wan need a GPU. Or a hub id, or a folder."
+            "The model. mini, mini-sd, mini-motion and mini-wan know only their toy world; zeroscope, modelscope, "
+            "sd15, animatediff and wan need a GPU. Or a hub id, or a folder."
         ),
     ] = "mini"
     steps: Annotated[int, Field(ge=2, le=200), Told("Steps in each direction, 2 to 200.")] = 25
@@ -117,7 +118,7 @@ class Settings:
         Field(ge=1, le=30),
         Told("Weight of the edit prompt (classifier-free guidance), 1 to 30. Left out: what suits the backbone."),
     ] = 7.5
-    frames: Annotated[int, Field(ge=1, le=64), Told("How many frames are edited, 1 to 64.")] = 8
+    frames: Annotated[int, Field(ge=1, le=MOST_FRAMES), Told(f"How many frames are edited, 1 to {MOST_FRAMES}.")] = 8
     start: Annotated[float, Field(ge=0), Told("Where in the clip they begin, in seconds.")] = 0.0
     fps: Annotated[
         Annotated[float, Field(ge=0.5, le=60)] | None,

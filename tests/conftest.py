@@ -3,6 +3,9 @@
 import gc
 import os
 
+# each worker of the suite has a core: threads that wait for one another's in every process they start cost far more
+os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("FREEMASK_TEST_THREADS", "1"))
+
 import numpy as np
 import pytest
 import torch

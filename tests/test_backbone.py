@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from transformers import CLIPModel, CLIPTextModel
 
 from freemask.bench import full_backbone
 from freemask.errors import BackboneError, SettingError
+from freemask.families import loading
 from freemask.families.backbone import Backbone
 from freemask.families.devices import named_dtype
 from freemask.families.loading import load_backbone
@@ -45,6 +47,21 @@ def test_a_saved_pipeline_loads(pipeline):
     alone = replace(backbone, low_vram=True).encode(frames)  # a frame at a time: other shapes, other kernels
     assert (alone - latents).norm() <= 1e-4 * latents.norm()
     assert backbone.decode(latents).shape == frames.shape
+
+
+@pytest.mark.parametrize(("width", "stays"), [(2, False), (9, True)])
+def test_a_text_encoder_that_outweighs_the_network_computes_where_it_is(monkeypatch, width, stays):
+    moved = []
+
+    def offload(model, device):
+        moved.append(model)
+        return model, SimpleNamespace(hook=SimpleNamespace())
+
+    monkeypatch.setattr(loading, "cpu_offload_with_hook", offload)
+    vae, unet = SimpleNamespace(enable_tiling=lambda: None), torch.nn.Linear(5, 5)
+    text = torch.nn.Linear(width, width)
+    loading._take_turns(torch.device("cuda"), vae, text, unet)
+    assert moved == ([vae, unet] if stays else [vae, text, unet])
 
 
 def test_a_missing_part_is_named(pipeline, tmp_path):

@@ -1,5 +1,6 @@
 """Maps of words that the source prompt lacks, in every family."""
 
+import gzip
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,13 @@ from freemask import Editor
 from freemask.clips.video import Clip
 from freemask.errors import PromptError
 from freemask.families.attention import probabilities
-from freemask.methods.concepts import concept_steps, strongest
+from freemask.families.specs import ROOT
+from freemask.jobs.concept import map_concept
+from freemask.jobs.run import run_steps
+from freemask.methods.concepts import concept_steps
 from freemask.methods.editor import Usage
+from freemask.pictures.word_maps import concept_file, read_index, word_file
+from freemask.settings import make_settings
 from freemask.steps import finish
 
 SOURCE = "a red car on the grass"
@@ -74,8 +80,6 @@ def test_concepts_alone_share_one_softmax(seen):
     assert usage.rows == len(trace.timesteps)  # one row a timestep
     for soft in found.values():
         assert np.abs(soft.of([0, 1]) - 1).max() < 0.01
-    maps = torch.from_numpy(np.stack([next(iter(found.values())).of([n]) for n in range(2)]))
-    assert set(strongest(maps).unique().tolist()) <= {0, 1}
 
 
 def test_what_is_no_concept_is_refused(seen):
@@ -91,3 +95,23 @@ def test_a_long_clip_is_seen_in_spans(seen):
     few = replace(editor.backbone, native_frames=2 if trace.stride == 1 else 1)
     found = finish(concept_steps(few, trace, ["dog"]))
     assert all(soft.values.shape[1] == trace.latent_frames and soft.values.any() for soft in found.values())
+
+
+def test_the_explorers_file_of_a_word_is_the_words_own(tmp_path):
+    """An edit's folder gets it from the inversion that is kept: one row a timestep is all that it costs."""
+    clip = ROOT / "static" / "clips" / "car-grass.mp4"
+    settings = make_settings(source=SOURCE, edit="a blue car on the grass", task="attribute", steps=2, frames=2)
+    kept, out = tmp_path / "kept", tmp_path / "out"
+    kept.mkdir()
+    finish(run_steps(clip, settings, out, kept=kept))
+    told = finish(map_concept(clip, settings, out, "car", kept=kept))
+    assert {stage: used["rows"] for stage, used in told["unet"].items()} == {"edit": 2}
+    mine, own = (
+        np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
+        for path in (concept_file(out, " Car"), word_file(out, 2))
+    )
+    count = 4 * len(read_index(out)["sites"]) * 2 * 2  # of scales
+    assert np.abs(mine[:-count].astype(int) - own[:-count]).max() <= 1
+    np.testing.assert_allclose(mine[-count:].view("<f4"), own[-count:].view("<f4"), rtol=1e-6)
+    finish(map_concept(clip, settings, out, "wheels", kept=tmp_path))  # where it is not kept, it is made
+    assert concept_file(out, "wheels").stat().st_size == concept_file(out, "car").stat().st_size

@@ -37,7 +37,7 @@ def test_the_dry_run_counts_a_convolution_by_hand():
     assert four == pytest.approx(4 * one, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["zeroscope", "mini", "mini-motion"])
+@pytest.mark.parametrize("name", ["zeroscope", "mini", "mini-motion", "mini-wan"])
 def test_a_specs_working_set_is_what_a_dry_run_counts(name):
     if name == "zeroscope":
         backbone, shape = full_backbone("meta", torch.float16), (1, 4, 8, 64, 64)

@@ -23,7 +23,7 @@ def test_every_task_loads():
     [
         ({"steps": 0}, "steps is 0.*2 to 200"),
         ({"guidance": 99}, "guidance is 99.*1 to 30"),
-        ({"frames": 1000}, "frames is 1000.*1 to 64"),
+        ({"frames": 1000}, "frames is 1000.*1 to 81"),
         ({"tau": 1.0}, "tau is 1.*0 to 1"),
         ({"eta": -1}, "eta is -1.*0 to 1"),
         ({"size": (8, 8)}, "size.*16 to 2048"),

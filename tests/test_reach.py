@@ -120,7 +120,7 @@ def test_the_page_offers_what_can_be_used(machine, monkeypatch, tmp_path):
     machine()
     names, note = built()
     assert (
-        names == ["mini", "mini-motion", "mini-sd"]
+        names == ["mini", "mini-motion", "mini-sd", "mini-wan"]
         and "animatediff, modelscope, sd15, wan, zeroscope: not on this server, since there is no GPU." in note.value
     )
     assert "Real clips need" in page.toy_world("mini") and "there is no GPU" in page.toy_world("mini")

@@ -467,7 +467,7 @@ def refuse(*changes: str) -> str:
         (("--steps", "0"), "2 to 200"),
         (("--solver", "euler"), "ddim or dpm"),
         (("--solver", "dpm", "--eta", "0.5"), "leave eta at 0"),
-        (("--frames", "400"), "1 to 64"),
+        (("--frames", "400"), "1 to 81"),
         (("--frames", "60"), "fewer frames"),
         (("--start", "90"), "start"),
         (("--size", "huge"), "WIDTHxHEIGHT"),

@@ -6,7 +6,7 @@ from freemask.clips.spans import spans, work
 pytestmark = pytest.mark.numeric
 
 
-@pytest.mark.parametrize("frames", [1, 7, 8, 9, 12, 20, 33, 64])
+@pytest.mark.parametrize("frames", [1, 7, 8, 9, 12, 20, 33, 81])
 @pytest.mark.parametrize("native", [2, 8, 24])
 def test_every_frame_is_said_whole_and_no_span_is_longer_than_the_model_knows(frames, native):
     parts = spans(frames, native)

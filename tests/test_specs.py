@@ -11,7 +11,7 @@ from freemask.settings import make_settings
 
 def test_every_backbone_has_a_spec_and_mini_is_the_first():
     assert [spec.name for spec in backbones()] == [
-        *("mini", "mini-motion", "mini-sd"),
+        *("mini", "mini-motion", "mini-sd", "mini-wan"),
         *("animatediff", "modelscope", "sd15", "wan", "zeroscope"),
     ]
     zeroscope = backbone_spec("zeroscope")
@@ -50,11 +50,11 @@ def test_a_spec_is_checked(tmp_path, monkeypatch, changes, message):
 
 
 def test_the_shipped_spec_is_what_its_configs_say():
-    for backbone in ("mini", "mini-sd"):
+    for backbone in ("mini", "mini-wan", "mini-sd"):
         shipped = backbone_spec(backbone)
         read = backbone_spec(str(shipped.folder))
         assert (read.size, read.vae_factor) == (shipped.size, shipped.vae_factor)
-    assert read.frames == shipped.frames == 64  # an image model takes any number
+    assert read.frames == shipped.frames == 81  # an image model takes any number
     assert read.licence == "unknown: see where you got it" and read.parameters is None
 
 
@@ -68,4 +68,4 @@ def test_a_folder_that_says_too_little_is_named(tmp_path):
     spec = backbone_spec(str(tmp_path))
     assert (spec.size, spec.vae_factor, spec.frames) == ((256, 256), 8, 24)
     (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
-    assert backbone_spec(str(tmp_path)).frames == 64  # an image model takes any number
+    assert backbone_spec(str(tmp_path)).frames == 81  # an image model takes any number

@@ -207,7 +207,7 @@ def response(status):
         (lambda: OfflineModeIsEnabled("offline"), "check the network"),
         (
             lambda: RepositoryNotFoundError("404", response=response(404)),
-            "not on the hub.*short names: mini, mini-motion, mini-sd, animatediff",
+            "not on the hub.*short names: mini, mini-motion, mini-sd, mini-wan, animatediff",
         ),
         (lambda: GatedRepoError("403", response=response(403)), "gated: accept its terms"),
         (lambda: OSError(errno.ENOSPC, "full"), "does not fit on the disk"),
@@ -268,7 +268,7 @@ def test_a_motion_adapter_makes_the_image_model_another_backbone(hub, image_pipe
         load_backbone(name, "cpu") for name in ("animatediff", "stable-diffusion-v1-5/stable-diffusion-v1-5")
     )
     assert (type(moving), moving.name, moving.native_frames) == (Motion, "animatediff", 16)
-    assert (type(still), still.name, still.native_frames) == (Inflated, "sd15", 64)
+    assert (type(still), still.name, still.native_frames) == (Inflated, "sd15", 81)
     assert [model.scheduler.config["beta_schedule"] for model in (moving, still)] == ["linear", "scaled_linear"]
     linear = torch.linspace(0.00085, 0.012, 1000).neg().add(1).cumprod(0)
     torch.testing.assert_close(moving.scheduler.alphas_cumprod, linear)

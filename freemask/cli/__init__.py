@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..clips.strides import MOST_FRAMES
 from ..errors import SettingError
 from ..settings import make_settings, read_size
 from ..validation import refuse_unknown
@@ -210,7 +211,7 @@ def calibrate(
     backbone: Annotated[str, typer.Option(help=BACKBONE)] = "mini",
     clips: Annotated[int, typer.Option(help="How many scenes of the suite.", min=1)] = 60,
     steps: Annotated[int, typer.Option(help="Inversion steps.", min=2, max=200)] = 25,
-    frames: Annotated[int, typer.Option(help="How many frames of each clip.", min=1, max=64)] = 8,
+    frames: Annotated[int, typer.Option(help="How many frames of each clip.", min=1, max=MOST_FRAMES)] = 8,
     tau: Annotated[float, typer.Option(help="Mask threshold, between 0 and 1.")] = 0.4,
     dtype: Annotated[str, typer.Option(help=DTYPE)] = "",
 ) -> None:
@@ -271,7 +272,7 @@ def benchmark(
     guidance: Annotated[
         float | None, typer.Option(help="Classifier-free guidance; the backbone's own.", min=1, max=30)
     ] = None,
-    frames: Annotated[int, typer.Option(help="How many frames.", min=2, max=64)] = 8,
+    frames: Annotated[int, typer.Option(help="How many frames.", min=2, max=MOST_FRAMES)] = 8,
     seed: Annotated[int, typer.Option(help="The first scene's seed.")] = 3_000_000,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core without a GPU when left out.")] = None,
 ) -> None:

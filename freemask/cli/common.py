@@ -39,7 +39,7 @@ __all__ = [
     "watch",
 ]
 
-BACKBONE = "mini, mini-sd, mini-motion, zeroscope, modelscope, sd15, animatediff, wan, a hub id or a folder."
+BACKBONE = "mini, mini-sd, mini-motion, mini-wan, zeroscope, modelscope, sd15, animatediff, wan, a hub id or a folder."
 SIZED = "full or full-wan (zeroscope's and Wan's size with random weights), " + BACKBONE
 DTYPE = "fp16, bf16 or fp32 (not on CUDA); left out: fp16 on CUDA, else fp32."
 FEATURES = "Where the source's features come from: auto, replay, store or host."

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["latent_frames", "of_frames", "padded", "to_frames", "to_latent"]
+__all__ = ["MOST_FRAMES", "latent_frames", "of_frames", "padded", "to_frames", "to_latent"]
+
+MOST_FRAMES = 81  # that an edit may have: as many as Wan 2.1 was trained on
 
 
 def latent_frames(frames: int, stride: int) -> int:

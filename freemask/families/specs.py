@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ..clips.strides import latent_frames
+from ..clips.strides import MOST_FRAMES, latent_frames
 from ..errors import BackboneError, SettingError
 from ..validation import STRICT, read_shipped, unknown, validated
 
@@ -58,9 +58,9 @@ TEMPORAL = "temporal"  # the part of a tuned pipeline that holds its temporal at
 ADAPTER = "motion_adapter"  # the part that holds an image model's motion modules, as diffusers saves AnimateDiff
 NATIVE_FRAMES = 24  # what zeroscope-like models were trained on, where no spec says; configs do not
 MOTION_FRAMES = 16  # what AnimateDiff was trained on
-WAN_FRAMES, WAN_SIZE = 81, (832, 480)  # what Wan 2.1's small model was trained on
+WAN_FRAMES, WAN_SIZE = MOST_FRAMES, (832, 480)  # what Wan 2.1's small model was trained on
 TIME_STRIDE = 4  # frames that a latent frame of Wan's own autoencoder stands for, after the first
-IMAGE_FRAMES = 64  # an image model takes any number: as many as an edit may have
+IMAGE_FRAMES = MOST_FRAMES  # an image model takes any number
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -103,7 +103,7 @@ class BackboneSpec:
     title: str
     licence: str
     size: tuple[Annotated[int, Field(ge=16, le=2048)], Annotated[int, Field(ge=16, le=2048)]]
-    frames: Annotated[int, Field(ge=1, le=81)]
+    frames: Annotated[int, Field(ge=1, le=MOST_FRAMES)]
     vae_factor: Annotated[int, Field(ge=1, le=64)]
     downsampling: Annotated[int, Field(ge=1, le=64)] = 8
     time_stride: Annotated[int, Field(ge=1, le=8)] = 1

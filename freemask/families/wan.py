@@ -167,9 +167,10 @@ class Wan(Backbone):
             return super().text(prompts)
         length = self.text_shape[0]
         batch = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        ids, mask = (x.to(self.device) for x in (batch.input_ids, batch.attention_mask))
-        states = self.text_encoder(ids, attention_mask=mask).last_hidden_state
-        return states * mask[..., None].to(states.dtype)
+        at = self.text_encoder.device  # which may be the host, beside a GPU with little memory
+        ids, mask = batch.input_ids, batch.attention_mask
+        states = self.text_encoder(ids.to(at), attention_mask=mask.to(at)).last_hidden_state.to(self.device)
+        return states * mask[..., None].to(states)
 
     def cross_keys(self, site: Site, text: Tensor) -> Tensor:
         attn = self.unet.get_submodule(site.name)

@@ -26,6 +26,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from ..clips.strides import MOST_FRAMES
 from ..clips.video import MIN_SIDE, Clip, probe, read_clip
 from ..errors import BackboneError, MemoryShortage, SettingError
 from ..families.devices import is_out_of_memory
@@ -57,7 +58,7 @@ class Tuning:
     backbone: str = "mini-sd"
     steps: Annotated[int, Field(ge=0, le=100_000)] = 300
     lr: Annotated[float, Field(gt=0, le=0.1)] = 3e-5
-    frames: Annotated[int, Field(ge=1, le=64)] = 8
+    frames: Annotated[int, Field(ge=1, le=MOST_FRAMES)] = 8
     start: Annotated[float, Field(ge=0)] = 0.0
     fps: Annotated[float, Field(ge=0.5, le=60)] | None = None
     size: tuple[Annotated[int, Field(ge=16, le=2048)], Annotated[int, Field(ge=16, le=2048)]] | None = None

@@ -30,7 +30,7 @@ from ..words.positions import locate
 from ..words.prompts import words
 from .base import over_spans
 
-__all__ = ["concept_steps", "strongest"]
+__all__ = ["concept_steps"]
 
 
 @torch.inference_mode()
@@ -88,8 +88,3 @@ def concept_steps(
             packed = SoftMap.pack(np.max(each, axis=0)[None])
             soft.values[n], soft.scales[n] = packed.values[0], packed.scales[0]
     return found
-
-
-def strongest(maps: Tensor) -> Tensor:
-    """Which of some maps (n, f, h, w) is the largest at each place, each by its own maximum: (f, h, w) int64."""
-    return (maps / maps.amax((1, 2, 3), keepdim=True).clamp_min(1e-30)).argmax(0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..clips.strides import MOST_FRAMES
 from ..families.reach import has_gpu, obstacle
 from ..families.specs import backbones, known_backbone, usual_guidance
 from ..presets import Preset, load_preset, methods, task_names
@@ -117,7 +118,7 @@ class Advanced:
         solver = gr.Radio(solvers, value=pace["solver"], label="Solver")
         with gr.Row():
             guidance = gr.Slider(1, 30, usual_guidance(backbone), step=0.5, label="Guidance", buttons=[])
-            frames = gr.Slider(1, 64, 8, step=1, label="Frames, at most 64", buttons=[])
+            frames = gr.Slider(1, MOST_FRAMES, 8, step=1, label=f"Frames, at most {MOST_FRAMES}", buttons=[])
         with gr.Row():
             start = gr.Number(0, label="Start (s)", step=0.1, min_width=90)
             fps = gr.Textbox("", label="Frames a second", placeholder="auto", max_lines=1, min_width=90)

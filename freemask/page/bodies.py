@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -15,27 +15,38 @@ from ..clips.video import Clip, read_clip, write_clip
 from ..errors import DeviceLost
 from ..jobs.check import check
 from ..pictures.mask_zip import save_mask_zip
-from ..pictures.sheets import distances_figure, save_png
-from ..pictures.word_maps import save_word_files
+from ..pictures.sheets import distances_figure, map_grids, save_png
+from ..pictures.word_maps import concept_file, save_word_file, save_word_files
 from ..settings import MASKS, NULL_TEXT, Settings
 from ..steps import Step
 from ..words.prompts import align, warnings, words
 
 __all__ = ["Body", "diffusion", "outliving", "painted_circles"]
 
-Body = Callable[[Path, Settings, Path, Path], Generator[Step, None, dict[str, Any]]]
-"""Edits a clip by settings into a folder that exists, with a second one where inversions are kept for the visitor, and
-returns the report."""
+
+class Body(Protocol):
+    """Edits a clip by settings into a folder that exists, with a second one where inversions are kept for the visitor,
+    and returns the report; or told a concept, puts its maps into the folder of an edit that was made so."""
+
+    def __call__(
+        self, clip: Path, settings: Settings, out: Path, kept: Path, concept: str = ""
+    ) -> Generator[Step, None, dict[str, Any]]: ...
 
 
 GLANCES = 8  # pictures of an edit on its way
 
 
-def diffusion(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
+def diffusion(
+    clip: Path, settings: Settings, out: Path, kept: Path, concept: str = ""
+) -> Generator[Step, None, dict[str, Any]]:
     """The method itself. torch is imported here, in the worker's thread, so that the page paints before it."""
     yield Step("load", 0, 1)
+    from ..jobs.concept import map_concept
     from ..jobs.run import run_steps
     from ..toyworld.likeness import likeness
+
+    if concept:
+        return (yield from map_concept(clip, settings, out, concept, kept=kept))
 
     return (yield from run_steps(clip, settings, out, kept=kept, glances=GLANCES, likeness=likeness))
 
@@ -43,9 +54,11 @@ def diffusion(clip: Path, settings: Settings, out: Path, kept: Path) -> Generato
 def outliving(body: Body, start_anew: Callable[[], None]) -> Body:
     """The same body, after which the server starts anew where the GPU is lost to its process."""
 
-    def run(*given: Any) -> Generator[Step, None, dict[str, Any]]:
+    def run(
+        clip: Path, settings: Settings, out: Path, kept: Path, concept: str = ""
+    ) -> Generator[Step, None, dict[str, Any]]:
         try:
-            return (yield from body(*given))
+            return (yield from body(clip, settings, out, kept, concept))
         except DeviceLost:
             start_anew()
             raise
@@ -54,9 +67,17 @@ def outliving(body: Body, start_anew: Callable[[], None]) -> Body:
 
 
 def painted_circles(
-    clip: Path, settings: Settings, out: Path, kept: Path, *, pause: Callable[[], object] = lambda: time.sleep(0.15)
+    clip: Path,
+    settings: Settings,
+    out: Path,
+    kept: Path,
+    concept: str = "",
+    *,
+    pause: Callable[[], object] = lambda: time.sleep(0.15),
 ) -> Generator[Step, None, dict[str, Any]]:
     """The same files and steps as the real body with a coloured circle for an edit; `pause` runs before each step."""
+    if concept:
+        return (yield from _concept(settings, out, concept, pause))
     asked = check(clip, settings)
     word, settings = asked.word, asked.settings
     source = read_clip(clip, frames=settings.frames, start=settings.start, size=settings.size)
@@ -113,6 +134,22 @@ def painted_circles(
     report = report | {"metrics": {"reconstruction_psnr": 34.5, "background_psnr": 31.2}}
     (out / "report.json").write_text(json.dumps(report, indent=2))
     return report
+
+
+def _concept(
+    settings: Settings, out: Path, concept: str, pause: Callable[[], object]
+) -> Generator[Step, None, dict[str, Any]]:
+    timesteps = np.linspace(1, 961, settings.steps).astype(int)
+    for index in range(settings.steps):
+        pause()
+        yield Step("concepts", index + 1, settings.steps)
+    made = _maps([concept], (), timesteps, settings.frames, -1)
+    values, scales = {}, {}
+    for grid in map_grids(made):
+        for row, site in enumerate(made[f"sites_{grid}"]):
+            values[site], scales[site] = made[f"maps_{grid}"][:, row, 0], made[f"scales_{grid}"][:, row, 0]
+    save_word_file(concept_file(out, concept), [values[site] for site in SITES], [scales[site] for site in SITES])
+    return {}
 
 
 SITES = [

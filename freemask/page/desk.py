@@ -11,7 +11,7 @@ import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
@@ -19,13 +19,16 @@ from typing import Any
 
 import gradio as gr
 
-from ..errors import InputError, SettingError
+from ..errors import FreeMaskError, InputError, PromptError, SettingError
 from ..families.reach import obstacle, refusal
+from ..families.specs import known_words
 from ..jobs.check import check, fitting
-from ..jobs.worker import Job, QueueFull, Worker
+from ..jobs.worker import Cancelled, Job, QueueFull, Worker
 from ..pictures.mask_zip import save_mask_zip
+from ..pictures.word_maps import concept_file
 from ..settings import EXAMPLES, Example, Settings, infer_settings, make_settings, read_size
 from ..steps import Step, mapped
+from ..words.prompts import words
 from . import status
 from .advanced import MASK_OWN
 from .bodies import Body
@@ -38,13 +41,14 @@ from .fields import (
     fill_run,
     follow_link,
     is_link,
+    made_with,
     optional,
     read_fields,
     same_clip,
 )
 from .programs import told_of_settings
 from .visits import Run, Visit, Visits
-from .wire import collecting, file_data, painted_masks, picture_uri, poster, shown
+from .wire import collecting, file_data, hear, painted_masks, picture_uri, poster, shown
 from .zero import in_context
 
 __all__ = ["VIDEOS", "Desk"]
@@ -52,6 +56,7 @@ __all__ = ["VIDEOS", "Desk"]
 log = logging.getLogger(__name__)
 OF_ADDRESS = 4  # edits that wait or run at once for one address of the internet
 AWAY = 60 * 60.0  # seconds that a visitor's files and job outlive the last look at them
+CONCEPT = 100  # characters of a word to look for
 WARM = 4  # steps of the warming up
 VIDEOS = ("source", "reconstruction", "edited")
 LABELS = {name: f"“{label}”" for name, label in MASK_OWN.items()}
@@ -219,13 +224,47 @@ class Desk:
         """
         if run is None:
             raise shown(SettingError("There is no edit yet: edit a clip first."))
-        # what ships is everybody's, so what a visitor asks for of it is kept with the visitor
-        own = self._visits.of(request.session_hash or "").folder / f"of-{run.folder.name}"
+        into = _own_folder(run, self._visits.of(request.session_hash or ""))
         with collecting() as errors:
             from ..jobs.extras import make_extra  # which imports torch, and the page is painted before that
 
-            return file_data(make_extra(run.folder, name, own if run.folder.is_relative_to(EXAMPLES) else None))
+            return file_data(make_extra(run.folder, name, into))
         raise shown(errors[0])
+
+    async def find_concept(
+        self, run: Run | None, event: gr.EventData, request: gr.Request
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The maps of a word that the source prompt lacks, for the studio, as a job of its own behind the edits that
+        wait: what is told meanwhile, and last the file, or why there is none."""
+        if run is None:
+            raise shown(SettingError("There is no edit yet: edit a clip first."))
+        text = " ".join(hear(event, "text", str).split())
+        about = {"run": run.folder.name, "text": text}
+        visit = self._visits.of(request.session_hash or "")
+        folder = _own_folder(run, visit) or run.folder
+        file = concept_file(folder, text)
+        with collecting() as errors:
+            if not words(text) or len(text) > CONCEPT:
+                raise PromptError(f"Write a word or a few, {CONCEPT} characters at most, such as 'wheels'.")
+            if not file.exists():
+                if visit.looking:
+                    visit.looking.cancel()
+                given, context = (run.clip, made_with(run), folder, visit.inversions), contextvars.copy_context()
+                job = visit.looking = self._worker.submit(lambda: in_context(context, self._body(*given, text)))
+                before = None
+                while not (now := job.snapshot).ended:
+                    if (told := status.looking(now)) != before:
+                        yield {"found": about | {"told": (before := told)}}
+                    await asyncio.sleep(0.1)
+                job.result()
+        for error in errors:
+            if not isinstance(error, Cancelled):  # by another word, which is told of in its place
+                told = str(error) if isinstance(error, FreeMaskError) else shown(error).message
+                yield {"found": about | {"failed": told}}
+            return
+        known = known_words(run.report["settings"]["backbone"])
+        unseen = known is not None and not {word.lower() for word in words(text)} <= set(known)
+        yield {"found": about | {"maps": file_data(file), "unseen": unseen}}
 
     def adds_file(self, name: str) -> Callable[[Run | None, gr.Request], list[Any]]:
         """A handler that makes that file, and gives it with the others."""
@@ -357,6 +396,11 @@ class Desk:
         visit.keep(run := Run(folder, report, clip))
         self._visits.bound(visit)
         return run
+
+
+def _own_folder(run: Run, visit: Visit) -> Path | None:
+    """Where what a visitor asks for of a run is kept, if it is not the run's own folder: what ships is everybody's."""
+    return visit.folder / f"of-{run.folder.name}" if run.folder.is_relative_to(EXAMPLES) else None
 
 
 def _report(example: Example) -> Path:

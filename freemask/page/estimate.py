@@ -159,7 +159,9 @@ class Estimates:
         width, height = settings.size or spec.size
         cells = min(settings.frames, spec.frames) * width * height / spec.vae_factor**2
         unet = batch_rows(settings.preset(), source, settings.low_vram) * cells * spec.working_set["unet"]
-        return (spec.weight_bytes + unet) / 2**20
+        # one model at a time where memory is short, and none but the network takes much
+        weights = 2 * spec.parameters["unet"] if settings.low_vram and spec.parameters else spec.weight_bytes
+        return (weights + unet) / 2**20
 
 
 def _stages(settings: Settings, cost: _Cost) -> dict[str, float]:

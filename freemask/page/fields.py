@@ -41,11 +41,12 @@ __all__ = [
     "fill_run",
     "fill_settings",
     "follow_link",
-    "is_link",
     "follow_method",
     "follow_task",
     "follow_trim",
+    "is_link",
     "link",
+    "made_with",
     "optional",
     "own_mask",
     "own_pace",
@@ -281,7 +282,7 @@ def fill_run(run: Run) -> list[Any]:
     if run.report["settings"].get("masks"):
         masks = run.folder.parent / f"masks-{run.folder.name}.zip"
         shutil.copyfile(run.folder / MASKS, masks)
-    return edit_fields(run.clip, _made_with(run), masks)
+    return edit_fields(run.clip, made_with(run), masks)
 
 
 def edit_fields(clip: Path, own: Settings, masks: Path | None = None) -> list[Any]:
@@ -290,7 +291,7 @@ def edit_fields(clip: Path, own: Settings, masks: Path | None = None) -> list[An
     return changed_fields(fields, masks=file_data(masks)) if masks and masks.exists() else fields
 
 
-def _made_with(run: Run) -> Settings:
+def made_with(run: Run) -> Settings:
     """The settings of a run without its masks, whose place is not the one where they were given."""
     return make_settings(**run.report["settings"] | {"masks": None})
 
@@ -305,7 +306,7 @@ def changed_fields(fields: Sequence[Any] = (), **changed: Any) -> list[Any]:
 
 def same_clip(run: Run, **mask: Any) -> list[Any]:
     """All fields for another edit of the clip that a run shows, from its inversion, with another mask."""
-    own = dict(zip(NAMES[1:], field_values(_made_with(run)), strict=True))
+    own = dict(zip(NAMES[1:], field_values(made_with(run)), strict=True))
     return changed_fields(clip=file_data(run.clip), **{name: own[name] for name in SHARED}, **mask)
 
 

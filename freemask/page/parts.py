@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..clips.strides import MOST_FRAMES
 from ..families.reach import obstacle
 from ..families.specs import backbones, known_words
 from ..presets import load_preset, task_names
@@ -233,7 +234,7 @@ class Results:
             with gr.Tab("Contact sheet", id="sheet-tab"):
                 with gr.Row():
                     word = gr.Dropdown([], label="Word", interactive=True, allow_custom_value=True, min_width=140)
-                    frame = gr.Slider(1, 64, 1, step=1, label="Frame", interactive=True, buttons=[])
+                    frame = gr.Slider(1, MOST_FRAMES, 1, step=1, label="Frame", interactive=True, buttons=[])
                 sheet = _figure(
                     "sheet",
                     "Attention by layer and timestep",

@@ -10,7 +10,19 @@ from typing import Any
 from ..jobs.verdict import judged
 from ..jobs.worker import Snapshot
 
-__all__ = ["CLIPS", "cancelled", "done", "estimate", "failed", "history", "idle", "note", "prompts", "running"]
+__all__ = [
+    "CLIPS",
+    "cancelled",
+    "done",
+    "estimate",
+    "failed",
+    "history",
+    "idle",
+    "looking",
+    "note",
+    "prompts",
+    "running",
+]
 
 STAGES = {
     "load": ("Load", "Loading the model"),
@@ -46,6 +58,17 @@ def running(now: Snapshot, glance: str = "", left: float | None = None, whole: b
     share = step.index / max(1, step.total)
     shown = now.shown is not None
     return _line("running", title, detail, stage=step.stage, share=share, glance=glance, tuned=tuned, shown=shown)
+
+
+def looking(now: Snapshot) -> str:
+    """How far the search for a word's maps is, as plain text."""
+    if now.state == "waiting":
+        return f"{now.place} job{'s are' if now.place > 1 else ' is'} ahead" if now.place else "next"
+    step = now.step
+    if step is None or step.total < 2:
+        return "loading the model"
+    what = "inverting the clip first, " if step.stage == "invert" else ""
+    return f"{what}step {step.index} of {step.total}"
 
 
 def done(report: dict[str, Any], elapsed: float | None) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import numpy as np
 
+from ..clips.strides import MOST_FRAMES
 from ..errors import FreeMaskError, SettingError
 from ..families.sites import short_site
 from ..pictures.sheets import curves_figure
@@ -152,7 +153,7 @@ def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
 def open_sheet(run: Run | None) -> tuple[Any, ...]:
     """The choices of word and frame for another edit, and its first sheet; nothing before the first edit."""
     if run is None:
-        return gr.Dropdown(choices=[], value=None), gr.Slider(1, 64, value=1), None, None
+        return gr.Dropdown(choices=[], value=None), gr.Slider(1, MOST_FRAMES, value=1), None, None
     index = read_index(run.folder)
     at = find_word(run.report["settings"]["source"], run.report["words"]["word"])
     names = numbered(index["tokens"])

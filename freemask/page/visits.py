@@ -53,6 +53,7 @@ class Visit:
     folder: Path
     jobs: list[Job] = field(default_factory=list)
     asked: tuple[Path, Settings] | None = None
+    looking: Job | None = None  # for the maps of a word
     eyes: set[str] = field(default_factory=set)
     cancelled: int = 0  # how often; an edit whose input is still being checked then ends as it begins
     due: float | None = None  # when it goes, by the monotonic clock, where nobody looks on

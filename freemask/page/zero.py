@@ -38,21 +38,23 @@ def borrowing(body: Body, estimates: Estimates) -> Body:
     """The body with a GPU borrowed for each edit."""
     import spaces
 
-    def whole(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Any, None, None]:
+    def whole(clip: Path, settings: Settings, out: Path, kept: Path, concept: str) -> Generator[Any, None, None]:
         """What crosses between processes is yielded, the report or the error last: of an error that is raised there,
         the library tells no more than its class."""
         try:
-            told = yield from body(clip, settings, out, kept)
+            told = yield from body(clip, settings, out, kept, concept)
         except FreeMaskError as error:
             yield error
         else:
             yield told
 
-    lent = spaces.GPU(duration=lambda clip, settings, out, kept: duration(sized(settings, clip), estimates))(whole)
+    lent = spaces.GPU(duration=lambda clip, settings, *_: duration(sized(settings, clip), estimates))(whole)
 
-    def borrowed(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
+    def borrowed(
+        clip: Path, settings: Settings, out: Path, kept: Path, concept: str = ""
+    ) -> Generator[Step, None, dict[str, Any]]:
         last: Any = None
-        with contextlib.closing(lent(clip, settings, out, kept)) as steps:
+        with contextlib.closing(lent(clip, settings, out, kept, concept)) as steps:
             for last in steps:  # to the end, where the GPU is given back
                 if isinstance(last, Step):
                     yield last

@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..clips.strides import MOST_FRAMES
 from ..errors import SettingError
 
 __all__ = ["MASK_COUNT", "MASK_SIDE", "read_mask_zip", "save_mask_zip"]
 
 MASK_SIDE = 2048  # pixels of a side of a mask from outside
-MASK_COUNT = 64  # masks at most, as an edit has frames
+MASK_COUNT = MOST_FRAMES
 
 
 def save_mask_zip(path: Path, masks: NDArray[np.bool_]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import json
 import zlib
 from collections.abc import Sequence
@@ -22,14 +23,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..clips.ffmpeg import whole
 from ..errors import MaskError, SettingError
 from ..families.sites import short_site
 from .sheets import Arrays, WordMaps, draw_sheet, map_grids, read_words, together
 
 __all__ = [
+    "concept_file",
     "pack_bits",
     "read_index",
     "read_word_files",
+    "save_word_file",
     "save_word_files",
     "unpack_bits",
     "word_file",
@@ -40,6 +44,19 @@ __all__ = [
 def word_file(folder: Path, index: int) -> Path:
     """Where the maps of the word at `index` are kept."""
     return folder / "words" / f"{index:02d}.gz"
+
+
+def concept_file(folder: Path, concept: str) -> Path:
+    """Where the maps of a concept are kept, which the source prompt lacks."""
+    told = " ".join(concept.split()).casefold()
+    return folder / "words" / f"concept-{hashlib.sha256(told.encode()).hexdigest()[:16]}.gz"
+
+
+def save_word_file(path: Path, values: Sequence[NDArray[np.uint8]], scales: Sequence[NDArray[np.float32]]) -> None:
+    """Writes a word's file from the values (t, f, h, w) and the scales (t, f) of each site; it appears whole or not."""
+    parts = [*(np.ascontiguousarray(one).tobytes() for one in values), np.stack(scales).astype("<f4").tobytes()]
+    with whole(path) as part:
+        part.write_bytes(gzip.compress(b"".join(parts), compresslevel=0, mtime=0))
 
 
 def save_word_files(folder: Path, stored: Arrays) -> None:
@@ -54,9 +71,8 @@ def save_word_files(folder: Path, stored: Arrays) -> None:
     (folder / "words").mkdir(exist_ok=True)
 
     def save(k: int) -> None:
-        parts = [np.ascontiguousarray(values[site][:, k]).tobytes() for site in index.sites]
-        parts.append(np.stack([scales[site][:, k] for site in index.sites]).astype("<f4").tobytes())
-        word_file(folder, k).write_bytes(gzip.compress(b"".join(parts), compresslevel=0, mtime=0))
+        each = [(values[site][:, k], scales[site][:, k]) for site in index.sites]
+        save_word_file(word_file(folder, k), [maps for maps, _ in each], [scale for _, scale in each])
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(save, range(len(index.tokens))))

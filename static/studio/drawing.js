@@ -7,6 +7,9 @@ const COLOURS = {
   grey: "000000 ffffff",
 };
 
+// Of words beside each other; told apart by the colour-blind too (after Paul Tol's schemes).
+const HUES = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee7733", "#009988", "#882255", "#999933", "#bbbbbb", "#332288"];
+
 /** 256 pixels, little-endian RGBA. */
 function palette(name) {
   const stops = COLOURS[name].split(" ").map((hex) => [0, 2, 4].map((i) => parseInt(hex.slice(i, i + 2), 16)));

@@ -5,6 +5,7 @@ function inspector(value, state, store, act, clips) {
   const { sites, timesteps, frames, size } = value, { used } = store;
   const title = el("h2"), note = el("p", { className: "fm-note" });
   const scale = el("i"), scaleTop = el("span"), scaleText = el("span");
+  const scaleLine = el("p", { className: "fm-scale" }, "0", scale, scaleTop, scaleText);
   const canvas = el("canvas", { role: "img", style: `aspect-ratio: ${size[0]} / ${size[1]}; max-width: ${(520 * size[0]) / size[1]}px` });
   const context = canvas.getContext("2d");
   const still = el("canvas", { width: size[0], height: size[1] }); // the last source frame: while the clip seeks it has none
@@ -16,7 +17,10 @@ function inspector(value, state, store, act, clips) {
   const tau = slider("Threshold τ", { min: 0.05, max: 0.95, step: 0.01, value: state.tau, show: (n) => n.toFixed(2) }, set("tau", "tau"));
   const opacity = slider("Opacity", { min: 0, max: 1, step: 0.05, value: state.opacity, show: percent }, set("overlay", "opacity"));
   const colours = choice("Colours", Object.keys(COLOURS).map((name) => [name, name]), set("look", "colours"));
-  const view = choice("View", [["smooth", "smooth"], ["native", "native grid"]], set("look", "smooth", (name) => name === "smooth"));
+  const view = choice("View", [["smooth", "smooth"], ["native", "native grid"], ["strongest", "strongest word"]],
+    (name) => act.set("look", { smooth: name === "smooth", strongest: name === "strongest" }));
+  view.select.title = "Strongest word: each place has the colour of the word that it attends to most, of those of the source prompt and others that were looked for";
+  const key = el("p", { className: "fm-scale fm-key" });
   const shared = choice("Divided by", [["cell", "this cell"], ["all", "all cells"]], set("look", "shared", (name) => name === "all"));
   const own = () => found && { ...sites[state.cell[0]], bits: found.masks };
   const brush = painter(value, state, used, canvas, { mask: own, draw, use: act.paint });
@@ -37,6 +41,7 @@ function inspector(value, state, store, act, clips) {
     context.clearRect(0, 0, width, height);
     if (seen) layer(still, 1, true);
     if (brush.active()) return brush.draw(context, layer);
+    if (state.strongest) return strongest(h, w);
     layer(coloured(maps[state.frame], h, w, seen ? state.opacity : 1), 1, state.smooth);
     if (!state.smooth) hairlines(h, w);
     if (state.used) stroke(outline(part(used), used.h, used.w, width, height), "#fff");
@@ -47,11 +52,11 @@ function inspector(value, state, store, act, clips) {
   }
 
   const edited = () => !value.word.length || state.words.join() === value.word.join();
-  /** What an edit with this cell would take: the mask of the edited word. */
+  /** What an edit with this cell would take: the mask that is shown, of the edited word by its cell, else as a painting. */
   function judge() {
-    const word = value.word, cut = edited() || !word.every(store.has) ? found : store.measure(state.cell, store.maps(state.cell, word));
-    full = [...(cut?.area ?? []).keys()].filter((f) => cut.area[f] === 1);
-    state.usable = !!cut && full.length < frames;
+    full = [...(found?.area ?? []).keys()].filter((f) => found.area[f] === 1);
+    state.usable = !!found && full.length < frames;
+    state.painted = edited() ? null : () => ({ h: own().h, w: own().w, data: pack(found.masks) });
   }
 
   const part = ({ h, w, bits }) => bits.subarray(state.frame * h * w, (state.frame + 1) * h * w);
@@ -72,6 +77,19 @@ function inspector(value, state, store, act, clips) {
     });
     picture.getContext("2d").putImageData(image, 0, 0);
     return picture;
+  }
+  /** Each place in the colour of the word that it attends to most, of the source prompt's and others; the key names them. */
+  function strongest(h, w) {
+    const compared = [...value.words.keys()].filter((at) => store.has(at) && (at < value.source_words || value.words[at].concept));
+    const best = new Float32Array(h * w), who = new Int16Array(h * w).fill(-1), map = new Float32Array(h * w);
+    for (const at of compared) {
+      store.read(state.cell, state.frame, map, [at]);
+      for (let i = 0; i < map.length; i++) if (map[i] > best[i]) [best[i], who[i]] = [map[i], at];
+    }
+    const wins = compared.map((at, n) => ({ at, hue: HUES[n % HUES.length], share: who.filter((one) => one === at).length / who.length }));
+    const told = wins.filter(({ share }) => share).sort((a, b) => b.share - a.share);
+    for (const { at, hue } of told) layer(tinted(who.map((one) => one === at), h, w, hue), state.opacity, false);
+    key.replaceChildren(...told.map(({ at, hue, share }) => el("span", {}, el("b", { style: `background: ${hue}` }), `${value.words[at].name} ${percent(share)}`)));
   }
   /** A line that shows on any colour: dark below, bright above. */
   function stroke(path, colour) {
@@ -101,17 +119,19 @@ function inspector(value, state, store, act, clips) {
     maximum.textContent = several ? `${top.toFixed(2)} of 1` : top.toPrecision(3);
     scale.style.background = `linear-gradient(90deg, ${COLOURS[state.colours].split(" ").map((hex) => `#${hex}`)})`;
     scaleTop.textContent = (state.shared ? store.top() : top).toPrecision(3);
+    scaleLine.hidden = state.strongest && !brush.active();
+    key.hidden = !scaleLine.hidden;
     const by = state.shared ? "the largest value on any cell" : "this frame's own maximum";
     scaleText.textContent = several ? `each word ÷ its maximum on this cell, the larger counts; then ÷ ${by}` : `probability ÷ ${by}`;
-    const own = state.words.some((at) => at >= value.source_words);
-    const whose = own ? "Maps of new words are what the edit itself attended to, before any fusion." : "";
+    const whose = state.words.some((at) => value.words[at].concept) ? `A word of no prompt: the source's own queries, asked for it beside the prompt's words.${state.words.some((at) => value.words[at].unseen) ? " This backbone was never taught it, so its maps mean nothing." : ""}`
+      : state.words.some((at) => at >= value.source_words) ? "Maps of new words are what the edit itself attended to, before any fusion." : "";
     const bad = !state.usable && !full.length ? "This cell's map is flat or zero on some frame: no mask can be cut from it. Choose another cell."
       : !state.usable ? "This cell's mask covers the whole picture, so it holds the edit to nothing: raise τ, or choose another cell."
       : full.length ? `This cell's mask covers the whole picture on ${framesTold(full)}.` : "";
-    note.textContent = brush.active() ? "" : [whose, edited() ? "" : `A mask is always made of the maps of ${quoted(value.word, value)}, the edited word.`, bad]
-      .filter(Boolean).join(" ");
+    note.textContent = brush.active() ? "" : [whose, edited() ? "" : `An edit with this cell takes the mask of ${words} as if it were painted.`, bad].filter(Boolean).join(" ");
     note.classList.toggle("bad", !state.usable);
     use.hidden = !state.usable;
+    useRow.hidden = !edited();
   }
 
   for (const event of ["seeked", "loadeddata"]) clips.source.addEventListener(event, () => maps && draw());
@@ -121,7 +141,7 @@ function inspector(value, state, store, act, clips) {
   const useRow = button("Edit with this row", "Edit again with this layer: every timestep its own mask", () => act.use(true));
   return {
     node: el("section", { className: "fm-panel fm-inspector", ariaLabel: "Inspector" }, title,
-      el("div", { className: "fm-view" }, canvas, el("p", { className: "fm-scale" }, "0", scale, scaleTop, scaleText)),
+      el("div", { className: "fm-view" }, canvas, scaleLine, key),
       el("div", { className: "fm-controls" }, tau.node, opacity.node,
         el("div", { className: "fm-choices" }, colours.node, view.node, shared.node), el("div", { className: "fm-checks" }, fill, outlined),
         el("dl", {}, ...figures.map(([name, node]) => el("div", {}, el("dt", {}, name), node))),

@@ -66,7 +66,7 @@ function players(value, state, act, signal) {
   }
 
   function keys(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select, input[type=text]")) return;
     if (event.key === " " && !event.target.matches("button, input:not([type=range])")) toggle();
     else if (event.key === ",") step(-1);
     else if (event.key === ".") step(1);
@@ -114,7 +114,8 @@ function wordRows(value, state, act) {
   });
   several.title = "A click adds a word or takes it away, as Ctrl-click and the + key do";
   const chip = ({ text, at }) => {
-    const own = at >= value.source_words, title = own ? "New in the edit prompt: its maps are the edit's own" : "";
+    const { concept } = value.words[at], own = at >= value.source_words && !concept;
+    const title = own ? "New in the edit prompt: its maps are the edit's own" : concept ? "In no prompt: read by the source's own queries" : "";
     const node = button(text, title, (event) => pick(at, several.firstChild.checked || event.ctrlKey || event.metaKey || event.shiftKey), "fm-chip");
     node.onkeydown = (event) => {
       if (event.key === "+") pick(at, true);
@@ -130,11 +131,25 @@ function wordRows(value, state, act) {
     act.words(next.length ? next.sort((a, b) => a - b) : [word]);
   };
   const row = (title, words) =>
-    el("div", { className: "fm-words", role: "group", ariaLabel: `${title} prompt` }, el("span", {}, title), ...words.map(chip));
+    el("div", { className: "fm-words", role: "group", ariaLabel: words.length ? `${title} prompt` : "Other words" }, el("span", {}, title), ...words.map(chip));
+  const wanted = el("input", { type: "text", maxLength: 100, placeholder: "another word", ariaLabel: "Another word, which need not stand in the prompts" });
+  const look = button("Look", "Read this word's maps over the clip, beside the source prompt's words");
+  look.type = "submit";
+  const ask = el("form", { className: "fm-ask" }, wanted, look);
+  ask.onsubmit = (event) => {
+    event.preventDefault();
+    if (wanted.value.trim()) act.seek(wanted.value.trim().replace(/\s+/g, " "));
+  };
+  const others = row("Other", []);
+  others.append(ask);
   return {
     node: el("section", { className: "fm-panel", ariaLabel: "Words" },
-      row("Source", value.words.slice(0, value.source_words).map(({ text }, at) => ({ text, at }))), row("Edit", value.edit_words),
+      row("Source", value.words.slice(0, value.source_words).map(({ text }, at) => ({ text, at }))), row("Edit", value.edit_words), others,
       el("div", { className: "fm-hint" }, line, several)),
+    add(word) {
+      ask.before(chip(word));
+      wanted.value = "";
+    },
     say: (text) => (line.textContent = text),
     update(what) {
       if (what === "words") for (const [node, at] of chips) node.ariaPressed = state.words.includes(at);

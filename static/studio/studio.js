@@ -11,6 +11,7 @@ function studio(element, props, trigger, watch) {
   const open = () => {
     // the page's value is a reactive proxy, slow to read in loops: a plain copy
     const value = props.value && JSON.parse(JSON.stringify(props.value));
+    if (value?.found) return shown.found?.(value.found);
     if (value && value.run === shown.run && shown.complete(value)) return; // the same edit, its reconstruction there now
     shown.close();
     for (const key of ["ready", "cell", "frame", "words"]) delete element.dataset[key];
@@ -37,6 +38,7 @@ function session(element, root, value, trigger) {
   const state = {
     frame: 0, playing: false, words: [], cell: [sites.findIndex(({ name }) => name === value.cell.site), timesteps.indexOf(value.cell.timestep)], tau: value.tau,
     colours: "viridis", smooth: true, shared: false, opacity: 0.5, fill: false, used: false,
+    strongest: false, // whether places are coloured by the word that they attend to most
     usable: false, // whether the cell holds a mask to edit with
   };
   const store = mapStore(value, state, life.signal);
@@ -50,9 +52,16 @@ function session(element, root, value, trigger) {
     use(row) {
       if (!row && !state.usable) return; // the inspector says why
       const [s, k] = state.cell;
+      if (!row && state.painted) return trigger("paint", state.painted()); // another word's mask is no field of the page
       trigger("use", { site: sites[s].name, timestep: row ? null : timesteps[k], tau: state.tau });
     },
     paint: (data) => trigger("paint", data),
+    seek(text) {
+      const known = value.words.findIndex(({ name }) => name === text);
+      if (known >= 0) return choose([known]);
+      chips.say(`Looking for “${text}”…`);
+      trigger("seek", { text });
+    },
   };
   const clips = players(value, state, act, life.signal);
   const chips = wordRows(value, state, act);
@@ -93,8 +102,17 @@ function session(element, root, value, trigger) {
     Object.assign(element.dataset, { cell: `${sites[s].name}@${timesteps[k]}`, frame: state.frame + 1, words, ready: "1" });
   }
 
+  /** What the server says of a word that was looked for: how far it is, why it has no maps, or where they are. */
+  function found({ run, text, told, failed, maps, unseen }) {
+    if (run !== value.run) return;
+    if (!maps) return chips.say(failed ?? `Looking for “${text}”: ${told}.`);
+    const at = value.words.push({ text, name: text, maps, unseen, concept: true }) - 1;
+    chips.add({ text, at });
+    choose([at]);
+  }
+
   return {
-    run: value.run,
+    run: value.run, found,
     complete: ({ videos }) => clips.complete(videos),
     close() {
       life.abort();

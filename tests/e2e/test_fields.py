@@ -209,7 +209,7 @@ def test_real_clips_are_offered_where_they_can_be_edited(
             expect(page.locator("#caution")).to_be_hidden()
             expect(page.locator("#outside")).to_be_hidden()
         else:
-            expect(page.get_by_role("option")).to_contain_text(["mini", "mini-motion", "mini-sd"])
+            expect(page.get_by_role("option")).to_contain_text(["mini", "mini-motion", "mini-sd", "mini-wan"])
             expect(page.locator("#toy")).to_contain_text("there is no GPU")
             expect(page.locator("#absent")).to_contain_text("zeroscope: not on this server, since there is no GPU")
 

@@ -53,6 +53,27 @@ def test_a_cell_is_picked_with_the_keyboard_and_used(page: Page, clip: Path) -> 
     expect(page.locator("#json")).to_contain_text(re.compile(r'"origin":\s*"adaptive"'))
 
 
+def test_a_word_of_no_prompt_is_looked_for_and_its_mask_used(page: Page, clip: Path) -> None:
+    edited(page, clip)
+    field, hint = page.get_by_label("Another word"), page.locator("#studio .fm-hint p")
+    field.fill(", ,")
+    field.press("Enter")
+    expect(hint).to_contain_text("Write a word or a few")
+    field.fill("grass")  # a word of the prompt is that word
+    field.press("Enter")
+    explorer(page, words="grass")
+    field.fill("big  wheels")
+    field.press("Enter")
+    explorer(page, words="big wheels")
+    expect(page.locator("#studio .fm-chip", has_text="big wheels")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(".fm-inspector .fm-controls > .fm-note")).to_contain_text("never taught it")
+    page.get_by_label("View", exact=True).select_option("strongest word")
+    expect(page.locator(".fm-key")).to_contain_text(re.compile(r"\w+ \d+ %"))
+    page.get_by_role("button", name="Edit with this cell").click()
+    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
+    assert report(page)["mask"]["origin"] == "painted"
+
+
 def test_a_second_edit_begins_at_denoising(tab: Tab, real: str) -> None:
     page = tab(real)
     page.get_by_role("button", name="Red car, blue car").click()

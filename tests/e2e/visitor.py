@@ -71,10 +71,12 @@ class Tap:
             self.flowing.clear()
         return step
 
-    def __call__(self, clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
+    def __call__(
+        self, clip: Path, settings: Settings, out: Path, kept: Path, concept: str = ""
+    ) -> Generator[Step, None, dict[str, Any]]:
         self.ended.clear()
         try:
-            body = parts.painted_circles(clip, settings, out, kept, pause=lambda: self.flowing.wait(PATIENCE))
+            body = parts.painted_circles(clip, settings, out, kept, concept, pause=lambda: self.flowing.wait(PATIENCE))
             return (yield from mapped(body, self.look))
         finally:
             self.ended.set()
