@@ -260,6 +260,7 @@ def build(
             [results.run.change], page.in_turn(page.open_studio), results.run, results.studio, **latest, **plain
         )
         opened.then(page.open_sheet, results.run, [results.word, results.frame, *results.masks], **quiet)
+        opened.then(page.open_curves, results.run, [results.curves_word, results.layer], **quiet)
         opened.then(page.open_link, results.run, results.link, **quiet)
         opened.then(page.open_null_text, results.run, results.null_text, **quiet)
         opened.then(desk.tell_cost, costly, inputs.estimate, **quiet)
@@ -289,6 +290,30 @@ def build(
             trigger_mode="always_last",
             concurrency_limit=4,
         )
+        about = [results.curves_word, results.layer, results.run]
+        drawn = [results.timeline, results.cell]
+        tab = gr.State("")
+        seen = results.tabs.select(page.which_tab, None, tab, **quiet)
+        for event in (seen, opened):
+            event.then(desk.follow_curves, [tab, *about], drawn, **quiet)
+        page.follow(
+            [results.curves_word.input, results.layer.input],
+            desk.follow_curves,
+            [tab, *about],
+            drawn,
+            **latest,
+            **quiet,
+        )
+        gr.Button(visible=False).click(
+            desk.show_curves,
+            about,
+            drawn,
+            api_name="curves",
+            api_visibility="undocumented" if agents else "public",
+        )
+        for name, button in results.tables.items():
+            made = button.click(desk.adds_curves(name), about, results.files, **plain)
+            made.success(None, js=browser.fetch(name), **quiet)
         demo.load(desk.tell_first_cost, costly, inputs.estimate, concurrency_limit=None, **quiet)
         demo.unload(desk.leave)
         demo.unload(forget)

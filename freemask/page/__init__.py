@@ -1,6 +1,7 @@
 """The page's parts and handlers: the only room that imports gradio. `app.py` wires them."""
 
 from .bodies import Body, diffusion, outliving, painted_circles
+from .curves import which_tab
 from .desk import Desk
 from .estimate import Estimates
 from .fields import (
@@ -20,7 +21,7 @@ from .look import cards, header, theme
 from .parts import Inputs, Results, toy_world
 from .preview import make_preview
 from .programs import program_inputs
-from .studio import open_link, open_null_text, open_sheet, open_studio, show_masks, take_cell
+from .studio import open_curves, open_link, open_null_text, open_sheet, open_studio, show_masks, take_cell
 from .visits import Run
 from .wire import follow, in_turn
 from .wording import follow_difference, follow_prompts, take_word
@@ -49,6 +50,7 @@ __all__ = [
     "header",
     "in_turn",
     "make_preview",
+    "open_curves",
     "open_link",
     "open_null_text",
     "open_sheet",
@@ -65,4 +67,5 @@ __all__ = [
     "tell_world",
     "theme",
     "toy_world",
+    "which_tab",
 ]

@@ -32,6 +32,7 @@ from ..words.prompts import words
 from . import status
 from .advanced import MASK_OWN
 from .bodies import Body
+from .curves import CURVES, draw_curves, save_curves
 from .estimate import Estimates, sized
 from .fields import (
     FIELDS,
@@ -265,6 +266,39 @@ class Desk:
         known = known_words(run.report["settings"]["backbone"])
         unseen = known is not None and not {word.lower() for word in words(text)} <= set(known)
         yield {"found": about | {"maps": file_data(file), "unseen": unseen}}
+
+    def show_curves(self, word: str, layer: str, run: Run | None, request: gr.Request) -> tuple[Any, str]:
+        """A word's maps over the timesteps, at a layer of the last edit in this session, and Python that draws them.
+
+        Args:
+            word: A word of that edit's prompts, or another that was looked for.
+            layer: The layer, by its short name such as "up 2.0".
+        """
+        if run is None:
+            raise shown(SettingError("There are no maps yet: edit a clip first."))
+        with collecting() as errors:
+            return draw_curves(
+                run, _own_folder(run, self._visits.of(request.session_hash or "")), str(word), str(layer)
+            )
+        raise shown(errors[0])
+
+    def follow_curves(self, tab: str, word: str, layer: str, run: Run | None, request: gr.Request) -> tuple[Any, Any]:
+        """The same for the page, where their tab is open."""
+        return self.show_curves(word, layer, run, request) if run and tab == CURVES else (gr.skip(), gr.skip())
+
+    def adds_curves(self, name: str) -> Callable[[str, str, Run | None, gr.Request], list[Any]]:
+        """A handler that makes that file of the curves, and gives it with the others."""
+
+        def add(word: str, layer: str, run: Run | None, request: gr.Request) -> list[Any]:
+            if run is None:
+                return []
+            own = _own_folder(run, self._visits.of(request.session_hash or ""))
+            with collecting() as errors:
+                made = save_curves(run, own, str(word), str(layer), name, own or run.folder)
+                return [file_data(made), *(one for one in _files(run) if one["orig_name"] != name)]
+            raise shown(errors[0])
+
+        return add
 
     def adds_file(self, name: str) -> Callable[[Run | None, gr.Request], list[Any]]:
         """A handler that makes that file, and gives it with the others."""

@@ -16,6 +16,7 @@ from ..presets import load_preset, task_names
 from ..settings import EXTRAS, Example
 from . import status
 from .advanced import PACES, Advanced, first_pace
+from .curves import CURVES, TABLES
 from .wording import INFERRED
 
 __all__ = ["Inputs", "Results", "toy_world"]
@@ -200,6 +201,12 @@ class Results:
     frame: gr.Slider
     sheet: gr.Image
     curves: gr.Image
+    tabs: gr.Tabs
+    curves_word: gr.Dropdown
+    layer: gr.Dropdown
+    timeline: gr.Image
+    cell: gr.Code
+    tables: dict[str, gr.Button]  # by the names of the files that they make
     link: gr.HTML
     null_text: gr.Image
     report: gr.JSON
@@ -225,7 +232,7 @@ class Results:
         studio = _script("studio")
         choice = gr.Radio([], label="Runs of this visit", visible=False, elem_id="choice")
         history = gr.HTML("", elem_id="history")
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             with gr.Tab("Downloads", id="downloads"):
                 files = gr.File(label="Downloads", file_count="multiple", interactive=False, elem_id="files")
                 with gr.Row(elem_id="extras"):
@@ -241,6 +248,27 @@ class Results:
                     "A grid of attention maps: a row for each layer, a column for each timestep",
                 )
                 curves = _figure("curves", "Mask Matching Cost", "Two curves: the cost by layer and by timestep")
+            with gr.Tab(CURVES, id="curves-tab"):
+                with gr.Row():
+                    curves_word = gr.Dropdown(
+                        [], label="Word", interactive=True, allow_custom_value=True, min_width=140
+                    )
+                    layer = gr.Dropdown([], label="Layer", interactive=True, filterable=False, min_width=140)
+                timeline = _figure(
+                    "timeline",
+                    "The word's maps over the timesteps",
+                    "Six curves of a layer among those of all others: area, IoU with the mask in use, flicker, entropy "
+                    "and centre",
+                )
+                gr.HTML(
+                    status.note(
+                        "The chosen layer bright, all others faint; noise falls from left to right. A word that was "
+                        "looked for can be typed."
+                    )
+                )
+                with gr.Row(elem_id="tables"):
+                    tables = {name: gr.Button(title, size="sm", min_width=120) for name, title in TABLES.items()}
+                cell = gr.Code(label="In a notebook", language="python", interactive=False)
             with gr.Tab("Report", id="report"):
                 null_text = _figure(
                     "null-text",
@@ -262,6 +290,12 @@ class Results:
             frame,
             sheet,
             curves,
+            tabs,
+            curves_word,
+            layer,
+            timeline,
+            cell,
+            tables,
             link,
             null_text,
             report,

@@ -18,11 +18,11 @@ from ..errors import FreeMaskError, SettingError
 from ..families.sites import short_site
 from ..pictures.sheets import curves_figure
 from ..pictures.word_maps import read_index, word_file, word_sheet
-from ..presets import SELECTION_TAU
 from ..settings import DRAWN, NULL_TEXT
 from ..words.positions import numbered
 from ..words.prompts import align, find_word, words
 from . import status
+from .curves import first_tau
 from .desk import VIDEOS
 from .fields import link, same_clip
 from .visits import Run
@@ -31,7 +31,15 @@ from .wire import file_data, hear, shown
 if TYPE_CHECKING:
     from ..masks.mmc import Codebook
 
-__all__ = ["open_link", "open_null_text", "open_sheet", "open_studio", "show_masks", "take_cell"]
+__all__ = [
+    "open_curves",
+    "open_link",
+    "open_null_text",
+    "open_sheet",
+    "open_studio",
+    "show_masks",
+    "take_cell",
+]
 
 WHY = {
     "measured": "Mask Matching Cost chose {}: the lowest points of the curves.",
@@ -76,8 +84,7 @@ def open_studio(run: Run | None) -> dict[str, Any] | None:
         "source_words": known,
         "word": find_word(settings["source"], report["words"]["word"]),
         "reason": status.note(_reason(report)),
-        # a cell is not thresholded as a consensus is
-        "tau": SELECTION_TAU["codebook"] if report["mask"]["origin"] == "consensus" else report["mask"]["tau"],
+        "tau": first_tau(report),
         "cell": _cell(report, index["timesteps"], book.timestep if book else None),
         **_costs(book, index),
     }
@@ -161,6 +168,19 @@ def open_sheet(run: Run | None) -> tuple[Any, ...]:
     choices = gr.Dropdown(choices=names, value=word, interactive=True)
     frames = gr.Slider(1, max(2, index["frames"]), value=1, interactive=index["frames"] > 1)
     return choices, frames, *show_masks(word, 1, run)
+
+
+def open_curves(run: Run | None) -> tuple[Any, Any]:
+    """The choices of word and layer of the curves for another edit: the edited word, the mask's own layer."""
+    if run is None:
+        return gr.Dropdown(choices=[], value=None), gr.Dropdown(choices=[], value=None)
+    index = read_index(run.folder)
+    word = numbered(index["tokens"])[find_word(run.report["settings"]["source"], run.report["words"]["word"])[-1]]
+    layer = short_site(run.report["mask"]["site"])
+    return (
+        gr.Dropdown(choices=numbered(index["tokens"]), value=word),
+        gr.Dropdown(choices=[site["short"] for site in index["sites"]], value=layer),
+    )
 
 
 def _curves(run: Run) -> Any:

@@ -21,12 +21,20 @@ from ..families.sites import short_site
 from ..words.positions import locate, numbered, occurrence, plain
 
 __all__ = [
+    "PAPER",
+    "SCREEN",
+    "Image",
+    "Ink",
     "WordMaps",
     "curves_figure",
     "distances_figure",
     "draw_sheet",
+    "dress",
+    "find_tokens",
     "map_grids",
     "mask_sheet",
+    "padded",
+    "pixels",
     "read_words",
     "save_codebook_figure",
     "save_pdf",
@@ -100,18 +108,24 @@ def draw_sheet(
     index: WordMaps, read: Callable[[Sequence[int]], Mapping[str, NDArray[np.float32]]], word: str, *, frame: int
 ) -> Image:
     """`mask_sheet` of maps from anywhere: `read` gives those of some tokens on the frame, site ↦ (t, h, w)."""
-    run = locate(index.tokens, plain(word).split(), occurrence(word))
-    each = [[i] for i in run] or [locate(index.tokens, [plain(one)], occurrence(one)) for one in word.split()]
-    if not each or not all(each):
-        raise MaskError(f"There is no map of {word!r}: choose one of {', '.join(numbered(index.tokens))}.")
+    tokens = find_tokens(index.tokens, word)
     if not 0 <= frame < index.frames:
         raise MaskError(f"There is no frame {frame}: frames go from 0 to {index.frames - 1}.")
-    maps = read([at for found in each for at in found])
+    maps = read(tokens)
     height, width = max(soft.shape[1:] for soft in maps.values())
     aspect = width / height
     width = int(np.clip(SHEET_WIDTH // len(index.timesteps), 18, 56))
     height = max(12, round(width / aspect))
     return _Sheet(index, width=width, height=height).draw(maps, f"{word}, frame {frame + 1} of {index.frames}")
+
+
+def find_tokens(tokens: Sequence[str], word: str) -> list[int]:
+    """Where the words of a `word` stand among those that have maps; raises MaskError where one has none."""
+    run = locate(tokens, plain(word).split(), occurrence(word))
+    each = [[i] for i in run] or [locate(tokens, [plain(one)], occurrence(one)) for one in word.split()]
+    if not each or not all(each):
+        raise MaskError(f"There is no map of {word!r}: choose one of {', '.join(numbered(tokens))}.")
+    return [at for found in each for at in found]
 
 
 class _Sheet:
@@ -166,7 +180,7 @@ class _Sheet:
 
 
 @dataclass(frozen=True)
-class _Ink:
+class Ink:
     """The colours of a figure."""
 
     ground: str
@@ -180,11 +194,11 @@ def _hex(colour: tuple[int, int, int]) -> str:
     return f"#{bytes(colour).hex()}"
 
 
-SCREEN = _Ink(_hex(GROUND), _hex(INK), _hex(FAINT), _hex(LINE), _hex(CHOSEN))
-PAPER = _Ink("#ffffff", "#16181d", "#6a6f7a", "#2c6fb7", "#d9480f")
+SCREEN = Ink(_hex(GROUND), _hex(INK), _hex(FAINT), _hex(LINE), _hex(CHOSEN))
+PAPER = Ink("#ffffff", "#16181d", "#6a6f7a", "#2c6fb7", "#d9480f")
 
 
-def _curves(by_site: Any, by_timestep: Any, codebook: Mapping[str, Any], ink: _Ink) -> None:
+def _curves(by_site: Any, by_timestep: Any, codebook: Mapping[str, Any], ink: Ink) -> None:
     """LMMC by site and TMMC by timestep with the lowest point ringed, on two axes; high noise stands left."""
     sites, timesteps = list(map(str, codebook["sites"])), list(map(int, codebook["timesteps"]))
     by_site.set_xticks(range(len(sites)), [short_site(site) for site in sites], rotation=55, ha="right")
@@ -196,10 +210,11 @@ def _curves(by_site: Any, by_timestep: Any, codebook: Mapping[str, Any], ink: _I
     for axes, title, xs, ys, best in panels:
         axes.plot(xs, ys, color=ink.line, linewidth=1.8, marker="o", markersize=3.5)
         axes.plot(xs[best], ys[best], "o", color=ink.chosen, markersize=9, fillstyle="none", markeredgewidth=2)
-        _dress(axes, title, ink)
+        dress(axes, title, ink)
 
 
-def _dress(axes: Any, title: str, ink: _Ink) -> None:
+def dress(axes: Any, title: str, ink: Ink) -> None:
+    """A panel's title, grid and ticks."""
     axes.set_title(title, color=ink.text, fontsize=11, loc="left")
     axes.set_facecolor(ink.ground)
     axes.tick_params(colors=ink.faint, labelsize=8)
@@ -208,7 +223,7 @@ def _dress(axes: Any, title: str, ink: _Ink) -> None:
     axes.spines[["left", "bottom"]].set_color(ink.faint)
 
 
-def _padded() -> Any:
+def padded() -> Any:
     """A layout with room around the edge, in inches."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -222,10 +237,10 @@ def curves_figure(codebook: Mapping[str, Any]) -> Image:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.4), dpi=120, facecolor=SCREEN.ground, layout=_padded())
+    figure = Figure(figsize=(11, 3.4), dpi=120, facecolor=SCREEN.ground, layout=padded())
     by_site, by_timestep = figure.subplots(1, 2)
     _curves(by_site, by_timestep, codebook, SCREEN)
-    return _pixels(figure)
+    return pixels(figure)
 
 
 def distances_figure(distances: NDArray[np.float32], timesteps: Sequence[int]) -> Image:
@@ -233,7 +248,7 @@ def distances_figure(distances: NDArray[np.float32], timesteps: Sequence[int]) -
     line 15): `distances` (t, iterations) are mean squares, NaN where none was needed; high noise stands left."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.4), dpi=120, facecolor=SCREEN.ground, layout=_padded())
+    figure = Figure(figsize=(11, 3.4), dpi=120, facecolor=SCREEN.ground, layout=padded())
     axes = figure.subplots()
     for ys, colour, told in (
         (distances[:, 0], SCREEN.faint, "with the null text of the step before"),
@@ -243,12 +258,12 @@ def distances_figure(distances: NDArray[np.float32], timesteps: Sequence[int]) -
     axes.invert_xaxis()
     axes.set_ylim(bottom=0)
     axes.set_xlabel("timestep", color=SCREEN.faint, fontsize=8)
-    _dress(axes, "Squared distance of the guided step from the inverted clip", SCREEN)
+    dress(axes, "Squared distance of the guided step from the inverted clip", SCREEN)
     axes.legend(fontsize=8, labelcolor=SCREEN.text, facecolor=SCREEN.ground, edgecolor=SCREEN.faint)
-    return _pixels(figure)
+    return pixels(figure)
 
 
-def _pixels(figure: Any) -> Image:
+def pixels(figure: Any) -> Image:
     """A figure on the screen's ground as a picture."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=SCREEN.ground)
@@ -276,7 +291,7 @@ def save_codebook_figure(
         for s in sites
     ]
     atlas = np.vstack(rows)
-    figure = Figure(figsize=(11, 4.2 + 5.2 * ratio), dpi=150, facecolor=PAPER.ground, layout=_padded())
+    figure = Figure(figsize=(11, 4.2 + 5.2 * ratio), dpi=150, facecolor=PAPER.ground, layout=padded())
     parts: Any = figure.subfigures(2, 1, height_ratios=(5.2 * ratio, 3.4))
     above, below = parts
     picture, sheet = above.subplots(1, 2, width_ratios=(1, 3.4))

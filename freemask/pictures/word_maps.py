@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from ..clips.ffmpeg import whole
 from ..errors import MaskError, SettingError
 from ..families.sites import short_site
-from .sheets import Arrays, WordMaps, draw_sheet, map_grids, read_words, together
+from .sheets import Arrays, WordMaps, draw_sheet, find_tokens, map_grids, read_words, together
 
 __all__ = [
     "concept_file",
     "pack_bits",
     "read_index",
+    "read_maps",
     "read_word_files",
     "save_word_file",
     "save_word_files",
@@ -103,7 +104,7 @@ def read_word_files(folder: Path) -> Arrays:
     """The arrays that `save_word_files` was given. Raises MaskError where they cannot be read."""
     about = read_index(folder)
     sites, mask = about["sites"], about["mask"]
-    each = [_read_word(folder, k, about) for k in range(len(about["tokens"]))]
+    each = [_read_word(word_file(folder, k), about) for k in range(len(about["tokens"]))]
     stored: dict[str, NDArray[Any]] = {
         "timesteps": np.array(about["timesteps"]),
         "sites": np.array([site["name"] for site in sites]),
@@ -119,6 +120,25 @@ def read_word_files(folder: Path) -> Arrays:
         for what, at in (("maps", 0), ("scales", 1)):
             stored[f"{what}_{h}x{w}"] = np.stack([np.stack([one[name][at] for one in each], 1) for name in names], 1)
     return stored
+
+
+def read_maps(folder: Path, word: str, concepts: Path | None = None) -> dict[tuple[int, str], NDArray[np.float32]]:
+    """The soft maps (f, h, w) of a word by (t, site): one of the prompts', of several each divided by its maximum on
+    the cell and the larger taken, or a concept that was looked for, in the folder `concepts` where it is not the same.
+    Raises MaskError for a word that has none."""
+    about = read_index(folder)
+    if (file := concept_file(concepts or folder, word)).exists():
+        each = [_read_word(file, about)]
+    else:
+        each = [_read_word(word_file(folder, k), about) for k in find_tokens(about["tokens"], word)]
+    of_frames, found = list(_of_frames(about)), {}
+    for site in (site["name"] for site in about["sites"]):
+        soft = np.stack([one[site][0] / np.float32(255) * one[site][1][..., None, None] for one in each])
+        if len(each) > 1:
+            soft = soft / np.maximum(soft.max((2, 3, 4), keepdims=True), np.finfo(np.float32).tiny)
+        for t, maps in zip(about["timesteps"], soft.max(0)[:, of_frames], strict=True):
+            found[t, site] = maps
+    return found
 
 
 def word_sheet(folder: Path, word: str, *, frame: int) -> NDArray[np.uint8]:
@@ -139,7 +159,7 @@ def word_sheet(folder: Path, word: str, *, frame: int) -> NDArray[np.uint8]:
         at = index.of_frames[frame]
         each = [
             {name: values[:, at] / 255 * scales[:, at, None, None] for name, (values, scales) in one.items()}
-            for one in (_read_word(folder, k, about) for k in tokens)
+            for one in (_read_word(word_file(folder, k), about) for k in tokens)
         ]
         return {site: together(np.stack([maps[site] for maps in each], 1)) for site in index.sites}
 
@@ -151,10 +171,10 @@ def _of_frames(about: dict[str, Any]) -> tuple[int, ...]:
     return tuple(about.get("of_frames", range(about["frames"])))
 
 
-def _read_word(folder: Path, k: int, about: dict[str, Any]) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+def _read_word(path: Path, about: dict[str, Any]) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.float32]]]:
     """Values (t, f, h, w) and scales (t, f) of a word's file, by site."""
     try:
-        data = gzip.decompress(word_file(folder, k).read_bytes())
+        data = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise MaskError("The attention maps of this edit cannot be read: run the edit again.") from error
     count = len(about["timesteps"]), _of_frames(about)[-1] + 1

@@ -74,6 +74,22 @@ def test_a_word_of_no_prompt_is_looked_for_and_its_mask_used(page: Page, clip: P
     assert report(page)["mask"]["origin"] == "painted"
 
 
+def test_curves_are_drawn_when_their_tab_opens_and_leave_as_files(page: Page, clip: Path) -> None:
+    edited(page, clip)
+    figure = page.locator("#timeline img")
+    expect(figure).to_have_count(0)
+    page.get_by_role("tab", name="Curves").click()
+    expect(figure).to_be_visible()
+    before = figure.get_attribute("src")
+    page.get_by_label("Layer", exact=True).last.click()
+    page.get_by_role("option", name="mid").click()
+    expect(figure).not_to_have_attribute("src", str(before))
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Table (CSV)").click()
+    told = Path(download.value.path()).read_text().splitlines()
+    assert told[0] == "word,layer,timestep,area,iou,flicker,entropy,x,y" and len(told) > 6
+
+
 def test_a_second_edit_begins_at_denoising(tab: Tab, real: str) -> None:
     page = tab(real)
     page.get_by_role("button", name="Red car, blue car").click()
