@@ -30,7 +30,21 @@ from ..words.positions import locate
 from ..words.prompts import words
 from .base import over_spans
 
-__all__ = ["concept_steps"]
+__all__ = ["Concepts", "concept_steps"]
+
+
+class Concepts:
+    """Some concepts, each read by the text encoder as a prompt of its own; `counts` are their numbers of tokens."""
+
+    def __init__(self, backbone: Backbone, concepts: Sequence[str]) -> None:
+        self._backbone, self._told = backbone, backbone.text(list(concepts))
+        self._rows = [[k for word in backbone.word_tokens(one) for k in word] for one in concepts]
+        self.counts = [len(row) for row in self._rows]
+
+    def keys(self, site: Site) -> Tensor:
+        """Those of all their tokens at a cross site, (1, heads, tokens, d)."""
+        keys = self._backbone.cross_keys(site, self._told)
+        return torch.cat([keys[n, :, tokens] for n, tokens in enumerate(self._rows)], 1)[None]
 
 
 @torch.inference_mode()
@@ -47,8 +61,7 @@ def concept_steps(
             "A single concept has nothing to stand against: give several, or let it stand beside the prompt."
         )
     source = backbone.text([trace.prompt])
-    told = backbone.text(list(concepts))
-    columns = [[k for word in backbone.word_tokens(one) for k in word] for one in concepts]
+    told = Concepts(backbone, concepts)
     own = words(trace.prompt)
     known = {n: at for n, one in enumerate(concepts) if beside and (at := locate(own, words(one)))}
     maps = MapSum(trace.latent_frames)
@@ -56,11 +69,9 @@ def concept_steps(
     now: Span
 
     def look(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        own_keys = backbone.cross_keys(site, told)
-        added = torch.cat([own_keys[n, :, tokens] for n, tokens in enumerate(columns)], 1)
-        keys = added[None].expand(len(k), -1, -1, -1).to(k)
+        keys = told.keys(site).expand(len(k), -1, -1, -1).to(k)
         soft = probabilities(q, torch.cat([k, keys], 2) if beside else keys).mean(1)
-        parts = torch.split(soft[..., -added.shape[1] :], [len(tokens) for tokens in columns], -1)
+        parts = torch.split(soft[..., -sum(told.counts) :], told.counts, -1)
         each = [part.sum(-1) for part in parts]
         h, w = site.grid(trace.grid)
         soft = rearrange(torch.stack(each), "n f (h w) -> n f h w", h=h, w=w)
