@@ -215,7 +215,7 @@ def build(
         watching: dict[str, Any] = {"concurrency_limit": None}
         cell = results.studio.use(page.take_cell, results.run, inputs.all, **plain)
         painted = results.studio.paint(desk.take_painting, results.run, inputs.all, **plain)
-        results.studio.seek(desk.find_concept, results.run, results.studio, **watching, **plain)
+        results.studio.ask(desk.answer, results.run, results.studio, trigger_mode="multiple", **watching, **plain)
         # Before the page's own, which would take its name. Agents keep no session: a tool fails over a state that it
         # returns, and "the last edit" is nobody's.
         gr.Button(visible=False).click(

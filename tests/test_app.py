@@ -186,9 +186,9 @@ def test_methods_are_a_choice_beside_the_four_tasks(address: str, clip: Path, tm
     assert old is not None and (old[2], old[-1]) == ("style", "released")
 
 
-def test_only_two_names_are_public(address: str, tmp_path: Path) -> None:
+def test_only_these_names_are_public(address: str, tmp_path: Path) -> None:
     api = visitor(address, tmp_path).view_api(return_format="dict", print_info=False)
-    assert set(api["named_endpoints"]) == {"/edit", "/file", "/masks"}
+    assert set(api["named_endpoints"]) == {"/curves", "/edit", "/file", "/masks"}
 
 
 def test_pages_of_other_origins_are_refused(address: str) -> None:

@@ -13,7 +13,8 @@ from freemask.clips.video import Clip
 from freemask.errors import PromptError
 from freemask.families.attention import probabilities
 from freemask.families.specs import ROOT
-from freemask.jobs.concept import map_concept
+from freemask.jobs.answers import answer_steps
+from freemask.jobs.questions import Question
 from freemask.jobs.run import run_steps
 from freemask.methods.concepts import concept_steps
 from freemask.methods.editor import Usage
@@ -104,7 +105,7 @@ def test_the_explorers_file_of_a_word_is_the_words_own(tmp_path):
     kept, out = tmp_path / "kept", tmp_path / "out"
     kept.mkdir()
     finish(run_steps(clip, settings, out, kept=kept))
-    told = finish(map_concept(clip, settings, out, "car", kept=kept))
+    told = finish(answer_steps(clip, settings, out, Question(kind="concept", text="car"), kept=kept))
     assert {stage: used["rows"] for stage, used in told["unet"].items()} == {"edit": 2}
     mine, own = (
         np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
@@ -113,5 +114,7 @@ def test_the_explorers_file_of_a_word_is_the_words_own(tmp_path):
     count = 4 * len(read_index(out)["sites"]) * 2 * 2  # of scales
     assert np.abs(mine[:-count].astype(int) - own[:-count]).max() <= 1
     np.testing.assert_allclose(mine[-count:].view("<f4"), own[-count:].view("<f4"), rtol=1e-6)
-    finish(map_concept(clip, settings, out, "wheels", kept=tmp_path))  # where it is not kept, it is made
+    finish(
+        answer_steps(clip, settings, out, Question(kind="concept", text="wheels"), kept=tmp_path)
+    )  # where it is not kept, it is made
     assert concept_file(out, "wheels").stat().st_size == concept_file(out, "car").stat().st_size

@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 
 from ..clips.video import Clip, read_clip, write_clip
-from ..errors import DeviceLost
+from ..errors import DeviceLost, SettingError
 from ..jobs.check import check
+from ..jobs.questions import Question
 from ..pictures.mask_zip import save_mask_zip
 from ..pictures.sheets import distances_figure, map_grids, save_png
 from ..pictures.word_maps import concept_file, save_word_file, save_word_files
@@ -29,7 +30,7 @@ class Body(Protocol):
     and returns the report; or told a concept, puts its maps into the folder of an edit that was made so."""
 
     def __call__(
-        self, clip: Path, settings: Settings, out: Path, kept: Path, concept: str = ""
+        self, clip: Path, settings: Settings, out: Path, kept: Path, question: Question | None = None
     ) -> Generator[Step, None, dict[str, Any]]: ...
 
 
@@ -37,16 +38,16 @@ GLANCES = 8  # pictures of an edit on its way
 
 
 def diffusion(
-    clip: Path, settings: Settings, out: Path, kept: Path, concept: str = ""
+    clip: Path, settings: Settings, out: Path, kept: Path, question: Question | None = None
 ) -> Generator[Step, None, dict[str, Any]]:
     """The method itself. torch is imported here, in the worker's thread, so that the page paints before it."""
     yield Step("load", 0, 1)
-    from ..jobs.concept import map_concept
+    from ..jobs.answers import answer_steps
     from ..jobs.run import run_steps
     from ..toyworld.likeness import likeness
 
-    if concept:
-        return (yield from map_concept(clip, settings, out, concept, kept=kept))
+    if question:
+        return (yield from answer_steps(clip, settings, out, question, kept=kept))
 
     return (yield from run_steps(clip, settings, out, kept=kept, glances=GLANCES, likeness=likeness))
 
@@ -55,10 +56,10 @@ def outliving(body: Body, start_anew: Callable[[], None]) -> Body:
     """The same body, after which the server starts anew where the GPU is lost to its process."""
 
     def run(
-        clip: Path, settings: Settings, out: Path, kept: Path, concept: str = ""
+        clip: Path, settings: Settings, out: Path, kept: Path, question: Question | None = None
     ) -> Generator[Step, None, dict[str, Any]]:
         try:
-            return (yield from body(clip, settings, out, kept, concept))
+            return (yield from body(clip, settings, out, kept, question))
         except DeviceLost:
             start_anew()
             raise
@@ -71,13 +72,13 @@ def painted_circles(
     settings: Settings,
     out: Path,
     kept: Path,
-    concept: str = "",
+    question: Question | None = None,
     *,
     pause: Callable[[], object] = lambda: time.sleep(0.15),
 ) -> Generator[Step, None, dict[str, Any]]:
     """The same files and steps as the real body with a coloured circle for an edit; `pause` runs before each step."""
-    if concept:
-        return (yield from _concept(settings, out, concept, pause))
+    if question:
+        return (yield from _answer(settings, out, question, pause))
     asked = check(clip, settings)
     word, settings = asked.word, asked.settings
     source = read_clip(clip, frames=settings.frames, start=settings.start, size=settings.size)
@@ -136,19 +137,22 @@ def painted_circles(
     return report
 
 
-def _concept(
-    settings: Settings, out: Path, concept: str, pause: Callable[[], object]
+def _answer(
+    settings: Settings, out: Path, question: Question, pause: Callable[[], object]
 ) -> Generator[Step, None, dict[str, Any]]:
+    """Made up, as the edit is; of the layer itself only that nothing is known."""
+    if question.kind != "concept":
+        raise SettingError("The painted edit has no layers to look into.")
     timesteps = np.linspace(1, 961, settings.steps).astype(int)
     for index in range(settings.steps):
         pause()
         yield Step("concepts", index + 1, settings.steps)
-    made = _maps([concept], (), timesteps, settings.frames, -1)
+    made = _maps([question.text], (), timesteps, settings.frames, -1)
     values, scales = {}, {}
     for grid in map_grids(made):
         for row, site in enumerate(made[f"sites_{grid}"]):
             values[site], scales[site] = made[f"maps_{grid}"][:, row, 0], made[f"scales_{grid}"][:, row, 0]
-    save_word_file(concept_file(out, concept), [values[site] for site in SITES], [scales[site] for site in SITES])
+    save_word_file(concept_file(out, question.text), [values[site] for site in SITES], [scales[site] for site in SITES])
     return {}
 
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import gradio as gr
 
-from ..errors import FreeMaskError, InputError, PromptError, SettingError
+from ..errors import FreeMaskError, InputError, SettingError
 from ..families.reach import obstacle, refusal
 from ..families.specs import known_words
 from ..jobs.check import check, fitting
+from ..jobs.questions import read_question
 from ..jobs.worker import Cancelled, Job, QueueFull, Worker
 from ..pictures.mask_zip import save_mask_zip
 from ..pictures.word_maps import concept_file
@@ -57,7 +58,6 @@ __all__ = ["VIDEOS", "Desk"]
 log = logging.getLogger(__name__)
 OF_ADDRESS = 4  # edits that wait or run at once for one address of the internet
 AWAY = 60 * 60.0  # seconds that a visitor's files and job outlive the last look at them
-CONCEPT = 100  # characters of a word to look for
 WARM = 4  # steps of the warming up
 VIDEOS = ("source", "reconstruction", "edited")
 LABELS = {name: f"“{label}”" for name, label in MASK_OWN.items()}
@@ -232,40 +232,42 @@ class Desk:
             return file_data(make_extra(run.folder, name, into))
         raise shown(errors[0])
 
-    async def find_concept(
+    async def answer(
         self, run: Run | None, event: gr.EventData, request: gr.Request
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """The maps of a word that the source prompt lacks, for the studio, as a job of its own behind the edits that
-        wait: what is told meanwhile, and last the file, or why there is none."""
+        """An answer about the edit that is shown, for the studio, as a job of its own behind the edits that wait: what
+        is told meanwhile, and last the answer, or why there is none. Each tells the `number` of the question."""
         if run is None:
             raise shown(SettingError("There is no edit yet: edit a clip first."))
-        text = " ".join(hear(event, "text", str).split())
-        about = {"run": run.folder.name, "text": text}
+        about = {"run": run.folder.name, "number": hear(event, "number", int)}
         visit = self._visits.of(request.session_hash or "")
         folder = _own_folder(run, visit) or run.folder
-        file = concept_file(folder, text)
         with collecting() as errors:
-            if not words(text) or len(text) > CONCEPT:
-                raise PromptError(f"Write a word or a few, {CONCEPT} characters at most, such as 'wheels'.")
-            if not file.exists():
+            question = read_question(dict(event._data))
+            file = concept_file(folder, question.text)
+            told: dict[str, Any] = {}
+            if question.kind != "concept" or not file.exists():
                 if visit.looking:
                     visit.looking.cancel()
+                self._refuse_crowd(address := _address(request))
                 given, context = (run.clip, made_with(run), folder, visit.inversions), contextvars.copy_context()
-                job = visit.looking = self._worker.submit(lambda: in_context(context, self._body(*given, text)))
+                job = visit.looking = self._worker.submit(lambda: in_context(context, self._body(*given, question)))
+                self._of_address.setdefault(address, []).append(job)
                 before = None
                 while not (now := job.snapshot).ended:
-                    if (told := status.looking(now)) != before:
-                        yield {"found": about | {"told": (before := told)}}
-                    await asyncio.sleep(0.1)
-                job.result()
+                    if (line := status.looking(now)) != before:
+                        yield {"answer": about | {"told": (before := line)}}
+                    await asyncio.sleep(0.05)
+                told = job.result()
+            if question.kind == "concept":
+                known = known_words(run.report["settings"]["backbone"])
+                unseen = known is not None and not {word.lower() for word in words(question.text)} <= set(known)
+                told = {"maps": file_data(file), "unseen": unseen}
+            yield {"answer": about | {"kind": question.kind, "found": told}}
         for error in errors:
-            if not isinstance(error, Cancelled):  # by another word, which is told of in its place
-                told = str(error) if isinstance(error, FreeMaskError) else shown(error).message
-                yield {"found": about | {"failed": told}}
-            return
-        known = known_words(run.report["settings"]["backbone"])
-        unseen = known is not None and not {word.lower() for word in words(text)} <= set(known)
-        yield {"found": about | {"maps": file_data(file), "unseen": unseen}}
+            if not isinstance(error, Cancelled):  # by another question, which is told of in its place
+                why = str(error) if isinstance(error, FreeMaskError) else shown(error).message
+                yield {"answer": about | {"failed": why}}
 
     def show_curves(self, word: str, layer: str, run: Run | None, request: gr.Request) -> tuple[Any, str]:
         """A word's maps over the timesteps, at a layer of the last edit in this session, and Python that draws them.

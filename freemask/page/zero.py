@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FreeMaskError
+from ..jobs.questions import Question
 from ..settings import Settings
 from ..steps import Step
 from .bodies import Body
@@ -38,11 +39,13 @@ def borrowing(body: Body, estimates: Estimates) -> Body:
     """The body with a GPU borrowed for each edit."""
     import spaces
 
-    def whole(clip: Path, settings: Settings, out: Path, kept: Path, concept: str) -> Generator[Any, None, None]:
+    def whole(
+        clip: Path, settings: Settings, out: Path, kept: Path, question: Question | None
+    ) -> Generator[Any, None, None]:
         """What crosses between processes is yielded, the report or the error last: of an error that is raised there,
         the library tells no more than its class."""
         try:
-            told = yield from body(clip, settings, out, kept, concept)
+            told = yield from body(clip, settings, out, kept, question)
         except FreeMaskError as error:
             yield error
         else:
@@ -51,10 +54,10 @@ def borrowing(body: Body, estimates: Estimates) -> Body:
     lent = spaces.GPU(duration=lambda clip, settings, *_: duration(sized(settings, clip), estimates))(whole)
 
     def borrowed(
-        clip: Path, settings: Settings, out: Path, kept: Path, concept: str = ""
+        clip: Path, settings: Settings, out: Path, kept: Path, question: Question | None = None
     ) -> Generator[Step, None, dict[str, Any]]:
         last: Any = None
-        with contextlib.closing(lent(clip, settings, out, kept, concept)) as steps:
+        with contextlib.closing(lent(clip, settings, out, kept, question)) as steps:
             for last in steps:  # to the end, where the GPU is given back
                 if isinstance(last, Step):
                     yield last

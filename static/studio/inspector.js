@@ -17,9 +17,9 @@ function inspector(value, state, store, act, clips) {
   const tau = slider("Threshold τ", { min: 0.05, max: 0.95, step: 0.01, value: state.tau, show: (n) => n.toFixed(2) }, set("tau", "tau"));
   const opacity = slider("Opacity", { min: 0, max: 1, step: 0.05, value: state.opacity, show: percent }, set("overlay", "opacity"));
   const colours = choice("Colours", Object.keys(COLOURS).map((name) => [name, name]), set("look", "colours"));
-  const view = choice("View", [["smooth", "smooth"], ["native", "native grid"], ["strongest", "strongest word"]],
-    (name) => act.set("look", { smooth: name === "smooth", strongest: name === "strongest" }));
-  view.select.title = "Strongest word: each place has the colour of the word that it attends to most, of those of the source prompt and others that were looked for";
+  const view = choice("View", VIEWS, (name) => act.set("look", { view: name, smooth: name !== "native" }));
+  view.select.title = "Strongest word: each place in the colour of the word that it attends to most. Heads, features (the first principal components of the keys) and a place's attention are computed when they are chosen";
+  const deep = layerView(value, state, store, act, { coloured, changed });
   const key = el("p", { className: "fm-scale fm-key" });
   const shared = choice("Divided by", [["cell", "this cell"], ["all", "all cells"]], set("look", "shared", (name) => name === "all"));
   const own = () => found && { ...sites[state.cell[0]], bits: found.masks };
@@ -41,7 +41,8 @@ function inspector(value, state, store, act, clips) {
     context.clearRect(0, 0, width, height);
     if (seen) layer(still, 1, true);
     if (brush.active()) return brush.draw(context, layer);
-    if (state.strongest) return strongest(h, w);
+    if (state.view === "strongest") return strongest(h, w);
+    if (deep.draw(canvas, context, layer)) return;
     layer(coloured(maps[state.frame], h, w, seen ? state.opacity : 1), 1, state.smooth);
     if (!state.smooth) hairlines(h, w);
     if (state.used) stroke(outline(part(used), used.h, used.w, width, height), "#fff");
@@ -56,7 +57,18 @@ function inspector(value, state, store, act, clips) {
   function judge() {
     full = [...(found?.area ?? []).keys()].filter((f) => found.area[f] === 1);
     state.usable = !!found && full.length < frames;
-    state.painted = edited() ? null : () => ({ h: own().h, w: own().w, data: pack(found.masks) });
+    state.painted = edited() && !deep.partial() ? null : () => ({ h: own().h, w: own().w, data: pack(found.masks) });
+  }
+
+  /** What the cell's maps are now, and all that follows from them. */
+  function changed() {
+    maps = deep.maps() ?? store.maps(state.cell);
+    found = store.measure(state.cell, maps);
+    judge();
+    const track = deep.track();
+    act.track(track && ((frame) => track[store.latent(frame)]));
+    draw();
+    write();
   }
 
   const part = ({ h, w, bits }) => bits.subarray(state.frame * h * w, (state.frame + 1) * h * w);
@@ -67,9 +79,9 @@ function inspector(value, state, store, act, clips) {
     context.globalAlpha = 1;
   }
   /** A map as a picture. Where it is low the frame shows through, the less so the more opaque; at 1 nowhere. */
-  function coloured(map, h, w, opaque) {
+  function coloured(map, h, w, opaque, top = state.shared ? store.top() : largest(map)) {
     const picture = el("canvas", { width: w, height: h }), image = new ImageData(w, h), pixels = new Uint32Array(image.data.buffer);
-    const table = palette(state.colours), unit = 255 / ((state.shared ? store.top() : largest(map)) || 1);
+    const table = palette(state.colours), unit = 255 / (top || 1);
     map.forEach((p, i) => {
       const level = Math.min(255, Math.round(p * unit));
       pixels[i] = table[level];
@@ -119,8 +131,8 @@ function inspector(value, state, store, act, clips) {
     maximum.textContent = several ? `${top.toFixed(2)} of 1` : top.toPrecision(3);
     scale.style.background = `linear-gradient(90deg, ${COLOURS[state.colours].split(" ").map((hex) => `#${hex}`)})`;
     scaleTop.textContent = (state.shared ? store.top() : top).toPrecision(3);
-    scaleLine.hidden = state.strongest && !brush.active();
-    key.hidden = !scaleLine.hidden;
+    scaleLine.hidden = ["strongest", "features", "place"].includes(state.view) && !brush.active();
+    key.hidden = state.view !== "strongest" || brush.active();
     const by = state.shared ? "the largest value on any cell" : "this frame's own maximum";
     scaleText.textContent = several ? `each word ÷ its maximum on this cell, the larger counts; then ÷ ${by}` : `probability ÷ ${by}`;
     const whose = state.words.some((at) => value.words[at].concept) ? `A word of no prompt: the source's own queries, asked for it beside the prompt's words.${state.words.some((at) => value.words[at].unseen) ? " This backbone was never taught it, so its maps mean nothing." : ""}`
@@ -131,9 +143,20 @@ function inspector(value, state, store, act, clips) {
     note.textContent = brush.active() ? "" : [whose, edited() ? "" : `An edit with this cell takes the mask of ${words} as if it were painted.`, bad].filter(Boolean).join(" ");
     note.classList.toggle("bad", !state.usable);
     use.hidden = !state.usable;
-    useRow.hidden = !edited();
+    useRow.hidden = !edited() || deep.partial();
   }
 
+  canvas.addEventListener("click", (event) => {
+    if (state.view !== "place" || brush.active()) return;
+    clips.pause();
+    deep.pick(event.offsetX / canvas.clientWidth, event.offsetY / canvas.clientHeight);
+  });
+  canvas.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (state.view !== "place" || brush.active() || !by) return;
+    event.preventDefault();
+    deep.move(...by);
+  });
   for (const event of ["seeked", "loadeddata"]) clips.source.addEventListener(event, () => maps && draw());
   const figures = [["Area", area], ["IoU, mask in use", iou], ["Flicker", flicker], ["Maximum", maximum]];
   const use = button("Edit with this cell", "Edit again with this cell's mask (Enter in the matrix)", () => act.use(false), "fm-button primary");
@@ -141,7 +164,7 @@ function inspector(value, state, store, act, clips) {
   const useRow = button("Edit with this row", "Edit again with this layer: every timestep its own mask", () => act.use(true));
   return {
     node: el("section", { className: "fm-panel fm-inspector", ariaLabel: "Inspector" }, title,
-      el("div", { className: "fm-view" }, canvas, scaleLine, key),
+      el("div", { className: "fm-view" }, canvas, scaleLine, key, deep.node),
       el("div", { className: "fm-controls" }, tau.node, opacity.node,
         el("div", { className: "fm-choices" }, colours.node, view.node, shared.node), el("div", { className: "fm-checks" }, fill, outlined),
         el("dl", {}, ...figures.map(([name, node]) => el("div", {}, el("dt", {}, name), node))),
@@ -153,12 +176,10 @@ function inspector(value, state, store, act, clips) {
       }
       if (!state.width || !state.words.length) return;
       if (!maps || ["words", "cell"].includes(what)) maps = store.maps(state.cell);
-      if (["size", "words", "cell", "tau"].includes(what)) {
-        found = store.measure(state.cell, maps);
-        judge();
-      }
-      draw();
-      write();
+      if (["words", "cell", "look"].includes(what)) canvas.tabIndex = state.view === "place" ? 0 : -1;
+      deep.update(what);
+      if (["size", "words", "cell", "tau", "look"].includes(what)) changed();
+      else draw(), write();
     },
   };
 }

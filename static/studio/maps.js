@@ -59,6 +59,7 @@ function mapStore({ words, sites, timesteps, frames, mask, of_frames }, state, s
 
   return {
     used, read, load, maps,
+    latent: (frame) => own[frame],
     /** The frames that have the same map as one: those of its latent frame. */
     alike: (frame) => [...own.keys()].filter((other) => own[other] === own[frame]),
     has: (word) => ready.has(word),

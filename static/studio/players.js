@@ -74,6 +74,17 @@ function players(value, state, act, signal) {
     event.preventDefault();
   }
 
+  // Where a place of the first frame is in each: a ring on every player.
+  const spots = figures.map((figure) => figure.insertBefore(el("i", { className: "fm-spot", hidden: true }), figure.lastChild));
+  let places = null;
+  function ring() {
+    const [x, y] = places?.(state.frame) ?? [];
+    for (const spot of spots) {
+      spot.hidden = x === undefined;
+      if (!spot.hidden) spot.style.cssText = `--x: ${x}; --y: ${y}`;
+    }
+  }
+
   function close() {
     for (const clip of clips) {
       clip.onerror = null;
@@ -99,8 +110,12 @@ function players(value, state, act, signal) {
   return {
     node: el("section", { className: "fm-panel", ariaLabel: "Players" }, stage, transport),
     source: lead, keys, pause, close, complete,
+    track(at) {
+      places = at;
+      ring();
+    },
     update(what) {
-      if (what === "frame") position.set(state.frame + 1);
+      if (what === "frame") position.set(state.frame + 1), ring();
       if (what === "pause") startStop.set("play", "Play (Space)");
     },
   };

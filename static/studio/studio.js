@@ -11,7 +11,7 @@ function studio(element, props, trigger, watch) {
   const open = () => {
     // the page's value is a reactive proxy, slow to read in loops: a plain copy
     const value = props.value && JSON.parse(JSON.stringify(props.value));
-    if (value?.found) return shown.found?.(value.found);
+    if (value?.answer) return shown.answer?.(value.answer);
     if (value && value.run === shown.run && shown.complete(value)) return; // the same edit, its reconstruction there now
     shown.close();
     for (const key of ["ready", "cell", "frame", "words"]) delete element.dataset[key];
@@ -38,7 +38,7 @@ function session(element, root, value, trigger) {
   const state = {
     frame: 0, playing: false, words: [], cell: [sites.findIndex(({ name }) => name === value.cell.site), timesteps.indexOf(value.cell.timestep)], tau: value.tau,
     colours: "viridis", smooth: true, shared: false, opacity: 0.5, fill: false, used: false,
-    strongest: false, // whether places are coloured by the word that they attend to most
+    view: "smooth", // what the inspector shows, one of VIEWS
     usable: false, // whether the cell holds a mask to edit with
   };
   const store = mapStore(value, state, life.signal);
@@ -60,9 +60,17 @@ function session(element, root, value, trigger) {
       const known = value.words.findIndex(({ name }) => name === text);
       if (known >= 0) return choose([known]);
       chips.say(`Looking for “${text}”…`);
-      trigger("seek", { text });
+      ask({ kind: "concept", text }, (how) => chips.say(`Looking for “${text}”: ${how}.`)).then(({ maps, unseen }) => {
+        const at = value.words.push({ text, name: text, maps, unseen, concept: true }) - 1;
+        chips.add({ text, at });
+        choose([at]);
+      }, (error) => chips.say(error.message));
     },
+    ask,
+    track: (places) => clips.track(places),
   };
+  const open = new Map(); // questions that wait for their answers, by number
+  let number = Date.now() % 1e9;
   const clips = players(value, state, act, life.signal);
   const chips = wordRows(value, state, act);
   const parts = [clips, chips, matrix(value, state, store, act), inspector(value, state, store, act, clips)];
@@ -102,17 +110,25 @@ function session(element, root, value, trigger) {
     Object.assign(element.dataset, { cell: `${sites[s].name}@${timesteps[k]}`, frame: state.frame + 1, words, ready: "1" });
   }
 
-  /** What the server says of a word that was looked for: how far it is, why it has no maps, or where they are. */
-  function found({ run, text, told, failed, maps, unseen }) {
-    if (run !== value.run) return;
-    if (!maps) return chips.say(failed ?? `Looking for “${text}”: ${told}.`);
-    const at = value.words.push({ text, name: text, maps, unseen, concept: true }) - 1;
-    chips.add({ text, at });
-    choose([at]);
+  /** Asks the server about this edit; `say` hears how far it is. A newer question ends the search for an older one. */
+  function ask(question, say) {
+    open.clear();
+    return new Promise((resolve, reject) => {
+      open.set(++number, { resolve, reject, say });
+      trigger("ask", { ...question, number });
+    });
+  }
+  function answer({ run, number, told, failed, found }) {
+    const waiting = run === value.run && open.get(number);
+    if (!waiting) return;
+    if (told !== undefined) return waiting.say(told);
+    open.delete(number);
+    if (failed !== undefined) waiting.reject(new Error(failed));
+    else waiting.resolve(found);
   }
 
   return {
-    run: value.run, found,
+    run: value.run, answer,
     complete: ({ videos }) => clips.complete(videos),
     close() {
       life.abort();

@@ -74,6 +74,43 @@ def test_a_word_of_no_prompt_is_looked_for_and_its_mask_used(page: Page, clip: P
     assert report(page)["mask"]["origin"] == "painted"
 
 
+def test_a_layer_is_seen_in_full(tab: Tab, real: str) -> None:
+    """Its heads, of which some make the mask; its features; and what a place attends to, by mouse and keyboard."""
+    page = tab(real)
+    page.get_by_role("button", name="Red car, blue car").click()
+    expect(page.locator("#facts")).to_contain_text("64×64")
+    press_edit(page)
+    state(page, "done")
+    explorer(page)
+    view, line = page.get_by_label("View", exact=True), page.locator(".fm-layer-view > p[role=status]")
+    heads = page.locator(".fm-head-tile")
+    view.select_option("heads")
+    expect(heads.first).to_be_visible()
+    count = heads.count()
+    assert count > 1
+    figure = page.locator(".fm-inspector dd").first
+    before = figure.text_content()
+    heads.first.click()
+    expect(figure).not_to_have_text(str(before))
+    expect(page.get_by_role("button", name="Edit with this row")).to_be_hidden()
+    view.select_option("features")
+    expect(line).to_have_text("")
+    expect(heads.first).to_be_hidden()
+    view.select_option("a place")
+    canvas = page.locator(".fm-view canvas").first
+    expect(page.locator(".fm-spot").first).to_be_visible()
+    place = page.locator(".fm-spot").first.get_attribute("style")
+    canvas.click(position={"x": 20, "y": 20})
+    moved = page.locator(".fm-spot").first
+    expect(moved).not_to_have_attribute("style", str(place))
+    place = moved.get_attribute("style")
+    canvas.press("ArrowDown")
+    expect(moved).not_to_have_attribute("style", str(place))
+    expect(page.locator(".fm-layer-view")).to_contain_text(re.compile(r"In words: \w+ [\d.]+ %"))
+    page.get_by_role("button", name="Edit with this cell").click()
+    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
+
+
 def test_curves_are_drawn_when_their_tab_opens_and_leave_as_files(page: Page, clip: Path) -> None:
     edited(page, clip)
     figure = page.locator("#timeline img")

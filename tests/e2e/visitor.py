@@ -14,6 +14,7 @@ from playwright.sync_api import Locator, Page, expect
 
 import app
 from freemask import page as parts
+from freemask.jobs.questions import Question
 from freemask.jobs.worker import Worker
 from freemask.settings import Example, Settings
 from freemask.steps import Step, mapped
@@ -72,11 +73,11 @@ class Tap:
         return step
 
     def __call__(
-        self, clip: Path, settings: Settings, out: Path, kept: Path, concept: str = ""
+        self, clip: Path, settings: Settings, out: Path, kept: Path, question: Question | None = None
     ) -> Generator[Step, None, dict[str, Any]]:
         self.ended.clear()
         try:
-            body = parts.painted_circles(clip, settings, out, kept, concept, pause=lambda: self.flowing.wait(PATIENCE))
+            body = parts.painted_circles(clip, settings, out, kept, question, pause=lambda: self.flowing.wait(PATIENCE))
             return (yield from mapped(body, self.look))
         finally:
             self.ended.set()
