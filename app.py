@@ -294,8 +294,19 @@ def build(
         drawn = [results.timeline, results.cell]
         tab = gr.State("")
         seen = results.tabs.select(page.which_tab, None, tab, **quiet)
+        pair, both = [tab, results.other, results.moment, results.run], results.compared
         for event in (seen, opened):
             event.then(desk.follow_curves, [tab, *about], drawn, **quiet)
+            ready = event.then(
+                desk.others, results.run, [results.other, results.moment, results.name, results.delete], **quiet
+            )
+            ready.then(desk.compare, pair, both, **plain)
+        page.follow([results.other.input, results.moment.input], desk.compare, pair, both, **latest, **plain)
+        history = [results.choice, results.history]
+        results.name.submit(desk.rename, [results.name, results.run], history, **quiet)
+        results.name.blur(desk.rename, [results.name, results.run], history, **quiet)
+        gone = results.delete.click(desk.delete, results.run, results.outputs, **plain)
+        gone.success(desk.history, results.run, history, **quiet)
         page.follow(
             [results.curves_word.input, results.layer.input],
             desk.follow_curves,

@@ -33,6 +33,7 @@ from ..words.prompts import words
 from . import status
 from .advanced import MASK_OWN
 from .bodies import Body
+from .compare import COMPARE, compare_runs
 from .curves import CURVES, draw_curves, save_curves
 from .estimate import Estimates, sized
 from .fields import (
@@ -188,14 +189,60 @@ class Desk:
     def history(self, shown: Run | None, request: gr.Request) -> tuple[Any, str]:
         """The choices among this visitor's last runs, with the one that is shown, and the table that compares them."""
         runs = self._visits.of(request.session_hash or "").runs
-        names = [
-            (f"{i + 1}: {shorten(run.report['settings']['edit'], 44, placeholder='…')}", run.folder.name)
-            for i, run in enumerate(runs)
-        ]
+        names = [(f"{i + 1}: {shorten(run.name, 44, placeholder='…')}", run.folder.name) for i, run in enumerate(runs)]
         here = shown.folder.name if shown else None
         value = here if here in [name for _, name in names] else names[-1][1] if names else None
         choices = gr.Radio(choices=names, value=value, visible=bool(names))
         return choices, status.history([(one.report, poster(one.folder / "edited.mp4")) for one in runs])
+
+    def others(self, shown: Run | None, request: gr.Request) -> tuple[Any, Any, Any, Any]:
+        """The runs that the shown one can be compared with, and what can be done with it where it is the visitor's."""
+        runs = self._visits.of(request.session_hash or "").runs
+        folders = [run.folder for run in runs]
+        here = shown.folder if shown else None
+        names = [
+            (f"{i + 1}: {shorten(run.name, 44, placeholder='…')}", run.folder.name)
+            for i, run in enumerate(runs)
+            if run.folder != here
+        ]
+        mine = shown is not None and here in folders
+        frames = shown.report["clip"]["frames"] if shown else 1
+        return (
+            gr.Dropdown(choices=names, value=names[-1][1] if names else None, visible=bool(names)),
+            gr.Slider(1, max(2, frames), value=1, interactive=frames > 1, visible=bool(names)),
+            gr.Textbox(shown.name if shown and mine else "", visible=mine),
+            gr.Button(visible=mine),
+        )
+
+    def compare(self, tab: str, other: str, frame: float, run: Run | None, request: gr.Request) -> tuple[Any, ...]:
+        """The run that is shown beside another of this visitor's, where their tab is open."""
+        visit = self._visits.of(request.session_hash or "")
+        second = next((one for one in visit.runs if one.folder.name == other), None)
+        if tab != COMPARE:
+            return (gr.skip(),) * 4
+        if run is None or second is None:
+            return status.note("Edit once more to compare two edits."), None, None, None
+        with collecting() as errors:
+            table, *files = compare_runs(second, run, int(frame) - 1, visit.folder / f"of-{run.folder.name}")
+            return table, *(file_data(one) if one else None for one in files)
+        raise shown(errors[0])
+
+    def rename(self, name: str, run: Run | None, request: gr.Request) -> tuple[Any, str]:
+        """Another name for the run that is shown, where it is the visitor's; and the history with it."""
+        visit = self._visits.of(request.session_hash or "")
+        if run and any(one.folder == run.folder for one in visit.runs):
+            visit.rename(run, " ".join(str(name).split())[:100])
+        return self.history(run, request)
+
+    def delete(self, run: Run | None, request: gr.Request) -> tuple[Any, ...]:
+        """Deletes the run that is shown, where it is the visitor's, and shows the one before it, or the greeting."""
+        visit = self._visits.of(request.session_hash or "")
+        if run is None or all(one.folder != run.folder for one in visit.runs):
+            raise shown(SettingError("This edit is not one of yours: there is nothing to delete."))
+        visit.delete(run)
+        if visit.runs:
+            return self.show_run(visit.runs[-1].folder.name, request)
+        return self.show_example(self._greeting) if self._greeting else (status.idle(), *[None] * 6)
 
     def show_run(self, name: str, request: gr.Request) -> tuple[Any, ...]:
         """One of this visitor's last runs again."""

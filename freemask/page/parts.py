@@ -16,6 +16,7 @@ from ..presets import load_preset, task_names
 from ..settings import EXTRAS, Example
 from . import status
 from .advanced import PACES, Advanced, first_pace
+from .compare import COMPARE
 from .curves import CURVES, TABLES
 from .wording import INFERRED
 
@@ -207,6 +208,14 @@ class Results:
     timeline: gr.Image
     cell: gr.Code
     tables: dict[str, gr.Button]  # by the names of the files that they make
+    other: gr.Dropdown
+    moment: gr.Slider
+    beside: gr.Video
+    strip: gr.Image
+    difference: gr.Image
+    differ: gr.HTML
+    name: gr.Textbox
+    delete: gr.Button
     link: gr.HTML
     null_text: gr.Image
     report: gr.JSON
@@ -218,6 +227,11 @@ class Results:
     def outputs(self) -> list[Any]:
         """What an edit gives, in the API's order."""
         return [self.status, self.source, self.reconstruction, self.edited, self.report, self.files, self.run]
+
+    @property
+    def compared(self) -> list[Any]:
+        """What two edits have beside each other."""
+        return [self.differ, self.beside, self.difference, self.strip]
 
     @property
     def masks(self) -> list[Any]:
@@ -269,6 +283,22 @@ class Results:
                 with gr.Row(elem_id="tables"):
                     tables = {name: gr.Button(title, size="sm", min_width=120) for name, title in TABLES.items()}
                 cell = gr.Code(label="In a notebook", language="python", interactive=False)
+            with gr.Tab(COMPARE, id="compare-tab"):
+                with gr.Row():
+                    other = gr.Dropdown([], label="Compare with", filterable=False, visible=False, min_width=200)
+                    moment = gr.Slider(1, MOST_FRAMES, 1, step=1, label="Frame", visible=False, buttons=[])
+                beside = gr.Video(label="Both edits, the other one left", interactive=False, elem_id="beside")
+                strip = _figure("strip", "Both masks", "Frames with the outlines of both masks")
+                difference = _figure(
+                    "difference", "Where the maps differ", "A grid of differences by layer and timestep"
+                )
+                gr.HTML(status.note("Blue: the other one's. Orange: the one that is shown. Dark: they agree."))
+                differ = gr.HTML("", elem_id="differ")
+                with gr.Row():
+                    name = gr.Textbox(
+                        label="Name of the edit that is shown", max_lines=1, visible=False, elem_id="name"
+                    )
+                    delete = gr.Button("Delete this edit", variant="stop", visible=False, size="sm")
             with gr.Tab("Report", id="report"):
                 null_text = _figure(
                     "null-text",
@@ -296,6 +326,14 @@ class Results:
             timeline,
             cell,
             tables,
+            other,
+            moment,
+            beside,
+            strip,
+            difference,
+            differ,
+            name,
+            delete,
             link,
             null_text,
             report,

@@ -32,6 +32,7 @@ __all__ = ["Run", "Visit", "Visits"]
 
 RUNS = 6  # of a visitor that are kept, the newest
 DAY = 24 * 60 * 60.0
+NAME = ".name"  # in a run's folder
 CLIP = ".clip"  # in a run's folder, the path of its clip
 INVERSIONS = "inversions"
 
@@ -44,6 +45,13 @@ class Run:
     folder: Path
     report: dict[str, Any]
     clip: Path
+
+    @property
+    def name(self) -> str:
+        """What its visitor calls it; at first its edit prompt."""
+        with suppress(OSError):
+            return (self.folder / NAME).read_text(encoding="utf-8")
+        return str(self.report["settings"]["edit"])
 
 
 @dataclass
@@ -81,6 +89,16 @@ class Visit:
         self._runs = [*(one for one in self._runs if one.folder != run.folder), run]
         while len(self._runs) > RUNS:
             self.drop()
+
+    def rename(self, run: Run, name: str) -> None:
+        """Another name for a run; "" for the first."""
+        path = run.folder / NAME
+        path.write_text(name, encoding="utf-8") if name else path.unlink(missing_ok=True)
+
+    def delete(self, run: Run) -> None:
+        """Delete a run and its files."""
+        self._runs = [one for one in self._runs if one.folder != run.folder]
+        shutil.rmtree(run.folder, ignore_errors=True)
 
     def drop(self) -> None:
         """Delete the oldest run."""

@@ -21,6 +21,7 @@ from ..families.sites import short_site
 from ..words.positions import locate, numbered, occurrence, plain
 
 __all__ = [
+    "GROUND",
     "PAPER",
     "SCREEN",
     "Image",
@@ -28,6 +29,7 @@ __all__ = [
     "WordMaps",
     "curves_figure",
     "distances_figure",
+    "draw_cells",
     "draw_sheet",
     "dress",
     "find_tokens",
@@ -111,12 +113,21 @@ def draw_sheet(
     tokens = find_tokens(index.tokens, word)
     if not 0 <= frame < index.frames:
         raise MaskError(f"There is no frame {frame}: frames go from 0 to {index.frames - 1}.")
-    maps = read(tokens)
+    return draw_cells(index, read(tokens), f"{word}, frame {frame + 1} of {index.frames}", _heat)
+
+
+def draw_cells(
+    index: WordMaps,
+    maps: Mapping[str, NDArray[np.float32]],
+    title: str,
+    paint: Callable[[NDArray[np.float32], tuple[int, int]], Image],
+) -> Image:
+    """A sheet of maps (t, h, w) by site, each painted at a (width, height)."""
     height, width = max(soft.shape[1:] for soft in maps.values())
     aspect = width / height
     width = int(np.clip(SHEET_WIDTH // len(index.timesteps), 18, 56))
     height = max(12, round(width / aspect))
-    return _Sheet(index, width=width, height=height).draw(maps, f"{word}, frame {frame + 1} of {index.frames}")
+    return _Sheet(index, width=width, height=height).draw(maps, title, paint)
 
 
 def find_tokens(tokens: Sequence[str], word: str) -> list[int]:
@@ -141,7 +152,12 @@ class _Sheet:
     def corner(self, row: int, column: int) -> tuple[int, int]:
         return self.left + column * (self.width + self.gap), self.top + row * (self.height + self.gap)
 
-    def draw(self, maps: Mapping[str, NDArray[np.float32]], title: str) -> Image:
+    def draw(
+        self,
+        maps: Mapping[str, NDArray[np.float32]],
+        title: str,
+        paint: Callable[[NDArray[np.float32], tuple[int, int]], Image],
+    ) -> Image:
         index, columns = self.index, len(self.index.timesteps)
         right, bottom = self.corner(len(index.sites), columns)
         width = max(right + 21, 48 + _text_width(LEGEND, 14), 48 + _text_width(title, 20))
@@ -163,7 +179,7 @@ class _Sheet:
             _write(sheet, short_site(site), (24, middle), size=self.text, colour=CHOSEN if chosen else INK)
             for column in range(columns):
                 x, y = self.corner(row, column)
-                cell = _heat(maps[site][columns - 1 - column], (self.width, self.height))
+                cell = paint(maps[site][columns - 1 - column], (self.width, self.height))
                 sheet[y : y + self.height, x : x + self.width] = cell
         self._outline(sheet)
         _write(sheet, LEGEND, (24, bottom + 18 + self.text // 2), size=14, colour=FAINT)

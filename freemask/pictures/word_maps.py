@@ -38,6 +38,7 @@ __all__ = [
     "save_word_files",
     "unpack_bits",
     "word_file",
+    "word_index",
     "word_sheet",
 ]
 
@@ -144,16 +145,7 @@ def read_maps(folder: Path, word: str, concepts: Path | None = None) -> dict[tup
 def word_sheet(folder: Path, word: str, *, frame: int) -> NDArray[np.uint8]:
     """`sheets.mask_sheet` from the words' files, which an example ships too. Raises MaskError as it does."""
     about = read_index(folder)
-    mask = about["mask"]
-    index = WordMaps(
-        tokens=tuple(about["tokens"]),
-        edit_words=tuple(about["edit_words"]),
-        sites=tuple(site["name"] for site in about["sites"]),
-        timesteps=tuple(about["timesteps"]),
-        of_frames=_of_frames(about),
-        chosen=np.array(about["chosen"], bool),
-        mask=unpack_bits(mask["data"], (mask["h"], mask["w"])),
-    )
+    index = word_index(about)
 
     def read(tokens: Sequence[int]) -> dict[str, NDArray[np.float32]]:
         at = index.of_frames[frame]
@@ -164,6 +156,20 @@ def word_sheet(folder: Path, word: str, *, frame: int) -> NDArray[np.uint8]:
         return {site: together(np.stack([maps[site] for maps in each], 1)) for site in index.sites}
 
     return draw_sheet(index, read, word, frame=frame)
+
+
+def word_index(about: dict[str, Any]) -> WordMaps:
+    """The index that was read, as the sheets take it."""
+    mask = about["mask"]
+    return WordMaps(
+        tokens=tuple(about["tokens"]),
+        edit_words=tuple(about["edit_words"]),
+        sites=tuple(site["name"] for site in about["sites"]),
+        timesteps=tuple(about["timesteps"]),
+        of_frames=_of_frames(about),
+        chosen=np.array(about["chosen"], bool),
+        mask=unpack_bits(mask["data"], (mask["h"], mask["w"])),
+    )
 
 
 def _of_frames(about: dict[str, Any]) -> tuple[int, ...]:

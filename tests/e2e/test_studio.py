@@ -127,6 +127,25 @@ def test_curves_are_drawn_when_their_tab_opens_and_leave_as_files(page: Page, cl
     assert told[0] == "word,layer,timestep,area,iou,flicker,entropy,x,y" and len(told) > 6
 
 
+def test_two_edits_stand_beside_each_other(page: Page, clip: Path) -> None:
+    """Equal ones differ in nothing; a name and a deletion are the visitor's own."""
+    edited(page, clip)
+    page.get_by_role("tab", name="Compare").click()
+    expect(page.locator("#differ")).to_contain_text("Edit once more")
+    press_edit(page)
+    expect(page.locator("#differ")).to_contain_text("Their settings are the same.")
+    for shown in ("#beside video", "#strip img", "#difference img"):
+        expect(page.locator(shown)).to_be_visible()
+    field = page.get_by_label("Name of the edit that is shown")
+    field.fill("  my <b>second</b>  ")
+    field.press("Enter")
+    expect(page.get_by_label("2: my <b>second</b>")).to_be_checked()
+    page.get_by_role("button", name="Delete this edit").click()
+    expect(page.get_by_label("2: my")).to_have_count(0)
+    expect(page.get_by_label("1: a blue car driving on the grass")).to_be_checked()
+    expect(page.locator("#differ")).to_contain_text("Edit once more")
+
+
 def test_a_second_edit_begins_at_denoising(tab: Tab, real: str) -> None:
     page = tab(real)
     page.get_by_role("button", name="Red car, blue car").click()

@@ -1,0 +1,55 @@
+"""Two edits beside each other: where their maps differ by layer and timestep, and where their masks do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .sheets import GROUND, Image, WordMaps, draw_cells
+
+__all__ = ["FIRST", "SECOND", "difference_sheet", "masks_strip"]
+
+FIRST, SECOND = (90, 160, 255), (255, 150, 60)  # the colours of the two
+WIDE = 1200  # pixels of a strip
+SHOWN = 8  # frames of it at most
+
+Maps = Mapping[tuple[int, str], NDArray[np.float32]]  # (f, h, w) by (t, site)
+
+
+def difference_sheet(index: WordMaps, first: Maps, second: Maps, *, frame: int, title: str) -> Image:
+    """A cell for each layer and timestep: blue where the first edit's map is the stronger, orange where the second's,
+    each map divided by its own maximum on the frame; dark where they agree."""
+    own = {site: np.stack([_own(first[t, site][frame]) for t in index.timesteps]) for site in index.sites}
+    other = {site: np.stack([_own(second[t, site][frame]) for t in index.timesteps]) for site in index.sites}
+    return draw_cells(index, {site: own[site] - other[site] for site in own}, title, _two_colours)
+
+
+def _own(soft: NDArray[np.float32]) -> NDArray[np.float32]:
+    return soft / max(float(soft.max()), float(np.finfo(np.float32).tiny))
+
+
+def _two_colours(difference: NDArray[np.float32], size: tuple[int, int]) -> Image:
+    grown = cv2.resize(difference, size, interpolation=cv2.INTER_NEAREST)[..., None].clip(-1, 1)
+    ground = np.array(GROUND, np.float32) + 20
+    hue = np.where(grown > 0, np.array(FIRST, np.float32), np.array(SECOND, np.float32))
+    return np.rint(ground + np.abs(grown) * (hue - ground)).astype(np.uint8)
+
+
+def masks_strip(frames: NDArray[np.uint8], first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Image:
+    """Frames (f, h, w, 3) in a row, with the outlines of two edits' masks (f, h, w): blue and orange."""
+    at = np.unique(np.linspace(0, len(frames) - 1, SHOWN).round().astype(int))
+    h, w = frames.shape[1:3]
+    scale = WIDE / (len(at) * w)
+    size = max(1, round(scale * w)), max(1, round(scale * h))
+    row = []
+    for k in at:
+        picture = cv2.resize(frames[k], size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        for mask, colour, thick in ((first[k], FIRST, 4), (second[k], SECOND, 2)):
+            on = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+            outlines, _ = cv2.findContours(on, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+            picture = cv2.drawContours(np.ascontiguousarray(picture), outlines, -1, colour, thick)
+        row.append(picture)
+    return np.hstack(row)
