@@ -209,6 +209,7 @@ def build(
             advanced.size,
         ]
         costly += [advanced.features, advanced.low_vram, advanced.method, advanced.null_text_steps]
+        costly += [advanced.strength, advanced.source_guidance]
         page.follow([part.change for part in costly], desk.tell_cost, costly, inputs.estimate, **live)
 
         # The edit. The worker is the queue that visitors see, and refuses what it cannot hold: none waits before it.

@@ -155,6 +155,11 @@ class Preset:
     flow: Flowing | None = None
 
     @property
+    def source_guidance(self) -> float | None:
+        """The guidance of the source's own prompt; None where the method has none."""
+        return self.flow.source_guidance if self.flow else None
+
+    @property
     def null_text_steps(self) -> int | None:
         """Those of `director`, None for a method without."""
         return self.director.null_text_steps if self.director else None

@@ -30,6 +30,8 @@ TASK_OWN = {
     "alpha_latent": "α latent",
     "dilate": "Grow mask",
     "null_text_steps": "Null-text iterations",
+    "strength": "Strength",
+    "source_guidance": "Source guidance",
 }
 MASK_OWN = {
     "selection": "Mask from",
@@ -41,7 +43,7 @@ MASK_OWN = {
 
 def task_own(preset: Preset, name: str) -> dict[str, Any]:
     """How the field of a number of `TASK_OWN` is shown: with the task's own in it, or not where the method has none."""
-    value = getattr(preset, name)
+    value = None if name == "strength" and preset.director else getattr(preset, name)
     return {"visible": value is not None, "placeholder": "" if value is None else f"{value:g}"}
 
 
@@ -73,6 +75,8 @@ class Advanced:
     alpha_latent: gr.Textbox
     dilate: gr.Textbox
     null_text_steps: gr.Textbox
+    strength: gr.Textbox
+    source_guidance: gr.Textbox
     union: gr.Checkbox
     selection: gr.Dropdown
     site: gr.Textbox
@@ -125,12 +129,22 @@ class Advanced:
             size = gr.Textbox("", label="Size", placeholder="auto", max_lines=1, min_width=90)
         gr.HTML(
             status.note(
-                "Mask threshold τ, the shares α of the steps that are fused or blended, and by how many cells the "
-                "mask grows. Empty: the task's own."
+                "Mask threshold τ, the shares α of the steps that are fused or blended, by how many cells the mask "
+                "grows, and the strength: the share of the noise that the edit begins with. Empty: the task's own."
             )
         )
         with gr.Row():
-            tau, alpha_self, alpha_cross, alpha_temporal, alpha_latent, dilate, null_text_steps = (
+            (
+                tau,
+                alpha_self,
+                alpha_cross,
+                alpha_temporal,
+                alpha_latent,
+                dilate,
+                null_text_steps,
+                strength,
+                source_guidance,
+            ) = (
                 gr.Textbox("", label=label, max_lines=1, min_width=130, **task_own(preset, name))
                 for name, label in TASK_OWN.items()
             )
@@ -188,6 +202,8 @@ class Advanced:
             alpha_latent,
             dilate,
             null_text_steps,
+            strength,
+            source_guidance,
             union,
             selection,
             site,

@@ -407,6 +407,8 @@ class Desk:
         low_vram: bool,
         method: str,
         null_text_steps: str = "",
+        strength: str = "",
+        source_guidance: str = "",
     ) -> str:
         """What an edit of a clip with these settings will cost on this server."""
         try:
@@ -423,6 +425,8 @@ class Desk:
                 features=features,
                 low_vram=low_vram,
                 null_text_steps=optional(null_text_steps),
+                strength=optional(strength),
+                source_guidance=optional(source_guidance),
             )
             settings = fitting(Path(clip), settings) if clip else settings
         except InputError:

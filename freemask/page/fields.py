@@ -217,7 +217,7 @@ def follow_link(query: str, offered: Sequence[str]) -> list[Any] | None:
     return [left.get(name, value) for name, value in zip(NAMES[1:], filled, strict=True)]
 
 
-NO_FIELD = ("alpha_changed", "reweight", "rescale", "deep_cache", "strength", "source_guidance")  # on the page
+NO_FIELD = ("alpha_changed", "reweight", "rescale", "deep_cache")  # on the page
 
 
 def _filled(values: dict[str, Any], offered: Sequence[str], notes: list[str]) -> list[Any]:
