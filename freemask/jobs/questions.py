@@ -35,7 +35,9 @@ class Question:
 def read_question(told: dict[str, Any]) -> Question:
     """A question as the page tells it; raises SettingError for anything else, PromptError for a word that is none."""
     given = {name: value for name, value in told.items() if name in Question.__dataclass_fields__}
-    given |= {"text": " ".join(str(given.get("text") or "").split()), "words": tuple(given.get("words") or ())}
+    given["text"] = " ".join(str(given.get("text") or "").split())
+    if isinstance(given.get("words"), list):
+        given["words"] = tuple(given["words"])
     question: Question = validated(Question, given, "The question: ")
     asks = question.kind == "concept" or question.kind == "heads" and not question.words
     if asks and (not words(question.text) or len(question.text) > LONGEST):

@@ -314,6 +314,13 @@ EVENTS: tuple[Any, ...] = (
     {"asked": "x"},
     {"asked": None},
     {"word": 5},
+    {"number": 1},
+    {"number": 1, "kind": "concept", "text": ["<b>"] * 50},
+    {"number": 1, "kind": "concept", "text": "wheels"},
+    {"number": 1, "kind": "heads", "words": 5},
+    {"number": 1, "kind": "heads", "words": [-1, "x"], "site": 5},
+    {"number": 1, "kind": "features", "site": "../..", "timestep": 10**9},
+    {"number": 1, "kind": "position", "x": 1e308, "y": "x", "frame": -1},
 )
 
 
@@ -326,6 +333,7 @@ def events_of_no_page(rng: random.Random, folder: Path) -> Any:
         (
             ("take_cell", [None]),
             ("take_painting", [None]),
+            ("answer", [None]),
             ("take_trim", [4]),
             ("take_word", []),
             ("make_preview", [one.clip]),
@@ -333,6 +341,7 @@ def events_of_no_page(rng: random.Random, folder: Path) -> Any:
     )
     if rng.random() < 0.3:
         event = {"site": "up 1.1", "timestep": "RAW", "tau": 0.4, "start": "RAW", "end": 2, "asked": "RAW"}
+        event |= {"number": 1, "kind": "position", "x": "RAW", "frame": "RAW"}
     return lambda: one.call(name, data, session=who, event=event, raw=rng.choice(NUMBERS))
 
 
