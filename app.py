@@ -216,6 +216,7 @@ def build(
         watching: dict[str, Any] = {"concurrency_limit": None}
         cell = results.studio.use(page.take_cell, results.run, inputs.all, **plain)
         painted = results.studio.paint(desk.take_painting, results.run, inputs.all, **plain)
+        bent = results.studio.bend(page.take_bend, results.run, inputs.all, **plain)
         results.studio.ask(desk.answer, results.run, results.studio, trigger_mode="multiple", **watching, **plain)
         # Before the page's own, which would take its name. Agents keep no session: a tool fails over a state that it
         # returns, and "the last edit" is nobody's.
@@ -228,7 +229,7 @@ def build(
             **watching,
         )
         edits = []
-        for press in (inputs.run.click, cell.success, painted.success):
+        for press in (inputs.run.click, cell.success, painted.success, bent.success):
             edits.append(
                 press(
                     desk.edit,
@@ -293,13 +294,16 @@ def build(
         )
         about = [results.curves_word, results.layer, results.run]
         drawn = [results.timeline, results.cell]
-        tab = gr.State("")
+        tab, named = gr.State(""), gr.State("")
         seen = results.tabs.select(page.which_tab, None, tab, **quiet)
         pair, both = [tab, results.other, results.moment, results.run], results.compared
         for event in (seen, opened):
             event.then(desk.follow_curves, [tab, *about], drawn, **quiet)
             ready = event.then(
-                desk.others, results.run, [results.other, results.moment, results.name, results.delete], **quiet
+                desk.others,
+                [results.run, named],
+                [results.other, results.moment, results.name, results.delete, named],
+                **quiet,
             )
             ready.then(desk.compare, pair, both, **plain)
         page.follow([results.other.input, results.moment.input], desk.compare, pair, both, **latest, **plain)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
+from .bends import read_bend
 from .clips.strides import MOST_FRAMES
 from .errors import SettingError
 from .families.specs import PRESETS, ROOT, Solver, backbone_folder, backbone_name, usual_guidance
@@ -168,11 +169,18 @@ class Settings:
     source_guidance: Annotated[
         Annotated[float, Field(ge=1, le=30)] | None, Told("Weight of the source prompt in FlowEdit, 1 to 30.")
     ] = None
+    bend: Annotated[
+        Annotated[str, Field(max_length=300)] | None,
+        Told(
+            "A word's attention that is changed on the way, as 'up 2.0@161: car scale 2': LAYER@TIMESTEP#HEAD: WORD "
+            "scale, blur or shift, by how much; @TIMESTEP and #HEAD may be left out."
+        ),
+    ] = None
     rescale: Annotated[Share | None, Told("Guidance rescale, 0 (none) to 1.")] = None
     selection: Annotated[Selection | None, Told("Where the mask comes from: codebook, adaptive or consensus.")] = None
     site: Annotated[Name | None, Told("A layer whose map is the mask instead, such as up 3.0.")] = None
     timestep: Annotated[
-        Annotated[int, Field(ge=0, lt=1000)] | None,
+        Annotated[int, Field(ge=0, le=1000)] | None,
         Told("The timestep of that layer's map. Left out: each step its own."),
     ] = None
     masks: Annotated[Path | None, Told("Masks of your own instead: a zip of PNGs, one a frame or one for all.")] = None
@@ -259,6 +267,8 @@ def make_settings(labels: Mapping[str, str] | None = None, /, **values: Any) -> 
         raise SettingError(
             f"The solver {settings.solver!r} adds no noise: leave eta at 0, or change the solver to ddim."
         )
+    if settings.bend:
+        read_bend(settings.bend)
     backbone_folder(settings.backbone)
     return replace(settings, backbone=backbone_name(settings.backbone))
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from test_concepts import seen  # noqa: F401
 
-from freemask.errors import SettingError
+from freemask.errors import PromptError, SettingError
 from freemask.families.attention import attend, probabilities
+from freemask.jobs.questions import Question, read_question
 from freemask.methods.probe import feature_colours, head_maps, position_attention
 
 
@@ -76,3 +77,28 @@ def test_features_are_colours_of_the_whole_clip(seen):  # noqa: F811
     assert colours.shape == (trace.latent_frames, *site.grid(trace.grid), 3) and colours.dtype == np.uint8
     assert colours.std((0, 1, 2)).min() > 10
     assert np.array_equal(colours, feature_colours(editor.backbone, trace, t=t, site=site.name))
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "message"),
+    [
+        ({}, SettingError, "kind"),
+        ({"kind": "all"}, SettingError, "kind"),
+        ({"kind": "concept", "text": " ,; "}, PromptError, "Write a word or a few"),
+        ({"kind": "concept", "text": "x" * 101}, PromptError, "100 characters at most"),
+        ({"kind": "heads"}, PromptError, "Write a word"),
+        ({"kind": "heads", "words": 5}, SettingError, "words"),
+        ({"kind": "heads", "words": [-1]}, SettingError, "words"),
+        ({"kind": "position", "x": 1.0}, SettingError, "x is 1"),
+        ({"kind": "features", "site": ["a"]}, SettingError, "site"),
+    ],
+)
+def test_a_question_is_checked(told, error, message):
+    with pytest.raises(error, match=message):
+        read_question(told)
+
+
+def test_a_question_is_read():
+    told = {"kind": "heads", "words": [1, 2], "site": "a", "timestep": 7, "number": 3}
+    assert read_question(told) == Question(kind="heads", words=(1, 2), site="a", timestep=7)
+    assert read_question({"kind": "concept", "text": " big\n wheels "}).text == "big wheels"

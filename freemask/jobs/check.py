@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..bends import read_bend
 from ..clips.video import MIN_SIDE, Clip, probe, read_clip
 from ..errors import BackboneError, ClipError, PromptError, SettingError
 from ..families.specs import backbone_spec, fit, known_words
@@ -91,6 +92,8 @@ def check(clip: Path | None, settings: Settings) -> Checked:
         refuse_pair(settings, backbone_spec(settings.backbone).path)
     word = settings.word or infer_word(settings.source, settings.edit, settings.task)
     word = named(words(settings.source), find_word(settings.source, word))
+    if settings.bend:
+        find_word(settings.edit, read_bend(settings.bend).word)
     settings = fitting(clip, settings)
     masks = read_mask_zip(settings.masks, frames=settings.frames) if settings.masks else None
     size = _size(clip, settings)

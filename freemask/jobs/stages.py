@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
+from ..bends import Bend, read_bend
 from ..clips.ffmpeg import whole
 from ..clips.video import Clip, probe, read_clip, write_clip
-from ..errors import StorageError
+from ..errors import SettingError, StorageError
 from ..families.ddim import CLEAN
 from ..families.devices import free_memory, is_out_of_memory
 from ..families.graphs import Usage
@@ -105,6 +106,11 @@ class Job:
         return self.settings.preset()
 
     @property
+    def bend(self) -> Bend | None:
+        """The change of a word's attention that is asked for."""
+        return read_bend(self.settings.bend) if self.settings.bend else None
+
+    @property
     def deep_cache(self) -> int:
         """Of how many steps of the edit one computes the coarse layers."""
         settings = self.settings
@@ -144,6 +150,11 @@ class Job:
         sites = editor.backbone.sites
         if settings.site:
             find_site(settings.site, sites)
+        if self.bend:
+            bent = find_site(self.bend.site, sites)
+            heads = editor.backbone.unet.get_submodule(bent.name).heads
+            if (self.bend.head or 1) > heads:
+                raise SettingError(f"bend: {bent.short} has {heads} heads.")
         joint = any(site.joint for site in sites)
         if self.preset.alpha_temporal and not joint and not any(site.kind == "temporal" for site in sites):
             self.notes.append(f"{settings.backbone} has no temporal attention: nothing is fused there.")
@@ -235,6 +246,7 @@ class Job:
             deep_cache=self.deep_cache,
             prepared=self.prepared,
             preparing=self.usage["null-text"],
+            bend=self.bend,
         )
 
     def show(self, out: Path, maps: bool = True) -> Steps[None]:

@@ -21,6 +21,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..bends import Bend
 from ..clips.spans import Span, spans
 from ..clips.strides import latent_frames, to_frames
 from ..clips.video import Clip
@@ -43,6 +44,7 @@ from ..presets import Preset, load_preset
 from ..steps import Step, Steps, finish
 from ..words.prompts import find_word, infer_word
 from .base import Prepared, fused_sites, over_spans, windows
+from .bend import Bending
 from .concepts import concept_steps
 from .sessions import SESSIONS
 
@@ -306,6 +308,7 @@ class Editor:
         deep_cache: int = 1,
         prepared: MutableMapping[str, Prepared] | None = None,
         preparing: Usage | None = None,
+        bend: Bend | None = None,
     ) -> Steps[Denoised]:
         """Denoises with the edit prompt under classifier-free guidance and masked fusion.
 
@@ -314,7 +317,7 @@ class Editor:
         `watch` keeps the maps of the words that the source prompt lacks. With `one_row` batch rows run one at a
         time, in a third of the memory; the source's features of the step wait in host RAM meanwhile. Of `deep_cache`
         steps one computes the coarse layers (`families.deep`). What a method prepares is put into `prepared` and taken
-        from there if it is there already; `preparing` counts its UNet calls.
+        from there if it is there already; `preparing` counts its UNet calls. `bend` changes one word's attention.
         """
         usage, prepared = usage or Usage(), {} if prepared is None else prepared
         plan = self.plan_masks(trace, word=word, task=task, mask=mask, site=site, timestep=timestep)
@@ -324,6 +327,10 @@ class Editor:
             if key not in prepared:
                 prepared[key] = yield from session.prepare(preparing or Usage())
             session.prepared = prepared[key]
+        bending = None
+        if bend:
+            at = find_word(prompt, bend.word)
+            bending = Bending(bend, trace, [token for j in at for token in session.edit_tokens[j]])
         deep = DeepCache(self.backbone.unet, deep_cache if session.cacheable else 1)
         every = -(-len(trace.timesteps) // glances) if glances else len(trace.timesteps) + 1
         picture: np.ndarray | None = None
@@ -342,6 +349,8 @@ class Editor:
                     z = torch.cat([row.x[:, :, span.frames] for row in group])
                     told = _together([row.text for row in group], span)
                     hooks, kind = session.hooks(span, names), session.kind(names)
+                    if bending:
+                        hooks, kind = bending.over(hooks, names, t), bending.kind(kind, t)
                     with deep.over((names, span.start)):
                         eps = forwards.predict(z, t, told, level, hooks, kind and (kind, deep.reused))
                     seen |= dict(zip(names, eps.chunk(len(names)), strict=True))

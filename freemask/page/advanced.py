@@ -81,6 +81,7 @@ class Advanced:
     selection: gr.Dropdown
     site: gr.Textbox
     timestep: gr.Textbox
+    bend: gr.Textbox
     masks: gr.File
     features: gr.Radio
     low_vram: gr.Checkbox
@@ -166,6 +167,13 @@ class Advanced:
             timestep = gr.Textbox(
                 "", label=MASK_OWN["timestep"], placeholder="each step its own", max_lines=1, min_width=120
             )
+        bend = gr.Textbox(
+            "",
+            label="Bent attention",
+            placeholder="up 2.0@161: car scale 2",
+            info="LAYER@TIMESTEP#HEAD: WORD scale, blur or shift, by how much. The explorer's Bend fills it.",
+            max_lines=1,
+        )
         masks = gr.File(
             label=f"{MASK_OWN['masks']}: a zip of PNGs, one a frame or one for all",
             file_types=[".zip"],
@@ -208,6 +216,7 @@ class Advanced:
             selection,
             site,
             timestep,
+            bend,
             masks,
             features,
             low_vram,

@@ -195,8 +195,9 @@ class Desk:
         choices = gr.Radio(choices=names, value=value, visible=bool(names))
         return choices, status.history([(one.report, poster(one.folder / "edited.mp4")) for one in runs])
 
-    def others(self, shown: Run | None, request: gr.Request) -> tuple[Any, Any, Any, Any]:
-        """The runs that the shown one can be compared with, and what can be done with it where it is the visitor's."""
+    def others(self, shown: Run | None, named: str, request: gr.Request) -> tuple[Any, ...]:
+        """The runs that the shown one can be compared with, and what can be done with it where it is the visitor's. Its
+        name is told once, so that it stays under the hands of who types another; `named` is the run whose name was."""
         runs = self._visits.of(request.session_hash or "").runs
         folders = [run.folder for run in runs]
         here = shown.folder if shown else None
@@ -207,11 +208,15 @@ class Desk:
         ]
         mine = shown is not None and here in folders
         frames = shown.report["clip"]["frames"] if shown else 1
+        told = here is not None and here.name == named
         return (
             gr.Dropdown(choices=names, value=names[-1][1] if names else None, visible=bool(names)),
             gr.Slider(1, max(2, frames), value=1, interactive=frames > 1, visible=bool(names)),
-            gr.Textbox(shown.name if shown and mine else "", visible=mine),
+            gr.skip()
+            if here and here.name == named
+            else gr.Textbox(shown.name if shown and mine else "", visible=mine),
             gr.Button(visible=mine),
+            here.name if here else "",
         )
 
     def compare(self, tab: str, other: str, frame: float, run: Run | None, request: gr.Request) -> tuple[Any, ...]:

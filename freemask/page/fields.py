@@ -268,6 +268,7 @@ def field_values(own: Settings) -> list[Any]:
         "union": bool(own.union),
         "selection": own.selection or "",
         "site": own.site or "",
+        "bend": own.bend or "",
         "timestep": "" if own.timestep is None else str(own.timestep),
         "masks": None,
     }

@@ -24,7 +24,7 @@ from ..words.prompts import align, find_word, words
 from . import status
 from .curves import first_tau
 from .desk import VIDEOS
-from .fields import link, same_clip
+from .fields import changed_fields, fill_run, link, same_clip
 from .visits import Run
 from .wire import file_data, hear, shown
 
@@ -38,6 +38,7 @@ __all__ = [
     "open_sheet",
     "open_studio",
     "show_masks",
+    "take_bend",
     "take_cell",
 ]
 
@@ -139,6 +140,13 @@ def take_cell(run: Run | None, event: gr.EventData) -> list[Any]:
     timestep = hear(event, "timestep", lambda told: "" if told is None else str(int(told)))
     cell = {"site": short_site(hear(event, "site", str)), "timestep": timestep}
     return same_clip(run, selection="", masks=None, tau=f"{hear(event, 'tau', float):.2f}", **cell)
+
+
+def take_bend(run: Run | None, event: gr.EventData) -> list[Any]:
+    """A bend of a word's attention, as a field of the edit that is shown, all others as it had them."""
+    if run is None:
+        raise shown(SettingError("There is no edit yet: edit a clip first."))
+    return changed_fields(fill_run(run), bend=hear(event, "text", str)[:300])
 
 
 def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any]:

@@ -144,6 +144,7 @@ function inspector(value, state, store, act, clips) {
     note.classList.toggle("bad", !state.usable);
     use.hidden = !state.usable;
     useRow.hidden = !edited() || deep.partial();
+    bendRow.hidden = !bendable() || brush.active();
   }
 
   canvas.addEventListener("click", (event) => {
@@ -162,13 +163,27 @@ function inspector(value, state, store, act, clips) {
   const use = button("Edit with this cell", "Edit again with this cell's mask (Enter in the matrix)", () => act.use(false), "fm-button primary");
   const fill = check("fill the mask", set("overlay", "fill")), outlined = check("outline the mask in use", set("overlay", "used"));
   const useRow = button("Edit with this row", "Edit again with this layer: every timestep its own mask", () => act.use(true));
+  const ways = [["scale 2", "twice as strong"], ["scale 4", "four times"], ["scale 0", "muted"], ["blur 2", "blurred"], ["shift 0.25", "moved right"], ["shift -0.25", "moved left"]];
+  const way = choice("Bend this word's attention", ways, () => {});
+  const where = choice("in", [["cell", "this cell"], ["row", "this layer"]], () => {});
+  const bend = button("Edit bent", "Edit again with this word's attention changed there, all else as it was; Compare shows the two", () => {
+    const [s, k] = state.cell, word = bendable(), cell = where.select.value === "cell" ? `@${timesteps[k]}` : "";
+    act.bend(`${sites[s].short}${cell}${deep.head() ? `#${deep.head()}` : ""}: ${word} ${way.select.value}`);
+  });
+  const bendRow = el("div", { className: "fm-bend" }, way.node, where.node, bend);
+  /** The shown word's name in the edit prompt, where it stands there once. */
+  function bendable() {
+    const same = state.words.length === 1 ? value.edit_words.filter(({ at }) => at === state.words[0]) : [];
+    return same.length === 1 && value.edit_words.filter(({ text }) => text === same[0].text).length === 1 ? same[0].text : null;
+  }
+
   return {
     node: el("section", { className: "fm-panel fm-inspector", ariaLabel: "Inspector" }, title,
       el("div", { className: "fm-view" }, canvas, scaleLine, key, deep.node),
       el("div", { className: "fm-controls" }, tau.node, opacity.node,
         el("div", { className: "fm-choices" }, colours.node, view.node, shared.node), el("div", { className: "fm-checks" }, fill, outlined),
         el("dl", {}, ...figures.map(([name, node]) => el("div", {}, el("dt", {}, name), node))),
-        el("div", { className: "fm-actions" }, use, useRow, paint), note, brush.node)),
+        el("div", { className: "fm-actions" }, use, useRow, paint), note, bendRow, brush.node)),
     update(what) {
       if (what === "size") {
         canvas.width = Math.round(canvas.clientWidth * devicePixelRatio);

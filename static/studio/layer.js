@@ -107,6 +107,8 @@ function layerView(value, state, store, act, host) {
     },
     /** Whether the mask that is shown leaves heads out. */
     partial: () => state.view === "heads" && !!found && muted.size > 0,
+    /** The one head that is kept, counted from 1; 0 where there are several. */
+    head: () => (state.view === "heads" && found && muted.size === found.shape[0] - 1 ? [...Array(found.shape[0]).keys()].find((n) => !muted.has(n)) + 1 : 0),
     /** Draws features or a place's attention; false where there is nothing of that to draw. */
     draw(canvas, context, layer) {
       if (!found || !["features", "place"].includes(state.view)) return false;

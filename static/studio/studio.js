@@ -56,6 +56,7 @@ function session(element, root, value, trigger) {
       trigger("use", { site: sites[s].name, timestep: row ? null : timesteps[k], tau: state.tau });
     },
     paint: (data) => trigger("paint", data),
+    bend: (text) => trigger("bend", { text }),
     seek(text) {
       const known = value.words.findIndex(({ name }) => name === text);
       if (known >= 0) return choose([known]);

@@ -127,6 +127,21 @@ def test_curves_are_drawn_when_their_tab_opens_and_leave_as_files(page: Page, cl
     assert told[0] == "word,layer,timestep,area,iou,flicker,entropy,x,y" and len(told) > 6
 
 
+def test_attention_is_bent_and_the_edit_made_again(tab: Tab, real: str) -> None:
+    page = tab(real)
+    page.get_by_role("button", name="Red car, blue car").click()
+    expect(page.locator("#facts")).to_contain_text("64×64")
+    press_edit(page)
+    state(page, "done")
+    cell = str(explorer(page).get_attribute("data-cell"))
+    page.get_by_label("Bend this word's attention").select_option("muted")
+    page.get_by_role("button", name="Edit bent").click()
+    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
+    site, timestep = cell.split("@")
+    assert report(page)["settings"]["bend"] == f"{short_site(site)}@{timestep}: car scale 0"
+    expect(page.locator(".fm-history")).to_contain_text("bend")
+
+
 def test_two_edits_stand_beside_each_other(page: Page, clip: Path) -> None:
     """Equal ones differ in nothing; a name and a deletion are the visitor's own."""
     edited(page, clip)
@@ -135,6 +150,7 @@ def test_two_edits_stand_beside_each_other(page: Page, clip: Path) -> None:
     press_edit(page)
     expect(page.locator("#differ")).to_contain_text("Their settings are the same.")
     for shown in ("#beside video", "#strip img", "#difference img"):
+        page.locator(shown).scroll_into_view_if_needed()  # what is out of sight is not loaded
         expect(page.locator(shown)).to_be_visible()
     field = page.get_by_label("Name of the edit that is shown")
     field.fill("  my <b>second</b>  ")
