@@ -212,9 +212,7 @@ class Desk:
         return (
             gr.Dropdown(choices=names, value=names[-1][1] if names else None, visible=bool(names)),
             gr.Slider(1, max(2, frames), value=1, interactive=frames > 1, visible=bool(names)),
-            gr.skip()
-            if here and here.name == named
-            else gr.Textbox(shown.name if shown and mine else "", visible=mine),
+            gr.skip() if told else gr.Textbox(shown.name if shown and mine else "", visible=mine),
             gr.Button(visible=mine),
             here.name if here else "",
         )
