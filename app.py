@@ -217,17 +217,6 @@ def build(
         cell = results.studio.use(page.take_cell, results.run, inputs.all, **plain)
         painted = results.studio.paint(desk.take_painting, results.run, inputs.all, **plain)
         bent = results.studio.bend(page.take_bend, results.run, inputs.all, **plain)
-        results.studio.ask(desk.answer, results.run, results.studio, trigger_mode="multiple", **watching, **plain)
-        # Before the page's own, which would take its name. Agents keep no session: a tool fails over a state that it
-        # returns, and "the last edit" is nobody's.
-        gr.Button(visible=False).click(
-            desk.edit_for_agents if agents else desk.edit,
-            page.program_inputs(inputs),
-            results.outputs[:-1] if agents else results.outputs,
-            postprocess=False,
-            api_name="edit",
-            **watching,
-        )
         edits = []
         for press in (inputs.run.click, cell.success, painted.success, bent.success):
             edits.append(
@@ -292,44 +281,12 @@ def build(
             trigger_mode="always_last",
             concurrency_limit=4,
         )
-        about = [results.curves_word, results.layer, results.run]
-        drawn = [results.timeline, results.cell]
-        tab, named = gr.State(""), gr.State("")
-        seen = results.tabs.select(page.which_tab, None, tab, **quiet)
-        pair, both = [tab, results.other, results.moment, results.run], results.compared
-        for event in (seen, opened):
-            event.then(desk.follow_curves, [tab, *about], drawn, **quiet)
-            ready = event.then(
-                desk.others,
-                [results.run, named],
-                [results.other, results.moment, results.name, results.delete, named],
-                **quiet,
-            )
-            ready.then(desk.compare, pair, both, **plain)
-        page.follow([results.other.input, results.moment.input], desk.compare, pair, both, **latest, **plain)
         history = [results.choice, results.history]
-        results.name.submit(desk.rename, [results.name, results.run], history, **quiet)
-        results.name.blur(desk.rename, [results.name, results.run], history, **quiet)
+        for event in (results.name.submit, results.name.blur):
+            event(desk.rename, [results.name, results.run], history, **quiet)
         gone = results.delete.click(desk.delete, results.run, results.outputs, **plain)
         gone.success(desk.history, results.run, history, **quiet)
-        page.follow(
-            [results.curves_word.input, results.layer.input],
-            desk.follow_curves,
-            [tab, *about],
-            drawn,
-            **latest,
-            **quiet,
-        )
-        gr.Button(visible=False).click(
-            desk.show_curves,
-            about,
-            drawn,
-            api_name="curves",
-            api_visibility="undocumented" if agents else "public",
-        )
-        for name, button in results.tables.items():
-            made = button.click(desk.adds_curves(name), about, results.files, **plain)
-            made.success(None, js=browser.fetch(name), **quiet)
+        page.Explorer(desk).wire(results, opened, api_visibility="undocumented" if agents else "public")
         demo.load(desk.tell_first_cost, costly, inputs.estimate, concurrency_limit=None, **quiet)
         demo.unload(desk.leave)
         demo.unload(forget)

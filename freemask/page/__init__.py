@@ -1,9 +1,9 @@
 """The page's parts and handlers: the only room that imports gradio. `app.py` wires them."""
 
 from .bodies import Body, diffusion, outliving, painted_circles
-from .curves import which_tab
 from .desk import Desk
 from .estimate import Estimates
+from .explorer import Explorer
 from .fields import (
     describe_clip,
     drop_mask,
@@ -31,6 +31,7 @@ __all__ = [
     "Body",
     "Desk",
     "Estimates",
+    "Explorer",
     "Inputs",
     "Results",
     "Run",
@@ -68,5 +69,4 @@ __all__ = [
     "tell_world",
     "theme",
     "toy_world",
-    "which_tab",
 ]

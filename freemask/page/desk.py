@@ -11,7 +11,7 @@ import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
@@ -19,22 +19,17 @@ from typing import Any
 
 import gradio as gr
 
-from ..errors import FreeMaskError, InputError, SettingError
+from ..errors import InputError, SettingError
 from ..families.reach import obstacle, refusal
-from ..families.specs import known_words
 from ..jobs.check import check, fitting
-from ..jobs.questions import read_question
-from ..jobs.worker import Cancelled, Job, QueueFull, Worker
+from ..jobs.questions import Question
+from ..jobs.worker import Job, QueueFull, Worker
 from ..pictures.mask_zip import save_mask_zip
-from ..pictures.word_maps import concept_file
 from ..settings import EXAMPLES, Example, Settings, infer_settings, make_settings, read_size
 from ..steps import Step, mapped
-from ..words.prompts import words
 from . import status
 from .advanced import MASK_OWN
 from .bodies import Body
-from .compare import COMPARE, compare_runs
-from .curves import CURVES, draw_curves, save_curves
 from .estimate import Estimates, sized
 from .fields import (
     FIELDS,
@@ -44,17 +39,16 @@ from .fields import (
     fill_run,
     follow_link,
     is_link,
-    made_with,
     optional,
     read_fields,
     same_clip,
 )
 from .programs import told_of_settings
 from .visits import Run, Visit, Visits
-from .wire import collecting, file_data, hear, painted_masks, picture_uri, poster, shown
+from .wire import collecting, file_data, painted_masks, picture_uri, poster, shown
 from .zero import in_context
 
-__all__ = ["VIDEOS", "Desk"]
+__all__ = ["VIDEOS", "Desk", "files_of", "own_folder"]
 
 log = logging.getLogger(__name__)
 OF_ADDRESS = 4  # edits that wait or run at once for one address of the internet
@@ -127,6 +121,22 @@ class Desk:
                 job.cancel()
             self._visits.leave(session, job.id)
 
+    def visit(self, request: gr.Request) -> Visit:
+        """Whose request it is."""
+        return self._visits.of(request.session_hash or "")
+
+    def look(self, request: gr.Request, clip: Path, settings: Settings, folder: Path, question: Question) -> Job:
+        """A visitor's question about an edit in a folder, which ends the search for an earlier answer. Raises
+        SettingError and QueueFull as an edit does."""
+        visit = self.visit(request)
+        if visit.looking:
+            visit.looking.cancel()
+        self._refuse_crowd(address := _address(request))
+        given, context = (clip, settings, folder, visit.inversions), contextvars.copy_context()
+        job = visit.looking = self._worker.submit(lambda: in_context(context, self._body(*given, question)))
+        self._of_address.setdefault(address, []).append(job)
+        return job
+
     def _refuse_crowd(self, address: str) -> None:
         """Raises SettingError where one address of the internet has as many edits in the queue as it may. Those of a
         local network and of proxies that do not say for whom they ask are not counted."""
@@ -180,7 +190,7 @@ class Desk:
     def cancel(self, request: gr.Request) -> Any:
         """Cancel what this visitor has queued or running. The edit itself tells of it, as its last word: were it told
         here, what the edit told just before could come after it and stay."""
-        visit = self._visits.of(request.session_hash or "")
+        visit = self.visit(request)
         visit.cancelled += 1
         for job in (jobs := visit.active):
             job.cancel()
@@ -188,58 +198,23 @@ class Desk:
 
     def history(self, shown: Run | None, request: gr.Request) -> tuple[Any, str]:
         """The choices among this visitor's last runs, with the one that is shown, and the table that compares them."""
-        runs = self._visits.of(request.session_hash or "").runs
+        runs = self.visit(request).runs
         names = [(f"{i + 1}: {shorten(run.name, 44, placeholder='…')}", run.folder.name) for i, run in enumerate(runs)]
         here = shown.folder.name if shown else None
         value = here if here in [name for _, name in names] else names[-1][1] if names else None
         choices = gr.Radio(choices=names, value=value, visible=bool(names))
         return choices, status.history([(one.report, poster(one.folder / "edited.mp4")) for one in runs])
 
-    def others(self, shown: Run | None, named: str, request: gr.Request) -> tuple[Any, ...]:
-        """The runs that the shown one can be compared with, and what can be done with it where it is the visitor's. Its
-        name is told once, so that it stays under the hands of who types another; `named` is the run whose name was."""
-        runs = self._visits.of(request.session_hash or "").runs
-        folders = [run.folder for run in runs]
-        here = shown.folder if shown else None
-        names = [
-            (f"{i + 1}: {shorten(run.name, 44, placeholder='…')}", run.folder.name)
-            for i, run in enumerate(runs)
-            if run.folder != here
-        ]
-        mine = shown is not None and here in folders
-        frames = shown.report["clip"]["frames"] if shown else 1
-        told = here is not None and here.name == named
-        return (
-            gr.Dropdown(choices=names, value=names[-1][1] if names else None, visible=bool(names)),
-            gr.Slider(1, max(2, frames), value=1, interactive=frames > 1, visible=bool(names)),
-            gr.skip() if told else gr.Textbox(shown.name if shown and mine else "", visible=mine),
-            gr.Button(visible=mine),
-            here.name if here else "",
-        )
-
-    def compare(self, tab: str, other: str, frame: float, run: Run | None, request: gr.Request) -> tuple[Any, ...]:
-        """The run that is shown beside another of this visitor's, where their tab is open."""
-        visit = self._visits.of(request.session_hash or "")
-        second = next((one for one in visit.runs if one.folder.name == other), None)
-        if tab != COMPARE:
-            return (gr.skip(),) * 4
-        if run is None or second is None:
-            return status.note("Edit once more to compare two edits."), None, None, None
-        with collecting() as errors:
-            table, *files = compare_runs(second, run, int(frame) - 1, visit.folder / f"of-{run.folder.name}")
-            return table, *(file_data(one) if one else None for one in files)
-        raise shown(errors[0])
-
     def rename(self, name: str, run: Run | None, request: gr.Request) -> tuple[Any, str]:
         """Another name for the run that is shown, where it is the visitor's; and the history with it."""
-        visit = self._visits.of(request.session_hash or "")
+        visit = self.visit(request)
         if run and any(one.folder == run.folder for one in visit.runs):
             visit.rename(run, " ".join(str(name).split())[:100])
         return self.history(run, request)
 
     def delete(self, run: Run | None, request: gr.Request) -> tuple[Any, ...]:
         """Deletes the run that is shown, where it is the visitor's, and shows the one before it, or the greeting."""
-        visit = self._visits.of(request.session_hash or "")
+        visit = self.visit(request)
         if run is None or all(one.folder != run.folder for one in visit.runs):
             raise shown(SettingError("This edit is not one of yours: there is nothing to delete."))
         visit.delete(run)
@@ -249,14 +224,14 @@ class Desk:
 
     def show_run(self, name: str, request: gr.Request) -> tuple[Any, ...]:
         """One of this visitor's last runs again."""
-        for run in self._visits.of(request.session_hash or "").runs:
+        for run in self.visit(request).runs:
             if run.folder.name == name:
                 return _results(run, status.done(run.report, run.report["seconds"]["total"]))
         raise shown(SettingError("That run is gone: choose another, or edit again."))
 
     def fill_run(self, run: Run, request: gr.Request) -> list[Any]:
         """The fields of a run that is shown again, but while an edit goes on, whose fields they are then."""
-        active = self._visits.of(request.session_hash or "").active
+        active = self.visit(request).active
         return [gr.skip()] * FIELDS if active else fill_run(run)
 
     def show_example(self, example: Example) -> tuple[Any, ...]:
@@ -275,89 +250,19 @@ class Desk:
         """
         if run is None:
             raise shown(SettingError("There is no edit yet: edit a clip first."))
-        into = _own_folder(run, self._visits.of(request.session_hash or ""))
+        into = own_folder(run, self.visit(request))
         with collecting() as errors:
             from ..jobs.extras import make_extra  # which imports torch, and the page is painted before that
 
             return file_data(make_extra(run.folder, name, into))
         raise shown(errors[0])
 
-    async def answer(
-        self, run: Run | None, event: gr.EventData, request: gr.Request
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """An answer about the edit that is shown, for the studio, as a job of its own behind the edits that wait: what
-        is told meanwhile, and last the answer, or why there is none. Each tells the `number` of the question."""
-        if run is None:
-            raise shown(SettingError("There is no edit yet: edit a clip first."))
-        about = {"run": run.folder.name, "number": hear(event, "number", int)}
-        visit = self._visits.of(request.session_hash or "")
-        folder = _own_folder(run, visit) or run.folder
-        with collecting() as errors:
-            question = read_question(dict(event._data))
-            file = concept_file(folder, question.text)
-            told: dict[str, Any] = {}
-            if question.kind != "concept" or not file.exists():
-                if visit.looking:
-                    visit.looking.cancel()
-                self._refuse_crowd(address := _address(request))
-                given, context = (run.clip, made_with(run), folder, visit.inversions), contextvars.copy_context()
-                job = visit.looking = self._worker.submit(lambda: in_context(context, self._body(*given, question)))
-                self._of_address.setdefault(address, []).append(job)
-                before = None
-                while not (now := job.snapshot).ended:
-                    if (line := status.looking(now)) != before:
-                        yield {"answer": about | {"told": (before := line)}}
-                    await asyncio.sleep(0.05)
-                told = job.result()
-            if question.kind == "concept":
-                known = known_words(run.report["settings"]["backbone"])
-                unseen = known is not None and not {word.lower() for word in words(question.text)} <= set(known)
-                told = {"maps": file_data(file), "unseen": unseen}
-            yield {"answer": about | {"kind": question.kind, "found": told}}
-        for error in errors:
-            if not isinstance(error, Cancelled):  # by another question, which is told of in its place
-                why = str(error) if isinstance(error, FreeMaskError) else shown(error).message
-                yield {"answer": about | {"failed": why}}
-
-    def show_curves(self, word: str, layer: str, run: Run | None, request: gr.Request) -> tuple[Any, str]:
-        """A word's maps over the timesteps, at a layer of the last edit in this session, and Python that draws them.
-
-        Args:
-            word: A word of that edit's prompts, or another that was looked for.
-            layer: The layer, by its short name such as "up 2.0".
-        """
-        if run is None:
-            raise shown(SettingError("There are no maps yet: edit a clip first."))
-        with collecting() as errors:
-            return draw_curves(
-                run, _own_folder(run, self._visits.of(request.session_hash or "")), str(word), str(layer)
-            )
-        raise shown(errors[0])
-
-    def follow_curves(self, tab: str, word: str, layer: str, run: Run | None, request: gr.Request) -> tuple[Any, Any]:
-        """The same for the page, where their tab is open."""
-        return self.show_curves(word, layer, run, request) if run and tab == CURVES else (gr.skip(), gr.skip())
-
-    def adds_curves(self, name: str) -> Callable[[str, str, Run | None, gr.Request], list[Any]]:
-        """A handler that makes that file of the curves, and gives it with the others."""
-
-        def add(word: str, layer: str, run: Run | None, request: gr.Request) -> list[Any]:
-            if run is None:
-                return []
-            own = _own_folder(run, self._visits.of(request.session_hash or ""))
-            with collecting() as errors:
-                made = save_curves(run, own, str(word), str(layer), name, own or run.folder)
-                return [file_data(made), *(one for one in _files(run) if one["orig_name"] != name)]
-            raise shown(errors[0])
-
-        return add
-
     def adds_file(self, name: str) -> Callable[[Run | None, gr.Request], list[Any]]:
         """A handler that makes that file, and gives it with the others."""
 
         def add(run: Run | None, request: gr.Request) -> list[Any]:
             made = self.make_file(name, run, request)
-            return [made, *(one for one in _files(run) if one["orig_name"] != name)] if run else []
+            return [made, *(one for one in files_of(run) if one["orig_name"] != name)] if run else []
 
         return add
 
@@ -369,7 +274,7 @@ class Desk:
             masks = painted_masks(event._data)
         for error in errors:
             raise shown(error)
-        folder = self._visits.of(request.session_hash or "").folder
+        folder = self.visit(request).folder
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"painted-{secrets.token_urlsafe(8)}.zip"
         save_mask_zip(path, masks)
@@ -488,7 +393,7 @@ class Desk:
         return run
 
 
-def _own_folder(run: Run, visit: Visit) -> Path | None:
+def own_folder(run: Run, visit: Visit) -> Path | None:
     """Where what a visitor asks for of a run is kept, if it is not the run's own folder: what ships is everybody's."""
     return visit.folder / f"of-{run.folder.name}" if run.folder.is_relative_to(EXAMPLES) else None
 
@@ -501,10 +406,10 @@ def _report(example: Example) -> Path:
 def _results(run: Run, line: str) -> tuple[Any, ...]:
     """A run as the page's and the API's outputs; what is yet to come of it is None."""
     videos = [run.folder / f"{name}.mp4" for name in VIDEOS]
-    return line, *(file_data(path) if path.exists() else None for path in videos), run.report, _files(run), run
+    return line, *(file_data(path) if path.exists() else None for path in videos), run.report, files_of(run), run
 
 
-def _files(run: Run) -> list[Any]:
+def files_of(run: Run) -> list[Any]:
     """All of a run's files; those that begin with a dot are still being written."""
     paths = sorted(path for path in run.folder.iterdir() if not path.name.startswith("."))
     return [file_data(path) for path in paths if path.is_file()]

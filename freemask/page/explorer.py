@@ -1,0 +1,156 @@
+"""What a visitor asks about finished edits: answers for the studio, curves, and two edits beside each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from textwrap import shorten
+from typing import Any
+
+import gradio as gr
+
+from ..errors import FreeMaskError, SettingError
+from ..families.specs import known_words
+from ..jobs.questions import read_question
+from ..jobs.worker import Cancelled
+from ..pictures.word_maps import concept_file
+from ..words.prompts import words
+from . import browser, status
+from .compare import COMPARE, compare_runs
+from .curves import CURVES, draw_curves, save_curves, which_tab
+from .desk import Desk, files_of, own_folder
+from .fields import made_with
+from .parts import Results
+from .visits import Run
+from .wire import collecting, file_data, follow, hear, shown
+
+__all__ = ["Explorer"]
+
+
+class Explorer:
+    """The tabs and the studio's questions, at a desk."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def wire(self, results: Results, opened: Any, *, api_visibility: str) -> None:
+        """The events of the tabs; `opened` is the one after which another edit is shown."""
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        plain = quiet | {"postprocess": False}
+        latest: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": 4}
+        results.studio.ask(
+            self.answer, results.run, results.studio, trigger_mode="multiple", concurrency_limit=None, **plain
+        )
+        about, drawn = [results.curves_word, results.layer, results.run], [results.timeline, results.cell]
+        tab, named = gr.State(""), gr.State("")
+        chosen = results.tabs.select(which_tab, None, tab, **quiet)
+        pair = [tab, results.other, results.moment, results.run]
+        offered = [results.other, results.moment, results.name, results.delete, named]
+        for event in (chosen, opened):
+            event.then(self.follow_curves, [tab, *about], drawn, **quiet)
+            ready = event.then(self.others, [results.run, named], offered, **quiet)
+            ready.then(self.compare, pair, results.compared, **plain)
+        follow([about[0].input, about[1].input], self.follow_curves, [tab, *about], drawn, **latest, **quiet)
+        follow([results.other.input, results.moment.input], self.compare, pair, results.compared, **latest, **plain)
+        gr.Button(visible=False).click(self.show_curves, about, drawn, api_name="curves", api_visibility=api_visibility)
+        for name, button in results.tables.items():
+            made = button.click(self.adds_curves(name), about, results.files, **plain)
+            made.success(None, js=browser.fetch(name), **quiet)
+
+    async def answer(
+        self, run: Run | None, event: gr.EventData, request: gr.Request
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """An answer about the edit that is shown, for the studio, as a job of its own behind the edits that wait: what
+        is told meanwhile, and last the answer, or why there is none. Each tells the `number` of the question."""
+        if run is None:
+            raise shown(SettingError("There is no edit yet: edit a clip first."))
+        about = {"run": run.folder.name, "number": hear(event, "number", int)}
+        visit = self._desk.visit(request)
+        folder = own_folder(run, visit) or run.folder
+        with collecting() as errors:
+            question = read_question(dict(event._data))
+            file = concept_file(folder, question.text)
+            told: dict[str, Any] = {}
+            if question.kind != "concept" or not file.exists():
+                job = self._desk.look(request, run.clip, made_with(run), folder, question)
+                before = None
+                while not (now := job.snapshot).ended:
+                    if (line := status.looking(now)) != before:
+                        yield {"answer": about | {"told": (before := line)}}
+                    await asyncio.sleep(0.05)
+                told = job.result()
+            if question.kind == "concept":
+                known = known_words(run.report["settings"]["backbone"])
+                unseen = known is not None and not {word.lower() for word in words(question.text)} <= set(known)
+                told = {"maps": file_data(file), "unseen": unseen}
+            yield {"answer": about | {"kind": question.kind, "found": told}}
+        for error in errors:
+            if not isinstance(error, Cancelled):  # by another question, which is told of in its place
+                why = str(error) if isinstance(error, FreeMaskError) else shown(error).message
+                yield {"answer": about | {"failed": why}}
+
+    def show_curves(self, word: str, layer: str, run: Run | None, request: gr.Request) -> tuple[Any, str]:
+        """A word's maps over the timesteps, at a layer of the last edit in this session, and Python that draws them.
+
+        Args:
+            word: A word of that edit's prompts, or another that was looked for.
+            layer: The layer, by its short name such as "up 2.0".
+        """
+        if run is None:
+            raise shown(SettingError("There are no maps yet: edit a clip first."))
+        with collecting() as errors:
+            return draw_curves(run, own_folder(run, self._desk.visit(request)), str(word), str(layer))
+        raise shown(errors[0])
+
+    def follow_curves(self, tab: str, word: str, layer: str, run: Run | None, request: gr.Request) -> tuple[Any, Any]:
+        """The same for the page, where their tab is open."""
+        return self.show_curves(word, layer, run, request) if run and tab == CURVES else (gr.skip(), gr.skip())
+
+    def adds_curves(self, name: str) -> Callable[[str, str, Run | None, gr.Request], list[Any]]:
+        """A handler that makes that file of the curves, and gives it with the others."""
+
+        def add(word: str, layer: str, run: Run | None, request: gr.Request) -> list[Any]:
+            if run is None:
+                return []
+            own = own_folder(run, self._desk.visit(request))
+            with collecting() as errors:
+                made = save_curves(run, own, str(word), str(layer), name, own or run.folder)
+                return [file_data(made), *(one for one in files_of(run) if one["orig_name"] != name)]
+            raise shown(errors[0])
+
+        return add
+
+    def others(self, shown: Run | None, named: str, request: gr.Request) -> tuple[Any, ...]:
+        """The runs that the shown one can be compared with, and what can be done with it where it is the visitor's. Its
+        name is told once, so that it stays under the hands of who types another; `named` is the run whose name was."""
+        runs = self._desk.visit(request).runs
+        folders = [run.folder for run in runs]
+        here = shown.folder if shown else None
+        names = [
+            (f"{i + 1}: {shorten(run.name, 44, placeholder='…')}", run.folder.name)
+            for i, run in enumerate(runs)
+            if run.folder != here
+        ]
+        mine = shown is not None and here in folders
+        frames = shown.report["clip"]["frames"] if shown else 1
+        told = here is not None and here.name == named
+        return (
+            gr.Dropdown(choices=names, value=names[-1][1] if names else None, visible=bool(names)),
+            gr.Slider(1, max(2, frames), value=1, interactive=frames > 1, visible=bool(names)),
+            gr.skip() if told else gr.Textbox(shown.name if shown and mine else "", visible=mine),
+            gr.Button(visible=mine),
+            here.name if here else "",
+        )
+
+    def compare(self, tab: str, other: str, frame: float, run: Run | None, request: gr.Request) -> tuple[Any, ...]:
+        """The run that is shown beside another of this visitor's, where their tab is open."""
+        visit = self._desk.visit(request)
+        second = next((one for one in visit.runs if one.folder.name == other), None)
+        if tab != COMPARE:
+            return (gr.skip(),) * 4
+        if run is None or second is None:
+            return status.note("Edit once more to compare two edits."), None, None, None
+        with collecting() as errors:
+            table, *files = compare_runs(second, run, int(frame) - 1, visit.folder / f"of-{run.folder.name}")
+            return table, *(file_data(one) if one else None for one in files)
+        raise shown(errors[0])
