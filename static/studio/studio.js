@@ -3,7 +3,7 @@
 // gr.HTML as its js_on_load.
 // A cell is [s, k]: the indexes of a site and of a timestep. Parts hear of a change by its name: see `session`.
 
-const FETCHED = 12; // words whose maps are fetched before they are asked for
+const FETCHED = 12, AHEAD = 2 ** 27; // words whose maps are fetched before they are asked for, and bytes of these
 const HINT = "Click a word to see its maps. Outlined: the edited word.";
 
 function studio(element, props, trigger, watch) {
@@ -98,7 +98,9 @@ function session(element, root, value, trigger) {
   }
 
   async function prefetch() {
+    let bytes = 0;
     for (const word of value.words.slice(0, FETCHED).keys()) {
+      if ((bytes += value.words[word].maps.size ?? 0) > AHEAD) return;
       await new Promise((go) => (window.requestIdleCallback ? requestIdleCallback(go) : setTimeout(go, 200)));
       if (life.signal.aborted || !(await store.load(word).then(() => true, () => false))) return;
     }

@@ -1,5 +1,7 @@
 """How fast the explorer answers at full size: `python tests/e2e/explorer_speed.py` prints milliseconds from a click to
-the painted frame and the payload's size, for 16 sites × 50 timesteps × 8 frames of a clip of 512 × 512."""
+the painted frame and the payload's size, for 16 sites × 50 timesteps × 8 frames of a clip of 512 × 512 as zeroscope has
+them; with `wan` for 30 sites × 50 timesteps × 21 latent frames of 81 frames of 832 × 480, as Wan 2.1 has them, and with
+`wan PICTURE` a picture of its page is written too."""
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ from visitor import CHROMIUM, EDIT, FLAGS, SOURCE  # noqa: E402
 
 import app  # noqa: E402
 from freemask import page as parts  # noqa: E402
+from freemask.clips.strides import latent_frames, of_frames  # noqa: E402
 from freemask.clips.video import Clip, write_clip  # noqa: E402
 from freemask.jobs.worker import Worker  # noqa: E402
 from freemask.pictures.word_maps import save_word_files  # noqa: E402
@@ -28,8 +31,9 @@ from freemask.settings import Settings  # noqa: E402
 from freemask.steps import Step  # noqa: E402
 from freemask.words.prompts import words  # noqa: E402
 
-GRIDS = {64: 5, 32: 5, 16: 5, 8: 1}  # side: sites, as zeroscope has them
-STEPS, FRAMES, SIDE = 50, 8, 512
+WAN = sys.argv[1:2] == ["wan"]
+GRIDS = {(30, 52): 30} if WAN else {(64, 64): 5, (32, 32): 5, (16, 16): 5, (8, 8): 1}  # grid: sites
+STEPS, FRAMES, WIDTH, HEIGHT = (50, 81, 832, 480) if WAN else (50, 8, 512, 512)
 TIMED = """async ([selector, attribute]) => {
     const drawn = document.querySelector("#studio [data-ready]"), node = document.querySelector(selector);
     const before = drawn.dataset[attribute], began = performance.now();
@@ -40,23 +44,26 @@ TIMED = """async ([selector, attribute]) => {
 }"""
 
 
-def full_size(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
+def full_size(clip: Path, settings: Settings, out: Path, kept_in: Path) -> Generator[Step, None, dict[str, Any]]:
     """A run of full size whose maps are smooth noise."""
-    report = yield from parts.painted_circles(clip, settings, out, kept, pause=lambda: None)
+    report = yield from parts.painted_circles(clip, settings, out, kept_in, pause=lambda: None)
     rng, tokens = np.random.default_rng(0), words(settings.source)
+    kept = FRAMES
     names = [f"up_blocks.{i // 3}.attentions.{i % 3}.transformer_blocks.0.attn2" for i in range(16)]
+    if WAN:
+        names, kept = [f"blocks.{i}.attn2" for i in range(30)], latent_frames(FRAMES, 4)
     stored: dict[str, Any] = {"timesteps": np.arange(1, 1000, 20), "tokens": np.array(tokens), "sites": np.array(names)}
     stored["edit_words"] = np.zeros(0, np.int64)
     stored["chosen"] = np.zeros((STEPS, len(names)), bool)
-    stored["chosen"][10, 9], stored["mask"] = True, rng.random((FRAMES, 64, 64)) > 0.8
+    stored["chosen"][10, 9], stored["mask"] = True, rng.random((FRAMES, 60, 64)) > 0.8
+    stored["of_frames"] = of_frames(FRAMES, 4 if WAN else 1)
     first = 0
-    for side, count in GRIDS.items():
-        shape = (STEPS, count, len(tokens), FRAMES)
-        stored[f"maps_{side}x{side}"] = rng.integers(0, 64, (*shape, side, side), np.uint8)
-        stored[f"scales_{side}x{side}"] = rng.random(shape, np.float32)
-        stored[f"sites_{side}x{side}"] = np.array(names[first : first + count])
+    for (h, w), count in GRIDS.items():
+        shape = (STEPS, count, len(tokens), kept)
+        stored[f"maps_{h}x{w}"] = rng.integers(0, 64, (*shape, h, w), np.uint8)
+        stored[f"scales_{h}x{w}"] = rng.random(shape, np.float32)
+        stored[f"sites_{h}x{w}"] = np.array(names[first : first + count])
         first += count
-    np.savez(out / "words.npz", **stored)
     save_word_files(out, stored)
     return report
 
@@ -76,16 +83,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, Worker() as worker, sync_playwright() as playwright:
         os.environ["GRADIO_TEMP_DIR"] = folder
         clip = Path(folder) / "clip.mp4"
-        write_clip(clip, Clip(np.random.default_rng(1).integers(0, 255, (FRAMES, SIDE, SIDE, 3), np.uint8), 8.0))
+        write_clip(clip, Clip(np.random.default_rng(1).integers(0, 255, (FRAMES, HEIGHT, WIDTH, 3), np.uint8), 8.0))
         demo = app.build(worker, body=full_size)
         _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
         page = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS).new_page()
         page.set_default_timeout(120_000)
-        page.goto(url)
+        page.goto(f"{url}?frames={FRAMES}&size={WIDTH}x{HEIGHT}")
         page.set_input_files("#clip input[type=file]", clip)
         page.get_by_label("What the clip shows").fill(SOURCE)
         page.get_by_label("What it should show").fill(EDIT)
-        page.locator("#facts", has_text="512×512").wait_for()
+        page.locator("#facts", has_text=f"{WIDTH}×{HEIGHT}").wait_for()
         page.get_by_role("button", name="Edit", exact=True).click()
         page.locator("#studio [data-ready='1']").wait_for(state="attached")
         page.get_by_role("button", name="Pause (Space)").click()
@@ -102,6 +109,9 @@ def main() -> None:
                 }
             )
         )
+        if sys.argv[2:]:
+            page.set_viewport_size({"width": 1440, "height": 900})
+            page.locator("#studio").screenshot(path=sys.argv[2])
         demo.close()
 
 
