@@ -282,7 +282,7 @@ class Results:
                 )
                 with gr.Row(elem_id="tables"):
                     tables = {name: gr.Button(title, size="sm", min_width=120) for name, title in TABLES.items()}
-                cell = gr.Code(label="In a notebook", language="python", interactive=False)
+                cell = gr.Code(label="In a notebook", language="python", interactive=False, elem_id="notebook")
             with gr.Tab(COMPARE, id="compare-tab"):
                 with gr.Row():
                     other = gr.Dropdown([], label="Compare with", filterable=False, visible=False, min_width=200)

@@ -29,6 +29,11 @@ def test_every_tab_of_every_example_opens(tab: Tab, shipped: str) -> None:
         expect(page.locator("#files")).to_contain_text(re.compile(r"edited\s*\.mp4"))
         page.get_by_role("tab", name="Contact sheet").click()
         page.wait_for_function("document.querySelector('#sheet img')?.naturalWidth > 0")
+        page.get_by_role("tab", name="Curves").click()
+        source = page.get_by_label("What the clip shows").input_value()
+        expect(page.locator("#notebook")).to_contain_text(source)
+        page.get_by_role("tab", name="Compare").click()
+        expect(page.locator("#differ")).to_contain_text("Edit once more")
         page.get_by_role("tab", name="Report").click()
         expect(page.locator("#json")).to_contain_text("reconstruction_psnr")
         styled = "sketch" in button.inner_text()  # a style has no mask in use
