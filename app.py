@@ -217,6 +217,16 @@ def build(
         cell = results.studio.use(page.take_cell, results.run, inputs.all, **plain)
         painted = results.studio.paint(desk.take_painting, results.run, inputs.all, **plain)
         bent = results.studio.bend(page.take_bend, results.run, inputs.all, **plain)
+        # Before the page's own, which would take its name. Agents keep no session: a tool fails over a state that it
+        # returns, and "the last edit" is nobody's.
+        gr.Button(visible=False).click(
+            desk.edit_for_agents if agents else desk.edit,
+            page.program_inputs(inputs),
+            results.outputs[:-1] if agents else results.outputs,
+            postprocess=False,
+            api_name="edit",
+            **watching,
+        )
         edits = []
         for press in (inputs.run.click, cell.success, painted.success, bent.success):
             edits.append(

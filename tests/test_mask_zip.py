@@ -49,5 +49,5 @@ def test_numbers_that_are_no_decimals_stand_in_names(tmp_path: Path) -> None:
 
 def test_more_masks_than_an_edit_has_frames_are_not_unpacked(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.zip", *[b"never read"] * (MASK_COUNT + 1))
-    with pytest.raises(SettingError, match=f"65 PNG masks: give {MASK_COUNT} at most"):
+    with pytest.raises(SettingError, match=f"{MASK_COUNT + 1} PNG masks: give {MASK_COUNT} at most"):
         read_mask_zip(path, frames=None)
