@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import cv2
 import numpy as np
@@ -55,16 +55,14 @@ def diffusion(
 def outliving(body: Body, start_anew: Callable[[], None]) -> Body:
     """The same body, after which the server starts anew where the GPU is lost to its process."""
 
-    def run(
-        clip: Path, settings: Settings, out: Path, kept: Path, question: Question | None = None
-    ) -> Generator[Step, None, dict[str, Any]]:
+    def run(*given: Any) -> Generator[Step, None, dict[str, Any]]:
         try:
-            return (yield from body(clip, settings, out, kept, question))
+            return (yield from body(*given))
         except DeviceLost:
             start_anew()
             raise
 
-    return run
+    return cast(Body, run)
 
 
 def painted_circles(

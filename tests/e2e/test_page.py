@@ -175,6 +175,6 @@ def test_the_queue_tells_a_visitors_place(page: Page, tab: Tab, address: str, cl
 def test_a_phone_scrolls_one_way_only(tab: Tab, address: str, clip: Path, theme: str) -> None:
     page = tab(f"{address}?__theme={theme}", 390, 844)
     edited(page, clip)
-    for tab in ("Downloads", "Contact sheet", "Report"):
+    for tab in ("Downloads", "Contact sheet", "Curves", "Compare", "Report"):
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
