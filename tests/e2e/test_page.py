@@ -33,7 +33,7 @@ def test_upload_and_edit(page: Page, clip: Path) -> None:
     explorer(page, words="car,grass")
     several.uncheck()  # one is left
     explorer(page, words="car")
-    page.get_by_role("tab", name="Contact sheet").click()
+    page.get_by_role("tab", name="Sheet").click()
     expect(page.locator("#sheet img")).to_be_visible()
     assert report(page)["words"]["word"] == "car"
 
@@ -175,6 +175,6 @@ def test_the_queue_tells_a_visitors_place(page: Page, tab: Tab, address: str, cl
 def test_a_phone_scrolls_one_way_only(tab: Tab, address: str, clip: Path, theme: str) -> None:
     page = tab(f"{address}?__theme={theme}", 390, 844)
     edited(page, clip)
-    for tab in ("Downloads", "Contact sheet", "Curves", "Compare", "Report"):
+    for tab in ("Downloads", "Sheet", "Curves", "Compare", "Report"):
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390

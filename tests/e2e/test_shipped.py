@@ -27,7 +27,7 @@ def test_every_tab_of_every_example_opens(tab: Tab, shipped: str) -> None:
         button.click()
         page.get_by_role("tab", name="Downloads").click()
         expect(page.locator("#files")).to_contain_text(re.compile(r"edited\s*\.mp4"))
-        page.get_by_role("tab", name="Contact sheet").click()
+        page.get_by_role("tab", name="Sheet").click()
         page.wait_for_function("document.querySelector('#sheet img')?.naturalWidth > 0")
         page.get_by_role("tab", name="Curves").click()
         source = page.get_by_label("What the clip shows").input_value()
