@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -35,6 +36,7 @@ from freemask.clips.video import Clip, write_clip
 from freemask.errors import MaskError, SettingError
 from freemask.families.specs import backbones
 from freemask.jobs.check import check
+from freemask.jobs.questions import Question
 from freemask.jobs.worker import Job, Snapshot, Worker
 from freemask.page import status, zero
 from freemask.page.advanced import PACES, first_pace
@@ -353,6 +355,48 @@ def test_what_is_a_visitors_goes_after_they_left(clip: Path, tmp_path: Path) -> 
             if isinstance(timer, threading.Timer) and timer.interval <= away:
                 timer.join(PATIENCE)
         assert not folder.exists() and not any(tmp_path.iterdir())
+
+
+def test_a_deletion_waits_for_the_edit(clip: Path, gate: Gate, tmp_path: Path) -> None:
+    """What still runs may write into the folder; what was made of a run goes with it."""
+    request = SimpleNamespace(session_hash="a")
+    gate.began.clear(), gate.open.clear(), gate.ended.clear()
+    with Worker() as worker:
+        desk = page.Desk(worker, gate, folder=tmp_path)
+        list(desk.arrive("t" * 32, "", request))
+        *_, last = desk.edit(request, **(fields(None, steps=2) | {"clip": str(clip)}))
+        run, visit = last[-1], desk.visit(request)
+        watching = desk.edit(request, **(fields(None, steps=2, seed=1) | {"clip": str(clip)}))
+        next(watching)
+        assert gate.began.wait(PATIENCE)
+        with pytest.raises(gr.Error, match="not done yet"):
+            desk.delete(run, request)
+        desk.cancel(request)
+        gate.open.set()
+        list(watching)
+        visit.beside(run).mkdir()
+        desk.delete(run, request)
+        assert not run.folder.exists() and not visit.beside(run).exists()
+        with pytest.raises(gr.Error, match="nothing to delete"):
+            desk.delete(run, request)
+
+
+def test_a_question_ends_with_its_visit(clip: Path, tmp_path: Path) -> None:
+    """Else it would make the folder anew that has just gone."""
+    request = SimpleNamespace(session_hash="a")
+
+    def endless(*_: Any) -> Generator[Step, None, dict[str, Any]]:
+        while True:
+            time.sleep(0.001)
+            yield Step("look", 0, 1)
+
+    with Worker() as worker:
+        desk = page.Desk(worker, endless, folder=tmp_path, away=0.1)
+        list(desk.arrive("t" * 32, "", request))
+        visit, settings = desk.visit(request), make_settings(source=SOURCE, edit=EDIT)
+        asked = desk.look(request, clip, settings, visit.folder, Question(kind="concept", text="sky"))
+        desk.leave(request)
+        assert asked.wait(PATIENCE) and asked.cancelled
 
 
 def test_a_reloaded_page_finds_its_job_and_its_result(clip: Path, gate: Gate, tmp_path: Path) -> None:

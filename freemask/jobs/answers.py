@@ -58,7 +58,7 @@ def answer_steps(
     if question.frame >= trace.latent_frames:
         raise SettingError(f"The clip has {trace.latent_frames} latent frames.")
     seen = position_attention(backbone, trace, frame=question.frame, x=question.x, y=question.y, **cell)
-    answer: dict[str, Any] = {"frame": seen.frame, "told": seen.told.tolist()}
+    answer: dict[str, Any] = {"told": seen.told.tolist()}
     for name in ("out", "into"):
         if (maps := getattr(seen, name)) is not None:
             soft = SoftMap.pack(maps[None])

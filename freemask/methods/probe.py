@@ -34,7 +34,7 @@ Seen = dict[Site, tuple[Tensor, Tensor]]  # queries and keys, as a hook gets the
 
 @dataclass(frozen=True)
 class Position:
-    """What the place (y, x) of latent frame `frame` attends to at a layer, and who to it: head means.
+    """What a place of a latent frame attends to at a layer, and who to it: head means.
 
     `out` and `into` (f, h, w) float32 are self-attention's weights from it, which sum to 1, and to it; None where the
     layer has none. `track` (f, 2) is where it is in each frame: (x, y) as shares of the width and the height.
@@ -42,7 +42,6 @@ class Position:
     shares in cross-attention.
     """
 
-    frame: int
     told: NDArray[np.float32]
     out: NDArray[np.float32] | None
     into: NDArray[np.float32] | None
@@ -166,7 +165,7 @@ def position_attention(
         weights = spread(probabilities(q[place], k[place]).mean(0)[here])
     in_space = _in_space(backbone, own, *seen[own], here=here, place=place, grid=(h, w)) if own else ()
     out, into, track = map(spread, in_space) if in_space else (None, None, None)
-    return Position(frame, np.array(told, np.float32), out, into, track, weights)
+    return Position(np.array(told, np.float32), out, into, track, weights)
 
 
 def _spread(x: Tensor, *, frames: int, span: Span) -> NDArray[np.float32]:

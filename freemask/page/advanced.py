@@ -135,20 +135,10 @@ class Advanced:
             )
         )
         with gr.Row():
-            (
-                tau,
-                alpha_self,
-                alpha_cross,
-                alpha_temporal,
-                alpha_latent,
-                dilate,
-                null_text_steps,
-                strength,
-                source_guidance,
-            ) = (
-                gr.Textbox("", label=label, max_lines=1, min_width=130, **task_own(preset, name))
+            own = {
+                name: gr.Textbox("", label=label, max_lines=1, min_width=130, **task_own(preset, name))
                 for name, label in TASK_OWN.items()
-            )
+            }
         union = gr.Checkbox(False, label="Join the mask with the edit word's own (shape)")
         selection = gr.Dropdown(
             [
@@ -195,32 +185,24 @@ class Advanced:
             eta = gr.Slider(0, 1, 0, step=0.05, label="η: noise added", buttons=[])
             seed = gr.Number(0, label="Seed (acts where η > 0)", precision=0, min_width=120)
         return cls(
-            chosen,
-            steps,
-            solver,
-            guidance,
-            frames,
-            start,
-            fps,
-            size,
-            tau,
-            alpha_self,
-            alpha_cross,
-            alpha_temporal,
-            alpha_latent,
-            dilate,
-            null_text_steps,
-            strength,
-            source_guidance,
-            union,
-            selection,
-            site,
-            timestep,
-            bend,
-            masks,
-            features,
-            low_vram,
-            eta,
-            seed,
-            method,
+            backbone=chosen,
+            steps=steps,
+            solver=solver,
+            guidance=guidance,
+            frames=frames,
+            start=start,
+            fps=fps,
+            size=size,
+            **own,
+            union=union,
+            selection=selection,
+            site=site,
+            timestep=timestep,
+            bend=bend,
+            masks=masks,
+            features=features,
+            low_vram=low_vram,
+            eta=eta,
+            seed=seed,
+            method=method,
         )

@@ -16,8 +16,8 @@ from ..errors import DeviceLost, SettingError
 from ..jobs.check import check
 from ..jobs.questions import Question
 from ..pictures.mask_zip import save_mask_zip
-from ..pictures.sheets import distances_figure, map_grids, save_png
-from ..pictures.word_maps import concept_file, save_word_file, save_word_files
+from ..pictures.sheets import distances_figure, save_png
+from ..pictures.word_maps import concept_file, save_word, save_word_files
 from ..settings import MASKS, NULL_TEXT, Settings
 from ..steps import Step
 from ..words.prompts import align, warnings, words
@@ -27,7 +27,7 @@ __all__ = ["Body", "diffusion", "outliving", "painted_circles"]
 
 class Body(Protocol):
     """Edits a clip by settings into a folder that exists, with a second one where inversions are kept for the visitor,
-    and returns the report; or told a concept, puts its maps into the folder of an edit that was made so."""
+    and returns the report; or answers a question about an edit that was made so, whose folder `out` then is."""
 
     def __call__(
         self, clip: Path, settings: Settings, out: Path, kept: Path, question: Question | None = None
@@ -146,11 +146,7 @@ def _answer(
         pause()
         yield Step("concepts", index + 1, settings.steps)
     made = _maps([question.text], (), timesteps, settings.frames, -1)
-    values, scales = {}, {}
-    for grid in map_grids(made):
-        for row, site in enumerate(made[f"sites_{grid}"]):
-            values[site], scales[site] = made[f"maps_{grid}"][:, row, 0], made[f"scales_{grid}"][:, row, 0]
-    save_word_file(concept_file(out, question.text), [values[site] for site in SITES], [scales[site] for site in SITES])
+    save_word(concept_file(out, question.text), made, 0)
     return {}
 
 

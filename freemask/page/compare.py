@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..clips.video import Clip, read_clip, side_by_side, write_clip
 from ..errors import ClipError, FreeMaskError
@@ -33,34 +36,49 @@ def compare_runs(first: Run, second: Run, frame: int, into: Path) -> tuple[str, 
     table = status.history([(one.report, poster(one.folder / "edited.mp4")) for one in (first, second)])
     if first.report["settings"] == second.report["settings"]:
         told.append("Their settings are the same.")
-    names = f"{first.folder.name}-{second.folder.name}"
-    video: Path | None = into / f"beside-{names}.mp4"
+    pair, names = (first, second), f"{first.folder.name}-{second.folder.name}"
+    video = sheet = strip = None
     try:
-        pair = [_clip(one, "edited") for one in (first, second)]
-        if video and not video.exists():
-            write_clip(video, side_by_side(*pair))
+        video = _once(into / f"beside-{names}.mp4", lambda path: write_clip(path, side_by_side(*map(_edited, pair))))
     except ClipError:
-        video, told = None, [*told, SHAPES]
-    ours, theirs = read_index(first.folder), read_index(second.folder)
-    sheet: Path | None = None
-    strip: Path | None = None
+        told.append(SHAPES)
+    ours, theirs = (read_index(one.folder) for one in pair)
     if all(ours[name] == theirs[name] for name in ("sites", "timesteps", "frames")):
-        words = [one.report["words"]["word"] for one in (first, second)]
-        maps = [read_maps(one.folder, word) for one, word in zip((first, second), words, strict=True)]
         at = min(max(frame, 0), ours["frames"] - 1)
-        title = f"{' and '.join(dict.fromkeys(words))}, frame {at + 1} of {ours['frames']}"
-        sheet = into / f"difference-{names}-{at}.png"
-        save_png(sheet, difference_sheet(word_index(ours), *maps, frame=at, title=title))
+        sheet = _once(into / f"difference-{names}-{at}.png", lambda path: save_png(path, _differences(pair, ours, at)))
     else:
         told.append(APART)
     try:
-        frames = _clip(first, "source").frames
-        masks = [read_mask_zip(one.folder / MASKS, frames=len(frames)) for one in (first, second)]
-        strip = into / f"masks-{names}.png"
-        save_png(strip, masks_strip(frames, *(np.broadcast_to(one, (len(frames), *one.shape[1:])) for one in masks)))
+        strip = _once(into / f"masks-{names}.png", lambda path: save_png(path, _outlined(pair)))
     except FreeMaskError:
         told.append("One of them has no mask.")
     return table + "".join(map(status.note, told)), video, sheet, strip
+
+
+def _once(path: Path, make: Callable[[Path], object]) -> Path:
+    """A file of two runs, which do not change; made where it is not there yet."""
+    if not path.exists():
+        make(path)
+    return path
+
+
+def _differences(pair: tuple[Run, Run], index: dict[str, Any], frame: int) -> NDArray[np.uint8]:
+    """The sheet of the differences of the edited words' maps."""
+    words = [run.report["words"]["word"] for run in pair]
+    first, second = (read_maps(run.folder, word) for run, word in zip(pair, words, strict=True))
+    title = f"{' and '.join(dict.fromkeys(words))}, frame {frame + 1} of {index['frames']}"
+    return difference_sheet(word_index(index), first, second, frame=frame, title=title)
+
+
+def _outlined(pair: tuple[Run, Run]) -> NDArray[np.uint8]:
+    """The first one's source under both masks; raises SettingError where one has none."""
+    frames = _clip(pair[0], "source").frames
+    masks = (read_mask_zip(run.folder / MASKS, frames=len(frames)) for run in pair)
+    return masks_strip(frames, *(np.broadcast_to(one, (len(frames), *one.shape[1:])) for one in masks))
+
+
+def _edited(run: Run) -> Clip:
+    return _clip(run, "edited")
 
 
 def _clip(run: Run, name: str) -> Clip:

@@ -48,7 +48,7 @@ from .visits import Run, Visit, Visits
 from .wire import collecting, file_data, painted_masks, picture_uri, poster, shown
 from .zero import in_context
 
-__all__ = ["VIDEOS", "Desk", "files_of", "own_folder"]
+__all__ = ["VIDEOS", "Desk", "numbered_runs", "own_folder", "with_others"]
 
 log = logging.getLogger(__name__)
 OF_ADDRESS = 4  # edits that wait or run at once for one address of the internet
@@ -199,7 +199,7 @@ class Desk:
     def history(self, shown: Run | None, request: gr.Request) -> tuple[Any, str]:
         """The choices among this visitor's last runs, with the one that is shown, and the table that compares them."""
         runs = self.visit(request).runs
-        names = [(f"{i + 1}: {shorten(run.name, 44, placeholder='…')}", run.folder.name) for i, run in enumerate(runs)]
+        names = numbered_runs(runs)
         here = shown.folder.name if shown else None
         value = here if here in [name for _, name in names] else names[-1][1] if names else None
         choices = gr.Radio(choices=names, value=value, visible=bool(names))
@@ -208,15 +208,17 @@ class Desk:
     def rename(self, name: str, run: Run | None, request: gr.Request) -> tuple[Any, str]:
         """Another name for the run that is shown, where it is the visitor's; and the history with it."""
         visit = self.visit(request)
-        if run and any(one.folder == run.folder for one in visit.runs):
+        if run and visit.holds(run):
             visit.rename(run, " ".join(str(name).split())[:100])
         return self.history(run, request)
 
     def delete(self, run: Run | None, request: gr.Request) -> tuple[Any, ...]:
         """Deletes the run that is shown, where it is the visitor's, and shows the one before it, or the greeting."""
         visit = self.visit(request)
-        if run is None or all(one.folder != run.folder for one in visit.runs):
+        if run is None or not visit.holds(run):
             raise shown(SettingError("This edit is not one of yours: there is nothing to delete."))
+        if visit.active:  # which may still write into it
+            raise shown(SettingError("Your last edit is not done yet: wait for it, or press Cancel first."))
         visit.delete(run)
         if visit.runs:
             return self.show_run(visit.runs[-1].folder.name, request)
@@ -262,7 +264,7 @@ class Desk:
 
         def add(run: Run | None, request: gr.Request) -> list[Any]:
             made = self.make_file(name, run, request)
-            return [made, *(one for one in files_of(run) if one["orig_name"] != name)] if run else []
+            return with_others(made, run) if run else []
 
         return add
 
@@ -395,7 +397,7 @@ class Desk:
 
 def own_folder(run: Run, visit: Visit) -> Path | None:
     """Where what a visitor asks for of a run is kept, if it is not the run's own folder: what ships is everybody's."""
-    return visit.folder / f"of-{run.folder.name}" if run.folder.is_relative_to(EXAMPLES) else None
+    return visit.beside(run) if run.folder.is_relative_to(EXAMPLES) else None
 
 
 def _report(example: Example) -> Path:
@@ -406,10 +408,20 @@ def _report(example: Example) -> Path:
 def _results(run: Run, line: str) -> tuple[Any, ...]:
     """A run as the page's and the API's outputs; what is yet to come of it is None."""
     videos = [run.folder / f"{name}.mp4" for name in VIDEOS]
-    return line, *(file_data(path) if path.exists() else None for path in videos), run.report, files_of(run), run
+    return line, *(file_data(path) if path.exists() else None for path in videos), run.report, _files(run), run
 
 
-def files_of(run: Run) -> list[Any]:
+def with_others(made: Any, run: Run) -> list[Any]:
+    """A file that was made of a run, then all others of it."""
+    return [made, *(one for one in _files(run) if one["orig_name"] != made["orig_name"])]
+
+
+def numbered_runs(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """A choice of runs: what each is called, by its number, and its folder's name."""
+    return [(f"{i + 1}: {shorten(run.name, 44, placeholder='…')}", run.folder.name) for i, run in enumerate(runs)]
+
+
+def _files(run: Run) -> list[Any]:
     """All of a run's files; those that begin with a dot are still being written."""
     paths = sorted(path for path in run.folder.iterdir() if not path.name.startswith("."))
     return [file_data(path) for path in paths if path.is_file()]

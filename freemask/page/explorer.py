@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from textwrap import shorten
 from typing import Any
 
 import gradio as gr
@@ -18,7 +17,7 @@ from ..words.prompts import words
 from . import browser, status
 from .compare import COMPARE, compare_runs
 from .curves import CURVES, draw_curves, save_curves, which_tab
-from .desk import Desk, files_of, own_folder
+from .desk import Desk, numbered_runs, own_folder, with_others
 from .fields import made_with
 from .parts import Results
 from .visits import Run
@@ -83,7 +82,7 @@ class Explorer:
                 known = known_words(run.report["settings"]["backbone"])
                 unseen = known is not None and not {word.lower() for word in words(question.text)} <= set(known)
                 told = {"maps": file_data(file), "unseen": unseen}
-            yield {"answer": about | {"kind": question.kind, "found": told}}
+            yield {"answer": about | {"found": told}}
         for error in errors:
             if not isinstance(error, Cancelled):  # by another question, which is told of in its place
                 why = str(error) if isinstance(error, FreeMaskError) else shown(error).message
@@ -115,7 +114,7 @@ class Explorer:
             own = own_folder(run, self._desk.visit(request))
             with collecting() as errors:
                 made = save_curves(run, own, str(word), str(layer), name, own or run.folder)
-                return [file_data(made), *(one for one in files_of(run) if one["orig_name"] != name)]
+                return with_others(file_data(made), run)
             raise shown(errors[0])
 
         return add
@@ -123,23 +122,16 @@ class Explorer:
     def others(self, shown: Run | None, named: str, request: gr.Request) -> tuple[Any, ...]:
         """The runs that the shown one can be compared with, and what can be done with it where it is the visitor's. Its
         name is told once, so that it stays under the hands of who types another; `named` is the run whose name was."""
-        runs = self._desk.visit(request).runs
-        folders = [run.folder for run in runs]
-        here = shown.folder if shown else None
-        names = [
-            (f"{i + 1}: {shorten(run.name, 44, placeholder='…')}", run.folder.name)
-            for i, run in enumerate(runs)
-            if run.folder != here
-        ]
-        mine = shown is not None and here in folders
+        visit, here = self._desk.visit(request), shown.folder.name if shown else ""
+        names = [(label, name) for label, name in numbered_runs(visit.runs) if name != here]
+        mine = visit.holds(shown)
         frames = shown.report["clip"]["frames"] if shown else 1
-        told = here is not None and here.name == named
         return (
             gr.Dropdown(choices=names, value=names[-1][1] if names else None, visible=bool(names)),
             gr.Slider(1, max(2, frames), value=1, interactive=frames > 1, visible=bool(names)),
-            gr.skip() if told else gr.Textbox(shown.name if shown and mine else "", visible=mine),
+            gr.skip() if here and here == named else gr.Textbox(shown.name if shown and mine else "", visible=mine),
             gr.Button(visible=mine),
-            here.name if here else "",
+            here,
         )
 
     def compare(self, tab: str, other: str, frame: float, run: Run | None, request: gr.Request) -> tuple[Any, ...]:
@@ -151,6 +143,6 @@ class Explorer:
         if run is None or second is None:
             return status.note("Edit once more to compare two edits."), None, None, None
         with collecting() as errors:
-            table, *files = compare_runs(second, run, int(frame) - 1, visit.folder / f"of-{run.folder.name}")
+            table, *files = compare_runs(second, run, int(frame) - 1, visit.beside(run))
             return table, *(file_data(one) if one else None for one in files)
         raise shown(errors[0])

@@ -95,14 +95,23 @@ class Visit:
         path = run.folder / NAME
         path.write_text(name, encoding="utf-8") if name else path.unlink(missing_ok=True)
 
+    def holds(self, run: Run | None) -> bool:
+        """Whether a run is one of the last, rather than another's or what ships."""
+        return run is not None and any(one.folder == run.folder for one in self.runs)
+
+    def beside(self, run: Run) -> Path:
+        """The folder for what is made of a run and does not belong into its own."""
+        return self.folder / f"of-{run.folder.name}"
+
     def delete(self, run: Run) -> None:
-        """Delete a run and its files."""
+        """Delete a run, its files, and what was made of it."""
         self._runs = [one for one in self._runs if one.folder != run.folder]
-        shutil.rmtree(run.folder, ignore_errors=True)
+        for folder in (run.folder, self.beside(run)):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def drop(self) -> None:
         """Delete the oldest run."""
-        shutil.rmtree(self._runs.pop(0).folder, ignore_errors=True)
+        self.delete(self._runs[0])
 
     @property
     def active(self) -> list[Job]:
@@ -204,9 +213,10 @@ class Visits:
                 return
             del self._visits[key]
             self._tokens = {session: token for session, token in self._tokens.items() if token != key}
-        for job in visit.jobs:
+        jobs = [*visit.jobs, *([visit.looking] if visit.looking else [])]
+        for job in jobs:
             job.cancel()
-        for job in visit.jobs:
+        for job in jobs:
             job.wait()
         shutil.rmtree(visit.folder, ignore_errors=True)
 

@@ -34,6 +34,7 @@ __all__ = [
     "read_index",
     "read_maps",
     "read_word_files",
+    "save_word",
     "save_word_file",
     "save_word_files",
     "unpack_bits",
@@ -61,23 +62,23 @@ def save_word_file(path: Path, values: Sequence[NDArray[np.uint8]], scales: Sequ
         part.write_bytes(gzip.compress(b"".join(parts), compresslevel=0, mtime=0))
 
 
+def save_word(path: Path, stored: Arrays, k: int) -> None:
+    """Writes the file of the word at `k` of the arrays of a `words.npz`."""
+    found: dict[str, tuple[NDArray[np.uint8], NDArray[np.float32]]] = {}
+    for grid in map_grids(stored):
+        maps, scales = stored[f"maps_{grid}"], stored[f"scales_{grid}"]
+        found |= {str(site): (maps[:, row, k], scales[:, row, k]) for row, site in enumerate(stored[f"sites_{grid}"])}
+    each = [found[str(site)] for site in stored["sites"]]
+    save_word_file(path, [maps for maps, _ in each], [scale for _, scale in each])
+
+
 def save_word_files(folder: Path, stored: Arrays) -> None:
     """Writes a file for each word of the arrays of a `words.npz` into `folder/words`, and `index.json`: sites with
     their grids, timesteps, frames, words, the chosen cells and the mask in use."""
     index = read_words(stored)
-    values, scales = {}, {}
-    for grid in map_grids(stored):
-        maps, by_frame = stored[f"maps_{grid}"], stored[f"scales_{grid}"]
-        for row, site in enumerate(map(str, stored[f"sites_{grid}"])):
-            values[site], scales[site] = maps[:, row], by_frame[:, row]
-    (folder / "words").mkdir(exist_ok=True)
-
-    def save(k: int) -> None:
-        each = [(values[site][:, k], scales[site][:, k]) for site in index.sites]
-        save_word_file(word_file(folder, k), [maps for maps, _ in each], [scale for _, scale in each])
-
     with ThreadPoolExecutor() as pool:
-        list(pool.map(save, range(len(index.tokens))))
+        list(pool.map(lambda k: save_word(word_file(folder, k), stored, k), range(len(index.tokens))))
+    grids = {str(site): grid for grid in map_grids(stored) for site in stored[f"sites_{grid}"]}
     h, w = index.mask.shape[1:]
     about = {
         "frames": index.frames,
@@ -85,7 +86,7 @@ def save_word_files(folder: Path, stored: Arrays) -> None:
         "tokens": index.tokens,
         "edit_words": index.edit_words,
         "sites": [
-            {"name": site, "short": short_site(site), "h": values[site].shape[-2], "w": values[site].shape[-1]}
+            {"name": site, "short": short_site(site)} | dict(zip("hw", map(int, grids[site].split("x")), strict=True))
             for site in index.sites
         ],
         "timesteps": index.timesteps,

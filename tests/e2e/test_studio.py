@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
-from visitor import PATIENCE, Tab, edited, explorer, fill, press_edit, report, state
+from visitor import PATIENCE, Tab, edit_example, edited, explorer, fill, press_edit, report, state
 
 from freemask.families.sites import short_site
 from freemask.page import bodies
@@ -77,11 +77,7 @@ def test_a_word_of_no_prompt_is_looked_for_and_its_mask_used(page: Page, clip: P
 def test_a_layer_is_seen_in_full(tab: Tab, real: str) -> None:
     """Its heads, of which some make the mask; its features; and what a place attends to, by mouse and keyboard."""
     page = tab(real)
-    page.get_by_role("button", name="Red car, blue car").click()
-    expect(page.locator("#facts")).to_contain_text("64×64")
-    press_edit(page)
-    state(page, "done")
-    explorer(page)
+    edit_example(page)
     view, line = page.get_by_label("View", exact=True), page.locator(".fm-layer-view > p[role=status]")
     heads = page.locator(".fm-head-tile")
     view.select_option("heads")
@@ -129,10 +125,7 @@ def test_curves_are_drawn_when_their_tab_opens_and_leave_as_files(page: Page, cl
 
 def test_attention_is_bent_and_the_edit_made_again(tab: Tab, real: str) -> None:
     page = tab(real)
-    page.get_by_role("button", name="Red car, blue car").click()
-    expect(page.locator("#facts")).to_contain_text("64×64")
-    press_edit(page)
-    state(page, "done")
+    edit_example(page)
     cell = str(explorer(page).get_attribute("data-cell"))
     page.get_by_label("Bend this word's attention").select_option("muted")
     page.get_by_role("button", name="Edit bent").click()
@@ -164,10 +157,7 @@ def test_two_edits_stand_beside_each_other(page: Page, clip: Path) -> None:
 
 def test_a_second_edit_begins_at_denoising(tab: Tab, real: str) -> None:
     page = tab(real)
-    page.get_by_role("button", name="Red car, blue car").click()
-    expect(page.locator("#facts")).to_contain_text("64×64")
-    press_edit(page)
-    state(page, "done")
+    edit_example(page)
     explorer(page, words="car")
     assert report(page)["unet"]["invert"]["forwards"] == 2
     expect(page.locator("#estimate")).to_contain_text("as measured on this server")

@@ -147,6 +147,15 @@ def edited(page: Page, clip: Path) -> None:
     explorer(page)
 
 
+def edit_example(page: Page) -> None:
+    """The example of the page over mini is made anew, and the explorer shows it."""
+    page.get_by_role("button", name="Red car, blue car").click()
+    expect(page.locator("#facts")).to_contain_text("64×64")
+    press_edit(page)
+    state(page, "done")
+    explorer(page)
+
+
 def report(page: Page) -> dict[str, Any]:
     """The report of the run that is shown, as its download tells it."""
     page.get_by_role("tab", name="Downloads").click()
