@@ -140,6 +140,11 @@ def test_edit_and_masks(address: str, clip: Path, tmp_path: Path) -> None:
     assert sheets[0].shape == sheets[1].shape and (sheets[0] != sheets[1]).any()
     with pytest.raises(AppError, match="choose one of a, red, car"):
         client.predict("boat", 1, api_name="/masks")
+    figure, code = client.predict("car", "up 1.1", api_name="/curves")
+    assert cv2.imread(str(figure)) is not None and "editor.maps(trace, 'car')" in code
+    for word, layer, told in (("car", "up 9.9", "no layer 'up 9.9'"), ("boat", "mid", "choose one of a, red, car")):
+        with pytest.raises(AppError, match=told):
+            client.predict(word, layer, api_name="/curves")
 
 
 def test_a_program_gives_the_clip_and_the_prompts_alone(address: str, clip: Path, tmp_path: Path) -> None:

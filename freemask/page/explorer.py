@@ -51,7 +51,9 @@ class Explorer:
             ready.then(self.compare, pair, results.compared, **plain)
         follow([about[0].input, about[1].input], self.follow_curves, [tab, *about], drawn, **latest, **quiet)
         follow([results.other.input, results.moment.input], self.compare, pair, results.compared, **latest, **plain)
-        gr.Button(visible=False).click(self.show_curves, about, drawn, api_name="curves", api_visibility=api_visibility)
+        layer = gr.Textbox(visible=False, label="Layer")  # a program has not been offered the choices of a page
+        asked = [results.curves_word, layer, results.run]
+        gr.Button(visible=False).click(self.show_curves, asked, drawn, api_name="curves", api_visibility=api_visibility)
         for name, button in results.tables.items():
             made = button.click(self.adds_curves(name), about, results.files, **plain)
             made.success(None, js=browser.fetch(name), **quiet)

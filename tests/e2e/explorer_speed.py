@@ -28,7 +28,7 @@ from freemask.clips.video import Clip, write_clip  # noqa: E402
 from freemask.jobs.worker import Worker  # noqa: E402
 from freemask.pictures.word_maps import save_word_files  # noqa: E402
 from freemask.settings import Settings  # noqa: E402
-from freemask.steps import Step  # noqa: E402
+from freemask.steps import Step, mapped  # noqa: E402
 from freemask.words.prompts import words  # noqa: E402
 
 WAN = sys.argv[1:2] == ["wan"]
@@ -44,9 +44,19 @@ TIMED = """async ([selector, attribute]) => {
 }"""
 
 
-def full_size(clip: Path, settings: Settings, out: Path, kept_in: Path) -> Generator[Step, None, dict[str, Any]]:
-    """A run of full size whose maps are smooth noise."""
-    report = yield from parts.painted_circles(clip, settings, out, kept_in, pause=lambda: None)
+def full_size(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
+    """A run of full size whose maps are noise: they are there when the edit is first shown."""
+
+    def enlarged(step: Step) -> Step:
+        if step.result is not None:
+            save_noise(settings, out)
+        return step
+
+    painted = parts.painted_circles(clip, settings, out, kept, pause=lambda: None)
+    return (yield from mapped(painted, enlarged))
+
+
+def save_noise(settings: Settings, out: Path) -> None:
     rng, tokens = np.random.default_rng(0), words(settings.source)
     kept = FRAMES
     names = [f"up_blocks.{i // 3}.attentions.{i % 3}.transformer_blocks.0.attn2" for i in range(16)]
@@ -65,7 +75,6 @@ def full_size(clip: Path, settings: Settings, out: Path, kept_in: Path) -> Gener
         stored[f"sites_{h}x{w}"] = np.array(names[first : first + count])
         first += count
     save_word_files(out, stored)
-    return report
 
 
 def median(page: Page, selector: str, attribute: str, picks: int = 9) -> float:
