@@ -18,8 +18,6 @@ from freemask.families.unet3d import UNet3D
 from freemask.methods.editor import Editor
 
 torch.set_num_threads(int(os.environ.get("FREEMASK_TEST_THREADS", 1)))  # the models are too small for more to pay
-# workers that look for a free port at once would find the same
-os.environ.setdefault("GRADIO_SERVER_PORT", str(7860 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])))
 gc.freeze()  # what the libraries hold is not looked through again each time that memory is freed
 
 

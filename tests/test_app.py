@@ -28,6 +28,7 @@ import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from serving import free_port, launch
 from tiny import write_disc, write_noise
 
 import app
@@ -100,7 +101,7 @@ def address(gate: Gate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("served")))
         patch.setattr("freemask.families.reach.has_gpu", lambda: False)
         demo = app.build(worker, body=gate)
-        _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
+        url = launch(demo)
         yield url
         demo.close()
 
@@ -796,7 +797,8 @@ _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
 assert b"FreeMask" in urllib.request.urlopen(url).read() and "torch" not in sys.modules
 demo.close()
 """
-    root, env = Path(app.__file__).parent, os.environ | {"GRADIO_TEMP_DIR": str(tmp_path)}
+    root = Path(app.__file__).parent
+    env = os.environ | {"GRADIO_TEMP_DIR": str(tmp_path), "GRADIO_SERVER_PORT": str(free_port())}
     subprocess.run([sys.executable, "-c", code], cwd=root, env=env, check=True, timeout=120)
 
 

@@ -7,7 +7,6 @@ import errno
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ import pytest
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from serving import free_port
 from tiny import write_disc
 
 from freemask import page
@@ -220,9 +220,7 @@ app.main()
 
 
 def test_a_lost_gpu_starts_the_server_anew_and_sigterm_hands_edits_back(clip: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     own = {"GRADIO_TEMP_DIR": str(tmp_path / "served"), "GRADIO_SERVER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(

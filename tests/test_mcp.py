@@ -7,6 +7,7 @@ import base64
 from pathlib import Path
 
 import pytest
+from serving import launch
 from tiny import write_disc
 
 import app
@@ -49,6 +50,6 @@ def test_an_agent_edits_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     with Worker() as worker:
         demo = app.build(worker, body=lambda *args: page.painted_circles(*args, pause=lambda: None))
-        _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
+        url = launch(demo)
         asyncio.run(talk(url))
         demo.close()

@@ -19,6 +19,7 @@ from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from serving import launch  # noqa: E402
 from visitor import CHROMIUM, EDIT, FLAGS, SOURCE  # noqa: E402
 
 import app  # noqa: E402
@@ -94,7 +95,7 @@ def main() -> None:
         clip = Path(folder) / "clip.mp4"
         write_clip(clip, Clip(np.random.default_rng(1).integers(0, 255, (FRAMES, HEIGHT, WIDTH, 3), np.uint8), 8.0))
         demo = app.build(worker, body=full_size)
-        _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
+        url = launch(demo)
         page = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS).new_page()
         page.set_default_timeout(120_000)
         page.goto(f"{url}?frames={FRAMES}&size={WIDTH}x{HEIGHT}")

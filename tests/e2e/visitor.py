@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
+from serving import launch
 
 import app
 from freemask import page as parts
@@ -100,7 +101,7 @@ def served(
         if shipped is not None:
             patch.setattr(app, "examples", lambda: shipped)
         demo = app.build(worker, body=body, judge=judge)
-        _, url, _ = demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
+        url = launch(demo)
         yield url
         # Gradio sets this event of another thread's loop, which fails where a page's heartbeat ends just then.
         with suppress(RuntimeError):

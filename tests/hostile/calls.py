@@ -17,6 +17,7 @@ from hostile import clips
 from hostile.cases import ANY, BAD, FINE, Refused, Shapes, Unhandled
 from hostile.clips import EDIT, SOURCE, write_disc
 from hostile.texts import ODD
+from serving import launch
 
 import app
 from freemask import page
@@ -65,7 +66,7 @@ class Server:
             return (yield from page.painted_circles(*given, pause=lambda: None))
 
         self.demo = app.build(Worker(limit=4), body=body, judge=True)
-        _, url, _ = self.demo.launch(**app.LAUNCH, prevent_thread_lock=True, quiet=True)
+        url = launch(self.demo)
         self.http = httpx.Client(base_url=f"{url}gradio_api/", timeout=PATIENCE)
         self.clip = self.upload("disc.mp4", write_disc(folder / "call.mp4").read_bytes())
         page.tell_world(self.clip["path"], 4, 0, "", "mini")  # what a server imports once is no case's time
