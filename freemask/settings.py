@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from .bends import read_bend
+from .changes import Change, check_changes, found_changes, read_changes, written
 from .clips.strides import MOST_FRAMES
 from .errors import SettingError
 from .families.specs import PRESETS, ROOT, Solver, backbone_folder, backbone_name, usual_guidance
@@ -24,6 +25,7 @@ from .validation import STRICT, read_shipped, validated
 from .words.prompts import usual_task, words
 
 __all__ = [
+    "CHANGE_PICTURE",
     "EXAMPLES",
     "EXTRAS",
     "FAST",
@@ -42,12 +44,14 @@ __all__ = [
     "read_size",
 ]
 
-INFERRED = ("task", "guidance")  # where they are left out
+INFERRED = ("task", "guidance", "changes")  # where they are left out
+ONE = ("task", "word", "site", "selection", "masks", "union")  # which say that there is one change
 OLD_TASKS = {"official": "shape", "official-style": "style"}  # of the method "released", as they were named before
 EXAMPLES = ROOT / "static" / "examples"  # the edits that ship
 REPORT = "report.json"  # of an edit, written when its folder may be shown
 LARGEST = 2**22  # bytes of a file of settings; a report of 200 steps of null-text optimisation has a tenth of that
 MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
+CHANGE_PICTURE = "change-{}.png"  # of several changes, each one's mask on the middle frame
 NULL_TEXT = "null-text.png"  # and of the curve of its null-text optimisation, where it had one
 EXTRAS = {  # files of a run that are made when somebody asks for them, and what they are
     "edited.gif": "GIF",
@@ -176,6 +180,14 @@ class Settings:
             "scale, blur or shift, by how much; @TIMESTEP and #HEAD may be left out."
         ),
     ] = None
+    changes: Annotated[
+        tuple[Change, ...] | None,
+        Told(
+            'Several changes in one pass, each under its own mask: "auto" finds them in the prompts, or JSON such as '
+            '[{"word": "car", "to": "blue car", "task": "attribute"}, {"word": "dog", "task": "keep"}]; a task is '
+            "attribute, shape, place or keep. Left out, as the task is too: as the prompts ask."
+        ),
+    ] = None
     rescale: Annotated[Share | None, Told("Guidance rescale, 0 (none) to 1.")] = None
     selection: Annotated[Selection | None, Told("Where the mask comes from: codebook, adaptive or consensus.")] = None
     site: Annotated[Name | None, Told("A layer whose map is the mask instead, such as up 3.0.")] = None
@@ -202,6 +214,12 @@ class Settings:
             own = masked(own)
         return replace(own, **{k: v for k, v in chosen.items() if v is not None})
 
+    def change_preset(self, change: Change) -> Preset:
+        """The preset of one of several changes: its own values, then this job's; what is kept has an attribute's."""
+        own = {f.name: value for f in fields(self) if (value := getattr(change, f.name, None)) is not None}
+        own |= {"task": "attribute" if change.task == "keep" else change.task, "changes": None, "word": None}
+        return replace(self, **own).preset()
+
     @classmethod
     def told(cls) -> dict[str, str]:
         """Each setting in a sentence, by name, in order."""
@@ -212,7 +230,8 @@ class Settings:
 
     def record(self, word: str) -> dict[str, Any]:
         """These settings as JSON has them, with the word that was edited; masks stand beside it in `MASKS`."""
-        return asdict(self) | {"word": word, "masks": MASKS if self.masks else None}
+        told = asdict(self) | {"word": word, "masks": MASKS if self.masks else None}
+        return told | {"changes": None if self.changes is None else written(self.changes)}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -239,6 +258,8 @@ def make_settings(labels: Mapping[str, str] | None = None, /, **values: Any) -> 
     """
     if (old := OLD_TASKS.get(str(values.get("task")))) is not None:
         values |= {"task": old, "method": "released"}
+    if values.get("changes") is not None:
+        values |= {"changes": read_changes(values["changes"], values.get("source", ""), values.get("edit", ""))}
     settings: Settings = validated(Settings, values, "")
     load_preset(settings.task, settings.method)  # refuses unknown names
     named = {name: (labels or {}).get(name, name) for name in ("selection", "site", "timestep", "masks")}
@@ -269,16 +290,35 @@ def make_settings(labels: Mapping[str, str] | None = None, /, **values: Any) -> 
         )
     if settings.bend:
         read_bend(settings.bend)
+    _refuse_changes(settings, own)
     backbone_folder(settings.backbone)
-    return replace(settings, backbone=backbone_name(settings.backbone))
+    task = next((one.task for one in settings.changes or () if one.task != "keep"), settings.task)
+    return replace(settings, backbone=backbone_name(settings.backbone), task=task)
+
+
+def _refuse_changes(settings: Settings, masks: Sequence[str]) -> None:
+    """Raises where settings name changes that cannot be made, or what only one change has, such as its `masks`."""
+    if not settings.changes:
+        return
+    if settings.method != "freemask":
+        raise SettingError(
+            f"Several changes in one pass are FreeMask's, not {settings.method}'s: leave changes out, or the method."
+        )
+    named = [*masks, *(["union"] if settings.union else [])]
+    if named:
+        raise SettingError(f"{named[0]} is of one change: give each of the changes its own site, or leave it out.")
+    check_changes(settings.changes, settings.source, settings.edit)
 
 
 def infer_settings(values: Mapping[str, Any], labels: Mapping[str, str] | None = None) -> Settings:
-    """Settings whose task and guidance, where they are left out, are what the prompts ask for and what suits the
-    backbone. Raises as `make_settings` does."""
+    """Settings whose task, changes and guidance, where they are left out, are what the prompts ask for and what suits
+    the backbone: several changes where neither a task nor the word or a mask of one is named. Raises as `make_settings`
+    does."""
     given = {name: value for name, value in values.items() if name not in INFERRED or value not in (None, "")}
     asked = make_settings(labels, **{"source": "", "edit": ""} | given)
     inferred = {"task": usual_task(asked.source, asked.edit), "guidance": usual_guidance(asked.backbone)}
+    if asked.changes is None and asked.method == "freemask" and not any(given.get(name) for name in ONE):
+        inferred["changes"] = found_changes(asked.source, asked.edit) or None
     return make_settings(labels, **{"source": "", "edit": ""} | inferred | given)
 
 

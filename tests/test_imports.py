@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "freemask"
 FLOORS = (
-    "errors validation clips words families steps presets bends settings masks methods pictures jobs toyworld bench"
+    "errors validation clips words families steps presets bends changes settings masks methods pictures jobs toyworld bench"
     " batch cli page"
 ).split()
 

@@ -240,7 +240,7 @@ def measure_case(
     return rows, shown
 
 
-def _strip(shown: dict[str, np.ndarray]) -> np.ndarray:
+def strip(shown: dict[str, np.ndarray]) -> np.ndarray:
     """Four frames of each method in a row with its name: (h, w, 3) uint8."""
     rows = []
     for name, frames in shown.items():
@@ -257,7 +257,7 @@ def _name(case: Case) -> str:
 
 
 @lru_cache(maxsize=1)
-def _made_with(name: str) -> str:
+def made_with(name: str) -> str:
     """A digest of the backbone, its codebook and the judges: what stands in files besides the code."""
     digest = hashlib.sha256()
     folders = (backbone_folder(name), TOY_CLIP)
@@ -270,7 +270,7 @@ def _made_with(name: str) -> str:
 def _fingerprint(method: str, task: str, name: str, options: Options) -> list[object]:
     """What a method's figures depend on, besides the case and the code, as JSON has it."""
     preset = presets(task).get(method)
-    told = [_made_with(name), options.steps, options.guidance, options.frames, asdict(preset) if preset else None]
+    told = [made_with(name), options.steps, options.guidance, options.frames, asdict(preset) if preset else None]
     return list(json.loads(json.dumps(told)))
 
 
@@ -304,7 +304,7 @@ def _measure_into(case: Case, *, name: str, options: Options, out: Path, alone: 
     with path.with_suffix(".part").open("wb") as part:
         np.savez_compressed(part, allow_pickle=False, **shown)
     path.with_suffix(".part").replace(path)
-    save_png(out / "strips" / f"{_name(case)}.png", _strip(shown))
+    save_png(out / "strips" / f"{_name(case)}.png", strip(shown))
     written = out / "cases" / f"{_name(case)}.part"
     written.write_text(json.dumps(told))
     written.replace(written.with_suffix(".json"))

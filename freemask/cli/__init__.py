@@ -261,9 +261,15 @@ def calibrate(
 @app.command()
 def benchmark(
     out: Annotated[Path, typer.Option(help="The folder for the table, the figure and the strips of frames.")],
-    suite: Annotated[str, typer.Option(help="toyworld: rendered scenes, whose true edits are known.")] = "toyworld",
+    suite: Annotated[
+        str,
+        typer.Option(help="toyworld: rendered scenes, whose true edits are known; toyworld-pairs: of two objects."),
+    ] = "toyworld",
     limit: Annotated[int, typer.Option(help="Scenes a task.", min=1)] = 12,
-    tasks: Annotated[str, typer.Option(help="A list with commas.")] = "style,attribute,shape,place",
+    tasks: Annotated[
+        str,
+        typer.Option(help="A list with commas; left out: all. Of pairs: colours, objects, one, swap, all (of these)."),
+    ] = "",
     methods: Annotated[
         str, typer.Option(help="A list with commas; left out: all but videodirector's, or with motion modules those.")
     ] = "",
@@ -283,35 +289,35 @@ def benchmark(
     settings have changed since.
     """
     with refusals():
-        refuse_unknown("suite", suite, ["toyworld"])
+        refuse_unknown("suite", suite, ["toyworld", "toyworld-pairs"])
         from ..bench import METHODS, Options, benchmark_steps, markdown, save_figure, usual_methods
+        from ..bench.pairs import PAIR_METHODS, pair_markdown, pairs_steps
         from ..families.specs import usual_guidance
         from ..jobs.run import load_editor
         from ..toyworld.cases import CASE_TASKS
+        from ..toyworld.pairs import PAIR_CASES
 
+        pairs = suite == "toyworld-pairs"
         chosen: dict[str, tuple[str, ...]] = {}
-        for name, given, known in (("task", tasks, tuple(CASE_TASKS)), ("method", methods, METHODS)):
+        every, kinds = (PAIR_METHODS, PAIR_CASES) if pairs else (METHODS, tuple(CASE_TASKS))
+        for name, given, known in (("task", tasks, kinds), ("method", methods, every)):
             chosen[name] = tuple(one.strip() for one in given.split(",") if one.strip())
             for one in chosen[name]:
                 refuse_unknown(name, one, known)
         guidance = usual_guidance(backbone) if guidance is None else guidance
-        asked = chosen["method"] or usual_methods(backbone)
+        asked = chosen["method"] or (PAIR_METHODS if pairs else usual_methods(backbone))
         options = Options(methods=asked, steps=steps, guidance=guidance, frames=frames)
         editor = load_editor(backbone)
-        table = watch(
-            benchmark_steps(
-                backbone,
-                out,
-                options,
-                limit=limit,
-                seed=seed,
-                tasks=chosen["task"] or tuple(CASE_TASKS),
-                workers=processes(workers, editor),
-            )
-        )
-        text = markdown(table)
+        about: dict[str, Any] = {"limit": limit, "seed": seed, "workers": processes(workers, editor)}
+        if pairs:
+            measured = pairs_steps(backbone, out, options, kinds=chosen["task"] or kinds, **about)
+        else:
+            measured = benchmark_steps(backbone, out, options, tasks=chosen["task"] or kinds, **about)
+        table = watch(measured)
+        text = pair_markdown(table) if pairs else markdown(table)
         (out / "table.json").write_text(json.dumps(table, indent=1) + "\n")
         (out / "table.md").write_text(text + "\n")
-        save_figure(out / "table.png", table)
+        if not pairs:
+            save_figure(out / "table.png", table)
     console.print(text, markup=False, soft_wrap=True)
     print(json.dumps(table))

@@ -90,7 +90,8 @@ def check(clip: Path | None, settings: Settings) -> Checked:
     _refuse_unseen(f"{settings.source} {settings.edit}", settings.backbone)
     with suppress(BackboneError):  # a model of which nothing is known yet: refused once it is here
         refuse_pair(settings, backbone_spec(settings.backbone).path)
-    word = settings.word or infer_word(settings.source, settings.edit, settings.task)
+    first = next((one.word for one in settings.changes or () if one.task not in ("keep", "place")), None)
+    word = settings.word or first or infer_word(settings.source, settings.edit, settings.task)
     word = named(words(settings.source), find_word(settings.source, word))
     if settings.bend:
         find_word(settings.edit, read_bend(settings.bend).word)

@@ -21,10 +21,11 @@ from ..families.sites import Site
 from ..masks.candidates import resize
 from ..masks.trace import SoftMap, Trace
 from ..methods.editor import Denoised
+from ..pictures.compare import outlined
 from ..pictures.mask_zip import read_mask_zip, save_mask_zip
 from ..pictures.sheets import Arrays, distances_figure, save_png
 from ..pictures.word_maps import save_word_files
-from ..settings import MASKS, NULL_TEXT, REPORT
+from ..settings import CHANGE_PICTURE, MASKS, NULL_TEXT, REPORT
 from ..words.prompts import words
 
 __all__ = ["made_with", "read_kept", "read_report", "read_videos", "save_edit", "tidy", "word_arrays"]
@@ -70,6 +71,10 @@ def save_edit(
             writing += [pool.submit(video, "guided", guided, note), pool.submit(distances)]
         if maps:
             save_word_files(out, word_arrays(trace, edited, prompt))
+        for n, plan in enumerate(edited.plans, 1):
+            if plan:
+                middle = len(trace.clip.frames) // 2
+                save_png(out / CHANGE_PICTURE.format(n), outlined(trace.clip.frames[middle], plan.shown[middle]))
         save_mask_zip(out / MASKS, edited.plan.shown if mask is None else mask)
     for done in writing:
         done.result()

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from ..bends import Bend, read_bend
+from ..changes import written
 from ..clips.ffmpeg import whole
 from ..clips.video import Clip, probe, read_clip, write_clip
 from ..errors import SettingError, StorageError
@@ -30,6 +31,7 @@ from ..masks.plan import is_time_aware
 from ..masks.trace import Trace
 from ..methods.editor import Denoised, Editor
 from ..methods.sessions import SESSIONS
+from ..methods.several import Part, parts_of
 from ..presets import Preset, load_method
 from ..settings import DRAWN, REPORT, FeatureSource, Settings
 from ..steps import Step, Steps
@@ -47,6 +49,7 @@ __all__ = ["Job", "load_editor"]
 
 T = TypeVar("T")
 STAGES = ("invert", "null-text", "edit", "reconstruct")  # in which the UNet runs
+WINDOWS = ("alpha_self", "alpha_cross", "alpha_temporal", "alpha_latent")
 RESTORED = "reconstruction"  # among what is prepared of an inversion: its reconstruction's latents
 
 
@@ -102,8 +105,19 @@ class Job:
 
     @cached_property
     def preset(self) -> Preset:
-        """The task as the method does it, with this job's own numbers."""
-        return self.settings.preset()
+        """The task as the method does it, with this job's own numbers; of several changes the longest windows."""
+        own = self.settings.preset()
+        active = [part.task for part in self.parts if not part.kept]
+        if not active:
+            return own
+        longest = {name: max(getattr(task, name) for task in active) for name in WINDOWS}
+        return replace(active[0], **longest)
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The changes, where there are several."""
+        settings = self.settings
+        return parts_of(settings.changes or (), settings.source, settings.edit, settings.change_preset)
 
     @property
     def bend(self) -> Bend | None:
@@ -150,6 +164,9 @@ class Job:
         sites = editor.backbone.sites
         if settings.site:
             find_site(settings.site, sites)
+        for part in self.parts:
+            if part.site:
+                find_site(part.site, sites)
         if self.bend:
             bent = find_site(self.bend.site, sites)
             heads = editor.backbone.unet.get_submodule(bent.name).heads
@@ -247,6 +264,7 @@ class Job:
             prepared=self.prepared,
             preparing=self.usage["null-text"],
             bend=self.bend,
+            parts=self.parts,
         )
 
     def show(self, out: Path, maps: bool = True) -> Steps[None]:
@@ -302,7 +320,7 @@ class Job:
     def held(self) -> str:
         """What the edit is to keep: "background", "object" or "nothing". A style changes every pixel, unless latent
         blending holds the object, as it does where the place is edited."""
-        if self.preset.mask == "none" and self.mask is None:
+        if self.preset.mask == "none" and self.mask is None or any(part.everywhere for part in self.parts):
             return "nothing"
         return "background" if self.preset.region == "object" else "object" if self.preset.alpha_latent else "nothing"
 
@@ -341,7 +359,7 @@ class Job:
         time_aware = is_time_aware(preset) and plan.choice.origin != "painted"
         told = words(settings.edit)
         self.clock.seconds["total"] = round(time.perf_counter() - self.start, 4)
-        report = {
+        report: dict[str, Any] = {
             "settings": settings.record(self.word),
             "words": {
                 "source_words": words(settings.source),
@@ -385,10 +403,21 @@ class Job:
                 "fps": self.clip.fps,
             },
         }
+        if self.parts:
+            report["changes"] = [self._told(n) for n in range(len(self.parts))]
         for name, record in (("settings.json", report["settings"]), (REPORT, report)):
             with whole(out / name) as part:  # who reads it meanwhile, reads the one or the other
                 part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return report
+
+    def _told(self, n: int) -> dict[str, Any]:
+        """What the report says of the n-th of several changes: as it was asked, and its mask, where it has one."""
+        part, asked = self.parts[n], written(self.settings.changes or ())[n]
+        if (plan := self.edited.plans[n]) is None:
+            return asked
+        own = is_time_aware(part.task)
+        where = {"site": plan.choice.site.name, "timestep": "every" if own else plan.choice.timestep}
+        return asked | {"mask": where | {"origin": plan.choice.origin, "area": round(plan.area, 4)}}
 
 
 def _finite(value: float) -> float | None:

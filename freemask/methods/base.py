@@ -26,7 +26,7 @@ from ..masks.plan import MaskPlan
 from ..masks.trace import MapSum, Trace, shared
 from ..presets import Preset, refuse_path
 from ..steps import Steps
-from ..words.prompts import align
+from ..words.prompts import Alignment, align
 
 __all__ = ["Prepared", "Row", "Session", "fused_sites", "over_spans", "window", "windows"]
 
@@ -99,12 +99,13 @@ class Session:
         guidance: float = 7.5,
         watch: bool = False,
         usage: Usage | None = None,
+        alignment: Alignment | None = None,
     ) -> None:
         refuse_path(task.method, backbone.name, backbone.path.name)
         self.trace, self.plan, self.task, self.word, self.guidance = trace, plan, task, word, guidance
         self.backbone, self.usage = backbone, usage or Usage()
         self.prepared: Prepared = {}
-        self.alignment = align(trace.prompt, prompt)
+        self.alignment = alignment or align(trace.prompt, prompt)
         self.edit_tokens = backbone.word_tokens(prompt)
         self.text = dict(
             zip(("plain", "edit", "source"), backbone.text(["", prompt, trace.prompt]).chunk(3), strict=True)

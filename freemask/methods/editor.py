@@ -36,17 +36,20 @@ from ..families.loading import load_backbone
 from ..families.paths import NoisePath
 from ..families.sites import Site
 from ..families.specs import Solver, fit, frame_size
+from ..masks.disjoint import disjoint, joined
 from ..masks.features import Features
 from ..masks.mmc import choose
 from ..masks.plan import MaskPlan, plan_masks
 from ..masks.trace import MapSum, SoftMap, Trace
 from ..presets import Preset, load_preset
 from ..steps import Step, Steps, finish
+from ..words.differences import align_phrases
 from ..words.prompts import find_word, infer_word
-from .base import Prepared, fused_sites, over_spans, windows
+from .base import Prepared, Session, fused_sites, over_spans, windows
 from .bend import Bending
 from .concepts import concept_steps
 from .sessions import SESSIONS
+from .several import Part, Several
 
 __all__ = ["Denoised", "Edited", "Editor", "Usage"]
 
@@ -59,6 +62,7 @@ class Denoised:
 
     `watched` are the edit prompt's words that the source lacks, by position, where they were watched; `maps` their
     maps in that order, by (t, site name), before any fusion. `prepared` is what the method made before it began.
+    `plans` are those of several changes, in their order: None of a place's.
     """
 
     latents: Tensor
@@ -66,6 +70,7 @@ class Denoised:
     watched: tuple[int, ...] = ()
     maps: dict[tuple[int, str], SoftMap] = field(default_factory=dict)
     prepared: Prepared = field(default_factory=dict)
+    plans: tuple[MaskPlan | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -263,6 +268,17 @@ class Editor:
         choice = choose(self.backbone.name, trace.sites, trace.timesteps, trace.grid, site=site, timestep=timestep)
         return plan_masks(trace, choice, word=word, task=task, mask=mask)
 
+    def plan_parts(self, trace: Trace, parts: Sequence[Part]) -> tuple[MaskPlan, tuple[MaskPlan | None, ...]]:
+        """The masks of several changes: what changes, joined, and each change's own, disjoint; None of a place's."""
+        made = []
+        for part in (part for part in parts if not part.everywhere):
+            own: dict[str, Any] = {"mask": part.mask, "site": part.site, "timestep": part.timestep}
+            made.append((part.word, part.task, self.plan_masks(trace, word=part.word, task=part.task, **own)))
+        plans = disjoint(trace, made)
+        kept = [part.kept for part in parts if not part.everywhere]
+        left = iter(plans)
+        return joined(plans, kept), tuple(None if part.everywhere else next(left) for part in parts)
+
     def edit(
         self,
         trace: Trace,
@@ -309,6 +325,7 @@ class Editor:
         prepared: MutableMapping[str, Prepared] | None = None,
         preparing: Usage | None = None,
         bend: Bend | None = None,
+        parts: Sequence[Part] = (),
     ) -> Steps[Denoised]:
         """Denoises with the edit prompt under classifier-free guidance and masked fusion.
 
@@ -318,11 +335,18 @@ class Editor:
         time, in a third of the memory; the source's features of the step wait in host RAM meanwhile. Of `deep_cache`
         steps one computes the coarse layers (`families.deep`). What a method prepares is put into `prepared` and taken
         from there if it is there already; `preparing` counts its UNet calls. `bend` changes one word's attention.
+        With `parts` FreeMask makes several changes in one pass, each as its part says, not as `word` and the mask do.
         """
         usage, prepared = usage or Usage(), {} if prepared is None else prepared
-        plan = self.plan_masks(trace, word=word, task=task, mask=mask, site=site, timestep=timestep)
         about: dict[str, Any] = {"prompt": prompt, "word": word, "guidance": guidance, "watch": watch, "usage": usage}
-        session = SESSIONS[task.method](self.backbone, trace, plan, task, **about)
+        each: tuple[MaskPlan | None, ...] = ()
+        if parts:
+            plan, each = self.plan_parts(trace, parts)
+            about |= {"parts": parts, "plans": each, "alignment": align_phrases(trace.prompt, prompt)}
+            session: Session = Several(self.backbone, trace, plan, task, **about)
+        else:
+            plan = self.plan_masks(trace, word=word, task=task, mask=mask, site=site, timestep=timestep)
+            session = SESSIONS[task.method](self.backbone, trace, plan, task, **about)
         if key := session.key:
             if key not in prepared:
                 prepared[key] = yield from session.prepare(preparing or Usage())
@@ -370,7 +394,7 @@ class Editor:
         with Forwards(self.backbone, usage) as forwards:
             for i, (t, x) in enumerate(walk):  # noqa: B007
                 yield Step("edit", i + 1, len(every_level) - 1, t, picture)
-        return Denoised(x[:1], plan, session.watched, session.seen.packed(), session.prepared)
+        return Denoised(x[:1], plan, session.watched, session.seen.packed(), session.prepared, each)
 
     def _glance(self, clean: Tensor) -> np.ndarray:
         """The middle frame (h, w, 3) uint8 of a clip's latents (1, c, f, h, w)."""

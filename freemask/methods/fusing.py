@@ -291,11 +291,11 @@ class Fusing(Session, ABC):
         if self.task.union and site == self.plan.choice.site and self.edit_columns:
             taken(partial(self.see, self.edit_seen, site, [self.edit_columns]), a1.mean(1))
         a = self.fuse_cross(probabilities(q0, k0), a1, self.each("moved", site, q.device))
-        a = self.weighed(a, a1)
+        a = self.weighed(site, a, a1)
         outs = [a.to(v1.dtype) @ v1 if i == at else attend(qs[i], ks[i], vs[i]) for i in range(count)]
         return torch.cat(outs)
 
-    def weighed(self, a: Tensor, a1: Tensor) -> Tensor:
+    def weighed(self, site: Site, a: Tensor, a1: Tensor) -> Tensor:
         """Prompt-to-Prompt's window by word and re-weighting: the changed words' columns of fused maps (…, k) are the
         edit's own after their window, and scaled."""
         changed = self.tokens.changed.to(a.device)

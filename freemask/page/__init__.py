@@ -1,6 +1,7 @@
 """The page's parts and handlers: the only room that imports gradio. `app.py` wires them."""
 
 from .bodies import Body, diffusion, outliving, painted_circles
+from .changes import follow_changes, take_changes
 from .desk import Desk
 from .estimate import Estimates
 from .explorer import Explorer
@@ -42,6 +43,7 @@ __all__ = [
     "fill_example",
     "fill_settings",
     "follow",
+    "follow_changes",
     "follow_link",
     "follow_method",
     "follow_prompts",
@@ -64,6 +66,7 @@ __all__ = [
     "show_masks",
     "take_bend",
     "take_cell",
+    "take_changes",
     "take_trim",
     "take_word",
     "tell_world",

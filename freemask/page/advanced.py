@@ -82,6 +82,7 @@ class Advanced:
     site: gr.Textbox
     timestep: gr.Textbox
     bend: gr.Textbox
+    changes: gr.Textbox
     masks: gr.File
     features: gr.Radio
     low_vram: gr.Checkbox
@@ -164,6 +165,14 @@ class Advanced:
             info="LAYER@TIMESTEP#HEAD: WORD scale, blur or shift, by how much. The explorer's Bend fills it.",
             max_lines=1,
         )
+        changes = gr.Textbox(
+            "",
+            label="Several changes",
+            placeholder='[{"word": "car", "to": "blue car", "task": "attribute"}]',
+            info="JSON, with τ, windows and site of each; “auto” takes what the prompts say, [] makes one change.",
+            max_lines=1,
+            elem_id="changes-text",
+        )
         masks = gr.File(
             label=f"{MASK_OWN['masks']}: a zip of PNGs, one a frame or one for all",
             file_types=[".zip"],
@@ -199,6 +208,7 @@ class Advanced:
             site=site,
             timestep=timestep,
             bend=bend,
+            changes=changes,
             masks=masks,
             features=features,
             low_vram=low_vram,

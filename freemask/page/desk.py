@@ -30,6 +30,7 @@ from ..steps import Step, mapped
 from . import status
 from .advanced import MASK_OWN
 from .bodies import Body
+from .changes import ONE
 from .estimate import Estimates, sized
 from .fields import (
     FIELDS,
@@ -280,7 +281,7 @@ class Desk:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"painted-{secrets.token_urlsafe(8)}.zip"
         save_mask_zip(path, masks)
-        return same_clip(run, selection="", site="", timestep="", masks=file_data(path))
+        return same_clip(run, selection="", site="", timestep="", masks=file_data(path), changes=ONE)
 
     async def tell_first_cost(self, *settings: Any) -> str:
         """`tell_cost` for a page that has just been painted. The server's first page sets off the warming up: an

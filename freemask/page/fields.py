@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import reprlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from urllib.parse import parse_qsl, urlencode
 import gradio as gr
 import numpy as np
 
+from ..changes import written
 from ..clips.video import probe, read_clip
 from ..errors import FreeMaskError, InputError, SettingError
 from ..families.reach import obstacle, refusal
@@ -247,6 +249,8 @@ def _not_offered(backbone: str) -> str:
 def link(settings: dict[str, Any]) -> str:
     """The query of a link to the settings of a report: all but the clip and the masks."""
     named = {name: settings[name] for name in _LINKED if settings.get(name) is not None}
+    if named.get("changes"):
+        named["changes"] = json.dumps(named["changes"])
     if named.get("size"):
         named["size"] = "x".join(map(str, named["size"]))
     return "?" + urlencode(named)
@@ -269,6 +273,7 @@ def field_values(own: Settings) -> list[Any]:
         "selection": own.selection or "",
         "site": own.site or "",
         "bend": own.bend or "",
+        "changes": "" if own.changes is None else json.dumps(written(own.changes)),
         "timestep": "" if own.timestep is None else str(own.timestep),
         "masks": None,
     }

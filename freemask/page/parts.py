@@ -16,6 +16,7 @@ from ..presets import load_preset, task_names
 from ..settings import EXTRAS, Example
 from . import status
 from .advanced import PACES, Advanced, first_pace
+from .changes import CHOOSE
 from .compare import COMPARE
 from .curves import CURVES, TABLES
 from .wording import INFERRED
@@ -65,6 +66,7 @@ class Inputs:
     source: gr.Textbox
     edit: gr.Textbox
     aligned: gr.HTML
+    changes: gr.HTML
     task: gr.Radio
     summary: gr.HTML
     word: gr.Textbox
@@ -119,6 +121,7 @@ class Inputs:
                 )
         outside = gr.HTML("", elem_id="outside")
         aligned = gr.HTML(status.prompts("", ""), js_on_load=PICK, elem_id="aligned")
+        changes = gr.HTML("", js_on_load=CHOOSE, elem_id="changes")
         titles = [(load_preset(name).title, name) for name in task_names()]
         task = gr.Radio(titles, value=task_names()[0], label="Task", elem_id="task")
         summary = gr.HTML(status.note(html.escape(load_preset(task_names()[0]).summary)), elem_id="summary")
@@ -146,6 +149,7 @@ class Inputs:
             source,
             edit,
             aligned,
+            changes,
             task,
             summary,
             word,

@@ -7,6 +7,7 @@ not trusted: a cell is validated like any setting, a painting must fill its shap
 from __future__ import annotations
 
 import html
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,11 @@ def open_studio(run: Run | None) -> dict[str, Any] | None:
         ],
         "source_words": known,
         "word": find_word(settings["source"], report["words"]["word"]),
+        "changes": [
+            find_word(settings["source"], one["word"])
+            for one in settings.get("changes") or []
+            if one["task"] != "place"
+        ],
         "reason": status.note(_reason(report)),
         "tau": first_tau(report),
         "cell": _cell(report, index["timesteps"], book.timestep if book else None),
@@ -139,7 +145,24 @@ def take_cell(run: Run | None, event: gr.EventData) -> list[Any]:
         raise shown(SettingError("There is no edit yet: edit a clip first."))
     timestep = hear(event, "timestep", lambda told: "" if told is None else str(int(told)))
     cell = {"site": short_site(hear(event, "site", str)), "timestep": timestep}
-    return same_clip(run, selection="", masks=None, tau=f"{hear(event, 'tau', float):.2f}", **cell)
+    tau = hear(event, "tau", float)
+    if run.report["settings"].get("changes"):
+        return same_clip(run, changes=json.dumps(_with_cell(run, event, cell | {"tau": round(tau, 2)})))
+    return same_clip(run, selection="", masks=None, tau=f"{tau:.2f}", **cell)
+
+
+def _with_cell(run: Run, event: gr.EventData, cell: dict[str, Any]) -> list[dict[str, Any]]:
+    """A run's changes, that of the word which is shown with a picked cell's mask."""
+    source, changes = run.report["settings"]["source"], run.report["settings"]["changes"]
+    at = hear(event, "words", lambda told: [int(i) for i in told])
+    own = {name: int(value) if name == "timestep" else value for name, value in cell.items() if value != ""}
+    apart = {"site", "timestep", "selection", "tau"}
+    return [
+        {name: value for name, value in one.items() if name not in apart} | own
+        if one["task"] != "place" and find_word(source, one["word"]) == at
+        else one
+        for one in changes
+    ]
 
 
 def take_bend(run: Run | None, event: gr.EventData) -> list[Any]:

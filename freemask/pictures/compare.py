@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .sheets import GROUND, Image, WordMaps, draw_cells
 
-__all__ = ["FIRST", "SECOND", "difference_sheet", "masks_strip"]
+__all__ = ["FIRST", "SECOND", "difference_sheet", "masks_strip", "outlined"]
 
 FIRST, SECOND = (90, 160, 255), (255, 150, 60)  # the colours of the two
 WIDE = 1200  # pixels of a strip
@@ -48,8 +48,13 @@ def masks_strip(frames: NDArray[np.uint8], first: NDArray[np.bool_], second: NDA
     for k in at:
         picture = cv2.resize(frames[k], size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         for mask, colour, thick in ((first[k], FIRST, 4), (second[k], SECOND, 2)):
-            on = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-            outlines, _ = cv2.findContours(on, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-            picture = cv2.drawContours(np.ascontiguousarray(picture), outlines, -1, colour, thick)
+            picture = outlined(picture, mask, colour, thick)
         row.append(picture)
     return np.hstack(row)
+
+
+def outlined(picture: Image, mask: NDArray[np.bool_], colour: tuple[int, int, int] = SECOND, thick: int = 2) -> Image:
+    """A picture (h, w, 3) with a mask's outline, so many pixels thick; the mask (h', w') may be smaller."""
+    on = cv2.resize(mask.astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    outlines, _ = cv2.findContours(on, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(np.ascontiguousarray(picture), outlines, -1, colour, thick)

@@ -86,6 +86,7 @@ class Recipe:
     decoder_width: int = 64
     decoder_blocks: tuple[int, ...] = (5, 4, 2, 0)
     scenes: int = 24_000
+    pairs: bool = False  # whether a third of the scenes have two objects
     frames: int = 8
 
     @classmethod

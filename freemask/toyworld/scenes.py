@@ -11,6 +11,7 @@ only report figures.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,10 @@ __all__ = [
     "Rendered",
     "Scene",
     "caption",
+    "draw",
+    "empty",
     "motion",
+    "named",
     "render",
     "render_seed",
     "sample_scene",
@@ -133,12 +137,16 @@ def sample_scene(seed: int) -> Scene:
     )
 
 
+def named(scene: Scene) -> str:
+    """The scene's object with its article, such as "a red car"."""
+    noun = f"{scene.colour} {scene.object}" if scene.colour else scene.object
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 def caption(scene: Scene) -> str:
     """What the scene shows, such as "sketch style painting of a swan swimming on the water"."""
-    noun = f"{scene.colour} {scene.object}" if scene.colour else scene.object
-    article = "an" if noun[0] in "aeiou" else "a"
     verb = ("", "is ")[scene.wording == 1] + OBJECTS[scene.object]
-    words = [article, noun, "" if scene.wording == 2 else verb, PLACES[scene.place]]
+    words = [named(scene), "" if scene.wording == 2 else verb, PLACES[scene.place]]
     if scene.style:
         words.insert(0, f"{scene.style} style painting of")
     return " ".join(w for w in words if w)
@@ -146,7 +154,7 @@ def caption(scene: Scene) -> str:
 
 def vocabulary() -> tuple[str, ...]:
     """Every word a caption can hold, sorted."""
-    words = {"a", "an", "is", "style", "painting", "of", *OBJECTS, *COLOURS, *STYLES}
+    words = {"a", "an", "and", "is", "style", "painting", "of", *OBJECTS, *COLOURS, *STYLES}
     words |= set(OBJECTS.values()) | {w for phrase in PLACES.values() for w in phrase.split()}
     return tuple(sorted(words))
 
@@ -247,27 +255,52 @@ def motion(scene: Scene, size: int, *, frames: int = 8) -> tuple[np.ndarray, np.
     return np.stack([x, y], 1) * size, -(0.5 + scene.pan * (s - 0.5)) * size
 
 
-def render(scene: Scene, size: int, *, frames: int = 8) -> Rendered:
-    """Frames, object masks and caption of a scene at `size` × `size` pixels."""
+def draw(scenes: Sequence[Scene], size: int, *, frames: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """The objects of some scenes in the place and the style of the first, each in front of those before it: frames
+    (f, h, w, 3) uint8 at `size` × `size` pixels, and what is seen of each object, (n, f, h, w) bool."""
+    first = scenes[0]
+    layers = [_layers(scene, size, frames) for scene in scenes]
+    video = np.empty((frames, size, size, 3), np.uint8)
+    masks = np.zeros((len(scenes), frames, size, size), bool)
+    for i, frame in enumerate(empty(first, size, frames=frames)):
+        for n, layer in enumerate(layers):
+            rgba = next(layer)
+            frame = rgba[..., :3] + frame * (1 - rgba[..., 3:])
+            masks[:n, i] &= rgba[..., 3] <= 0.5
+            masks[n, i] = rgba[..., 3] > 0.5
+        video[i] = _bytes(frame)
+        if first.style:
+            video[i] = _stylise(video[i], first.style)
+    return video, masks
+
+
+def empty(scene: Scene, size: int, *, frames: int = 8) -> Iterator[np.ndarray]:
+    """A scene's place alone on each frame, (size, size, 3) float32 in [0, 1], without a style."""
+    ground = _ground(scene.place, scene.ground, size)
+    for pan in motion(scene, size, frames=frames)[1]:
+        shift = np.array([[1, 0, pan], [0, 1, 0]], np.float32)
+        yield cv2.warpAffine(ground, shift, (size, size), flags=cv2.INTER_LINEAR)
+
+
+def _bytes(frame: np.ndarray) -> np.ndarray:
+    return np.clip(frame * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def _layers(scene: Scene, size: int, frames: int) -> Iterator[np.ndarray]:
+    """A scene's sprite on each frame, premultiplied RGBA (size, size, 4) in [0, 1]."""
     sprite = _sprite(scene.object, scene.colour, scene.dx > 0)
     k = scene.scale * size / max(sprite.shape[:2])
     small = cv2.resize(sprite, None, fx=k, fy=k, interpolation=cv2.INTER_AREA)
     h, w = small.shape[:2]
-    ground = _ground(scene.place, scene.ground, size)
-    video = np.empty((frames, size, size, 3), np.uint8)
-    masks = np.empty((frames, size, size), bool)
-    centres, pans = motion(scene, size, frames=frames)
-    for i, ((x, y), pan) in enumerate(zip(centres, pans, strict=True)):
+    for x, y in motion(scene, size, frames=frames)[0]:
         place = np.array([[1, 0, x - w / 2], [0, 1, y - h / 2]], np.float32)
-        rgba = cv2.warpAffine(small, place, (size, size), flags=cv2.INTER_LINEAR)
-        shift = np.array([[1, 0, pan], [0, 1, 0]], np.float32)
-        back = cv2.warpAffine(ground, shift, (size, size), flags=cv2.INTER_LINEAR)
-        frame = rgba[..., :3] + back * (1 - rgba[..., 3:])
-        video[i] = np.clip(frame * 255 + 0.5, 0, 255).astype(np.uint8)
-        masks[i] = rgba[..., 3] > 0.5
-        if scene.style:
-            video[i] = _stylise(video[i], scene.style)
-    return Rendered(video, masks, caption(scene))
+        yield cv2.warpAffine(small, place, (size, size), flags=cv2.INTER_LINEAR)
+
+
+def render(scene: Scene, size: int, *, frames: int = 8) -> Rendered:
+    """Frames, object masks and caption of a scene at `size` × `size` pixels."""
+    video, masks = draw([scene], size, frames=frames)
+    return Rendered(video, masks[0], caption(scene))
 
 
 def render_seed(seed: int, size: int, frames: int) -> Rendered:

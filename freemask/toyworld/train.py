@@ -62,6 +62,7 @@ from .models import (
     read_checkpoint,
     token_ids,
 )
+from .pairs import render_any
 from .scenes import OBJECTS, PLACES, render_seed
 
 __all__ = ["train_unet"]
@@ -83,7 +84,7 @@ def _latent_bank(run: Path, recipe: Recipe, vae: AutoencoderTiny) -> tuple[np.nd
     shape = (recipe.scenes, recipe.frames, recipe.latent_channels, grid, grid)
     bank = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
     captions = []
-    job = partial(render_seed, size=recipe.size, frames=recipe.frames)
+    job = partial(render_any if recipe.pairs else render_seed, size=recipe.size, frames=recipe.frames)
     # processes take seconds to begin, which pays for many scenes alone
     with multiprocessing.get_context("spawn").Pool() if recipe.scenes > 1000 else ThreadPool() as pool:
         for i, scene in enumerate(pool.imap(job, range(recipe.scenes), chunksize=32)):

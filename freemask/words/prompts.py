@@ -17,11 +17,17 @@ from ..errors import PromptError
 from .positions import listed, locate, named, numbered, occurrence, plain
 
 __all__ = [
+    "DETERMINERS",
+    "PLACED",
+    "STYLES",
     "Alignment",
     "align",
     "find_word",
+    "folded",
     "infer_task",
     "infer_word",
+    "is_noun",
+    "role",
     "same_words",
     "unseen",
     "usual_task",
@@ -36,9 +42,9 @@ _FUNCTION = frozenset(
     "a an the this that these those some on in at of to by with and or from into over under near through "
     "is are was were be being its his her their it style painting photo picture video film".split()
 )
-_DETERMINERS = frozenset("a an the this that these those some its his her their".split())
-_PLACED = frozenset("in on at under over through into across along beside inside outside behind".split())
-_STYLES = frozenset(
+DETERMINERS = frozenset("a an the this that these those some its his her their".split())
+PLACED = frozenset("in on at under over through into across along beside inside outside behind".split())
+STYLES = frozenset(
     "style styled painting painted sketch drawing watercolor watercolour cartoon anime comic photo picture".split()
 )
 
@@ -58,7 +64,8 @@ def words(prompt: str) -> list[str]:
     return found
 
 
-def _folded(prompt: str) -> list[str]:
+def folded(prompt: str) -> list[str]:
+    """The words of a prompt without case."""
     return [w.casefold() for w in words(prompt)]
 
 
@@ -77,7 +84,7 @@ class Alignment:
 
 def align(source: str, edit: str) -> Alignment:
     """Aligns two prompts word by word; replaced runs of equal length correspond in order."""
-    a, b = _folded(source), _folded(edit)
+    a, b = folded(source), folded(edit)
     source_of: list[int | None] = [None] * len(b)
     changed: list[int] = []
     removed: list[int] = []
@@ -91,18 +98,18 @@ def align(source: str, edit: str) -> Alignment:
     return Alignment(tuple(source_of), tuple(changed), tuple(removed))
 
 
-def _is_noun(word: str) -> bool:
+def is_noun(word: str) -> bool:
     """Content words that are no participle; enough for captions, and the user may override it."""
     return word not in _FUNCTION and not (word.endswith("ing") and len(word) > 5)
 
 
 def _phrase_end(found: Sequence[str], at: int) -> int | None:
     """The last word of the run of content words that starts at `at` or after; None where there is none."""
-    while at < len(found) and not _is_noun(found[at]):
+    while at < len(found) and not is_noun(found[at]):
         at += 1
     if at >= len(found):
         return None
-    while at + 1 < len(found) and _is_noun(found[at + 1]):
+    while at + 1 < len(found) and is_noun(found[at + 1]):
         at += 1
     return at
 
@@ -111,7 +118,7 @@ def infer_word(source: str, edit: str, task: str) -> str:
     """p0: for shape the replaced noun, for attribute the head noun of the changed phrase, for style and
     place the main moving noun (the one before the first verb). One that stands there twice is numbered, as `find_word`
     reads it. Raises PromptError where no word fits."""
-    a = _folded(source)
+    a = folded(source)
     removed = align(source, edit).removed
     at: int | None = None
     if task == "place":
@@ -121,12 +128,12 @@ def infer_word(source: str, edit: str, task: str) -> str:
         opening = a.index("of") + 1 if "painting" in a and "of" in a else 0
         at = _phrase_end(a, opening)
     else:
-        nouns = [i for i in removed if _is_noun(a[i])]
+        nouns = [i for i in removed if is_noun(a[i])]
         if task == "attribute":
-            start = nouns[0] if nouns else _first_difference(a, _folded(edit))
+            start = nouns[0] if nouns else _first_difference(a, folded(edit))
             at = _phrase_end(a, start)
         elif nouns:
-            heads = [i for i in nouns if _role(a, i) == "noun"]  # rather than an attribute or a place
+            heads = [i for i in nouns if role(a, i) == "noun"]  # rather than an attribute or a place
             at = (heads or nouns)[-1]
     if at is None:
         at = _phrase_end(a, 0)
@@ -148,7 +155,7 @@ def infer_task(source: str, edit: str) -> str | None:
     if not (words(source) and words(edit)):
         return None
     change = align(source, edit)
-    removed, added = _changes(_folded(source), change.removed), _changes(_folded(edit), change.changed)
+    removed, added = _changes(folded(source), change.removed), _changes(folded(edit), change.changed)
     kinds = removed | added
     if "noun" in kinds:  # replaced, not only added or only left out
         kinds = kinds - {"noun", "attribute"} | {"shape" if {"noun"} <= removed & added else "unclear"}
@@ -171,28 +178,28 @@ def _changes(found: list[str], at: Collection[int]) -> set[str]:
         else:
             runs.append([i])
     for run in runs:
-        if _STYLES & {*found[run[0] : run[-1] + 2], *found[max(0, run[0] - 2) : run[0]]}:
+        if STYLES & {*found[run[0] : run[-1] + 2], *found[max(0, run[0] - 2) : run[0]]}:
             kinds.add("style")
             continue
-        kinds |= {_role(found, i) for i in run if _is_noun(found[i])}
+        kinds |= {role(found, i) for i in run if is_noun(found[i])}
     return kinds
 
 
-def _role(found: list[str], i: int) -> str:
+def role(found: list[str], i: int) -> str:
     """A content word's part in its phrase."""
     start = i
-    while start and _is_noun(found[start - 1]):
+    while start and is_noun(found[start - 1]):
         start -= 1
-    while start and found[start - 1] in _DETERMINERS:
+    while start and found[start - 1] in DETERMINERS:
         start -= 1
-    if start and found[start - 1] in _PLACED:
+    if start and found[start - 1] in PLACED:
         return "place"
     return "noun" if _phrase_end(found, i) == i else "attribute"
 
 
 def same_words(source: str, edit: str) -> bool:
     """Whether two prompts say the same, without case and punctuation."""
-    return _folded(source) == _folded(edit)
+    return folded(source) == folded(edit)
 
 
 def find_word(prompt: str, word: str) -> list[int]:
@@ -221,4 +228,4 @@ def warnings(source: str, edit: str, word: str, delta: int) -> list[str]:
 
 def unseen(prompt: str, known: Collection[str]) -> list[str]:
     """The words of a prompt, each once and without case, that are none of the known."""
-    return [word for word in dict.fromkeys(_folded(prompt)) if word not in known]
+    return [word for word in dict.fromkeys(folded(prompt)) if word not in known]

@@ -52,7 +52,7 @@ function inspector(value, state, store, act, clips) {
     stroke(outline(mask, h, w, width, height), colour);
   }
 
-  const edited = () => !value.word.length || state.words.join() === value.word.join();
+  const edited = () => !value.word.length || [value.word, ...value.changes].some((word) => word.join() === state.words.join());
   /** What an edit with this cell would take: the mask that is shown, of the edited word by its cell, else as a painting. */
   function judge() {
     full = [...(found?.area ?? []).keys()].filter((f) => found.area[f] === 1);

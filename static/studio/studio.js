@@ -53,7 +53,7 @@ function session(element, root, value, trigger) {
       if (!row && !state.usable) return; // the inspector says why
       const [s, k] = state.cell;
       if (!row && state.painted) return trigger("paint", state.painted()); // another word's mask is no field of the page
-      trigger("use", { site: sites[s].name, timestep: row ? null : timesteps[k], tau: state.tau });
+      trigger("use", { site: sites[s].name, timestep: row ? null : timesteps[k], tau: state.tau, words: state.words });
     },
     paint: (data) => trigger("paint", data),
     bend: (text) => trigger("bend", { text }),
