@@ -20,6 +20,7 @@ __all__ = ["AUTO", "MOST_CHANGES", "Change", "check_changes", "found_changes", "
 
 AUTO = "auto"  # for changes: those that the prompts say
 MOST_CHANGES = 6
+LONGEST = 20_000  # characters of JSON
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -62,10 +63,10 @@ def read_changes(given: Any, source: str, edit: str) -> tuple[Change, ...]:
         if given.strip() == AUTO:
             return found_changes(source, edit)
         try:
-            given = json.loads(given) if given.strip() else []
-        except ValueError:
+            given = json.loads(given[:LONGEST]) if given.strip() else []
+        except (ValueError, RecursionError):
             given = None
-    if not isinstance(given, Sequence):
+    if not isinstance(given, Sequence) or isinstance(given, str):
         raise SettingError(
             f'changes is no list: write {AUTO}, or JSON such as [{{"word": "car", "to": "blue car", "task": '
             '"attribute"}].'

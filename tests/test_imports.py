@@ -7,8 +7,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "freemask"
 FLOORS = (
-    "errors validation clips words families steps presets bends changes settings masks methods pictures jobs toyworld bench"
-    " batch cli page"
+    "errors validation clips words families steps presets bends changes settings masks methods pictures jobs toyworld"
+    " bench batch cli page"
 ).split()
 
 

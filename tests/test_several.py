@@ -97,6 +97,9 @@ def test_changes_are_read_and_refused():
     ):
         with pytest.raises(SettingError, match="changes"):
             read_changes(wrong, SOURCE, EDIT)
+    for wrong in ("[" * 100_000, "[" * 900 + "]" * 900, "NaN", "null", '"car"'):
+        with pytest.raises(SettingError, match="changes"):
+            read_changes(wrong, SOURCE, EDIT)
     with pytest.raises(SettingError, match="did you mean 'tau'"):
         read_changes('[{"word": "car", "task": "shape", "taus": 1}]', SOURCE, EDIT)
 

@@ -15,8 +15,9 @@ pictures), `-fast` no stage 1 at all, `-no-ca`, `-no-sa`, `-no-sa1`, `-no-sa2` l
 true mask, what SAM2 would give at best, and `-everywhere` one of the whole picture. They are measured on backbones with
 motion modules, and on others where they are asked for.
 
-On transformers `flowedit` is the method of that name as its paper has it, without a mask, `-mmc` under FreeMask's, and
-`-oracle` under the true one. `-block` and `-blocks` have the fixed rules of others: the map of the block at .6 of the
+On transformers `flowedit` is the method of that name as its paper has it, without a mask, `-mmc` under FreeMask's, the
+consensus of the clip's maps there, `-codebook` under that of the measured layer and timestep, and `-oracle` under the
+true one. `-block` and `-blocks` have the fixed rules of others: the map of the block at .6 of the
 depth (FlowDirector's 18th of 30), and the mean of those from .37 to .57 (WANAlign's 11th to 17th), over all timesteps.
 `-align` adds the consistency term, `-anchor` the contrast and the lift, both under FreeMask's masks, and `-lend` the
 source's keys and values. `sdedit` denoises the clip with fresh noise in the lower levels. What they share with the
@@ -57,8 +58,8 @@ USUAL = (
 PARTS = ("shared", "no-stdg", "vanilla", "fast", "no-ca", "no-sa", "no-sa1", "no-sa2", "oracle", "everywhere")
 DIRECTED = ("videodirector", *(f"videodirector-{part}" for part in PARTS))
 FLOWED = (
-    *("sdedit", "flowedit", "flowedit-mmc", "flowedit-block", "flowedit-blocks", "flowedit-align", "flowedit-anchor"),
-    *("flowedit-anchor-oracle", "flowedit-lend", "flowedit-oracle"),
+    *("sdedit", "flowedit", "flowedit-mmc", "flowedit-codebook", "flowedit-block", "flowedit-blocks"),
+    *("flowedit-align", "flowedit-anchor", "flowedit-anchor-oracle", "flowedit-lend", "flowedit-oracle"),
 )
 METHODS = (*USUAL, *DIRECTED, *FLOWED)
 
@@ -123,6 +124,7 @@ def _flowed(task: str) -> dict[str, Preset]:
         "sdedit": replace(load_preset(task, "plain"), strength=0.6),
         "flowedit": replace(own, mask="none"),
         "flowedit-mmc": held,
+        "flowedit-codebook": replace(held, selection="codebook", tau=SELECTION_TAU["codebook"]),
         "flowedit-block": held,
         "flowedit-blocks": held,
         "flowedit-align": replace(held, flow=replace(flow, consistency=0.5)),

@@ -35,6 +35,9 @@ def train(
     batch: Annotated[int, typer.Option(help="Frames or clips a step (frames, clips).")] = 32,
     lr: Annotated[float, typer.Option(help="Peak learning rate (frames, clips).")] = 2e-3,
     scenes: Annotated[int, typer.Option(help="How many scenes are rendered to learn from.", min=1)] = 24_000,
+    frames: Annotated[
+        int, typer.Option(help="Of a clip; with fewer than 8 mini's temporal layers stay (clips).", min=1)
+    ] = 8,
     pairs: Annotated[bool, typer.Option(help="A third of the scenes have two objects (frames, clips).")] = False,
     size: Annotated[int | None, typer.Option(help=SIZE)] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda; judges train on the CPU.")] = "cpu",
@@ -53,7 +56,7 @@ def train(
         from ..toyworld.models import Recipe
         from ..toyworld.train import train_unet
 
-        recipe = replace(Recipe.of(size or Recipe.size, family), scenes=scenes, pairs=pairs)
+        recipe = replace(Recipe.of(size or Recipe.size, family), scenes=scenes, frames=frames, pairs=pairs)
         if stage == "decoder":
             train_decoder(run, recipe, minutes=minutes, device=device)
         elif stage in ("frames", "clips"):

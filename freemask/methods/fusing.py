@@ -291,9 +291,13 @@ class Fusing(Session, ABC):
         if self.task.union and site == self.plan.choice.site and self.edit_columns:
             taken(partial(self.see, self.edit_seen, site, [self.edit_columns]), a1.mean(1))
         a = self.fuse_cross(probabilities(q0, k0), a1, self.each("moved", site, q.device))
-        a = self.weighed(site, a, a1)
-        outs = [a.to(v1.dtype) @ v1 if i == at else attend(qs[i], ks[i], vs[i]) for i in range(count)]
-        return torch.cat(outs)
+        return self.under(self.weighed(site, a, a1), q, k, v)
+
+    def under(self, a: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of all rows, the edit's by maps (f, heads, p, k) of its own."""
+        count, at = len(self.now), self.now.index("edit")
+        rows = enumerate(zip(*(x.chunk(count) for x in (q, k, v)), strict=True))
+        return torch.cat([a.to(v.dtype) @ own[2] if i == at else attend(*own) for i, own in rows])
 
     def weighed(self, site: Site, a: Tensor, a1: Tensor) -> Tensor:
         """Prompt-to-Prompt's window by word and re-weighting: the changed words' columns of fused maps (…, k) are the

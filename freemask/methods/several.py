@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -132,11 +133,10 @@ class Several(FreeMask):
     def tell(self, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of all rows, the edit's with each word in its own region."""
         count, at = len(self.now), self.now.index("edit")
-        a = list(probabilities(q, k).chunk(count))
+        a = probabilities(q.chunk(count)[at], k.chunk(count)[at])
         if self.watched:
-            taken(lambda soft: self.see(self.seen, site, self.watched_tokens, soft), a[at].mean(1))
-        a[at] = self.shut(site, a[at])
-        return torch.cat(a).to(v.dtype) @ v
+            taken(partial(self.see, self.seen, site, self.watched_tokens), a.mean(1))
+        return self.under(self.shut(site, a), q, k, v)
 
     def weighed(self, site: Site, a: Tensor, a1: Tensor) -> Tensor:
         for (part, _), columns, cut in zip(self.parts, self.columns, self.changed_cuts, strict=True):

@@ -109,7 +109,11 @@ def _reason(report: dict[str, Any]) -> str:
     place = f"<b>{html.escape(short_site(mask['site']))}</b>"
     when = "at every timestep its own" if mask["timestep"] == "every" else f"at timestep <b>{mask['timestep']}</b>"
     reason = mask["origin"] if mask["kind"] == "mmc" or mask["origin"] == "painted" else mask["kind"]
-    return WHY[reason].format(f"{place}, {when}")
+    told = WHY[reason].format(f"{place}, {when}")
+    if not report.get("changes"):
+        return told
+    word = html.escape(report["words"]["word"])
+    return f"The mask in use is that of all changes together. Of <b>{word}</b>: {told[0].lower()}{told[1:]}"
 
 
 def _costs(book: Codebook | None, index: dict[str, Any]) -> dict[str, Any]:

@@ -22,27 +22,29 @@ function palette(name) {
 
 /** Weights that take one side of a map from `from` to `to` samples: the mean where it shrinks, else linear or nearest. */
 function taps(from, to, smooth) {
-  const scale = from / to, reach = Math.max(1, scale), linear = scale > 1 || smooth;
-  const count = linear ? Math.ceil(2 * reach) + 1 : 1;
+  const scale = from / to, mean = scale > 1, linear = !mean && smooth;
+  const count = mean ? Math.ceil(scale) + 1 : linear ? 3 : 1;
   const index = new Int32Array(to * count), weight = new Float32Array(to * count);
   for (let i = 0; i < to; i++) {
-    const centre = (i + 0.5) * scale - 0.5, first = linear ? Math.ceil(centre - reach) : Math.round(centre);
+    const low = i * scale, centre = low + scale / 2 - 0.5;
+    const first = mean ? Math.floor(low) : linear ? Math.ceil(centre - 1) : Math.round(centre);
     let sum = 0;
     for (let n = 0; n < count; n++) {
-      index[i * count + n] = Math.min(from - 1, Math.max(0, first + n));
-      sum += weight[i * count + n] = linear ? Math.max(0, 1 - Math.abs(first + n - centre) / reach) : 1;
+      const j = first + n, shared = Math.min(j + 1, low + scale) - Math.max(j, low); // of a sample of the map and one of ours
+      index[i * count + n] = Math.min(from - 1, Math.max(0, j));
+      sum += weight[i * count + n] = mean ? Math.max(0, shared) : linear ? Math.max(0, 1 - Math.abs(j - centre)) : 1;
     }
     for (let n = 0; n < count; n++) weight[i * count + n] /= sum;
   }
   return { count, index, weight };
 }
 
-/** Draws maps as wide × high pixels, each divided by its own maximum, at an index of an image of some stride. */
+/** Draws maps as wide × high pixels, each divided by its maximum `top`, at an index of an image of some stride. */
 function shrinker(wide, high, tallest, colours, smooth) {
   const rows = new Float32Array(tallest * wide), fits = new Map();
   const fit = (from, to) => fits.get(`${from} ${to}`) ?? fits.set(`${from} ${to}`, taps(from, to, smooth)).get(`${from} ${to}`);
-  return (map, { h, w }, pixels, at, stride) => {
-    const across = fit(w, wide), down = fit(h, high), unit = 255 / (largest(map.subarray(0, h * w)) || 1);
+  return (map, top, { h, w }, pixels, at, stride) => {
+    const across = fit(w, wide), down = fit(h, high), unit = 255 / (top || 1);
     for (let y = 0; y < h; y++)
       for (let x = 0; x < wide; x++) {
         let sum = 0;
@@ -82,6 +84,9 @@ function outline(mask, h, w, width, height) {
   return path;
 }
 
+const maskColours = new Map(); // by scheme: to ask for it makes the browser lay out what is new on the page
 function maskColour(node) {
-  return getComputedStyle(node).getPropertyValue("--fm-mask").trim() || "#e4572e";
+  const dark = document.body.classList.contains("dark");
+  if (!maskColours.has(dark)) maskColours.set(dark, getComputedStyle(node).getPropertyValue("--fm-mask").trim() || "#e4572e");
+  return maskColours.get(dark);
 }

@@ -16,7 +16,7 @@ function mapStore({ words, sites, timesteps, frames, mask, of_frames }, state, s
     total += steps * held * h * w;
   }
   const size = total + 4 * sites.length * steps * held;
-  const pending = new Map(), ready = new Map();
+  const pending = new Map(), ready = new Map(), measured = new Map();
 
   async function fetched(word) {
     const response = await fetch(words[word].maps.url, { signal });
@@ -50,6 +50,17 @@ function mapStore({ words, sites, timesteps, frames, mask, of_frames }, state, s
     }
   }
 
+  /** One frame up to a factor, and its maximum: of one word the numbers as they are kept, which need no reading. */
+  function raw([s, k], frame, out) {
+    const area = sites[s].h * sites[s].w, row = (s * steps + k) * held + own[frame];
+    if (state.words.length > 1) {
+      read([s, k], frame, out);
+      return [out, largest(out.subarray(0, area))];
+    }
+    const { values, scales, tops } = ready.get(state.words[0]), at = offsets[s] + (k * held + own[frame]) * area;
+    return [values.subarray(at, at + area), scales[row] && (255 * tops[row]) / scales[row]];
+  }
+
   /** Every frame of a cell. */
   function maps(at, of) {
     const all = Array.from({ length: frames }, () => new Float32Array(sites[at[0]].h * sites[at[0]].w));
@@ -58,12 +69,20 @@ function mapStore({ words, sites, timesteps, frames, mask, of_frames }, state, s
   }
 
   return {
-    used, read, load, maps,
+    used, read, raw, load, maps,
     latent: (frame) => own[frame],
     /** The frames that have the same map as one: those of its latent frame. */
     alike: (frame) => [...own.keys()].filter((other) => own[other] === own[frame]),
     has: (word) => ready.has(word),
-    measure: (at, of = maps(at)) => measure(of, sites[at[0]], used, state.tau),
+    measure(at, of) {
+      if (of) return measure(of, sites[at[0]], used, state.tau);
+      const key = `${at}/${state.words}/${state.tau}`; // the selected cell's and the pointed one's, frame after frame
+      if (!measured.has(key)) {
+        if (measured.size > 1) measured.delete(measured.keys().next().value);
+        measured.set(key, measure(maps(at), sites[at[0]], used, state.tau));
+      }
+      return measured.get(key);
+    },
     /** The largest value on any cell. */
     top: () => (state.words.length > 1 ? 1 : ready.get(state.words[0]).top),
   };

@@ -27,7 +27,7 @@ function matrix(value, state, store, act) {
 
   let lines = [], nodes = []; // the cells by row as they stand on the page, and their elements
   let places = new Map(); // element -> [row, column]
-  let pitch, image, current, pointed, shown, slow = 0, stale = false;
+  let pitch, image, current, pointed, shown, drawn, slow = 0, stale = false;
 
   function turn(by) {
     const [s, k] = state.cell;
@@ -113,8 +113,8 @@ function matrix(value, state, store, act) {
     const paint = shrinker(wide, high, tallest, palette(state.colours), state.smooth);
     const start = (n) => Math.round((PAD + GAP / 2 + n) * dots);
     lines.forEach((row, r) => row.forEach((at, c) => {
-      store.read(at, state.frame, map);
-      paint(map, sites[at[0]], pixels, start(r * pitch.y) * image.width + start(c * pitch.x), image.width);
+      const [values, top] = store.raw(at, state.frame, map);
+      paint(values, top, sites[at[0]], pixels, start(r * pitch.y) * image.width + start(c * pitch.x), image.width);
     }));
     context.putImageData(image, 0, 0);
     context.setTransform(dots, 0, 0, dots, PAD * dots, PAD * dots);
@@ -124,6 +124,7 @@ function matrix(value, state, store, act) {
       if (chosen[k][s]) context.strokeRect(c * pitch.x + 0.75, r * pitch.y + 0.75, pitch.x - 1.5, pitch.high - 1.5);
     }));
     slow = performance.now() - began;
+    drawn = store.latent(state.frame);
     stale = false;
   }
 
@@ -181,7 +182,8 @@ function matrix(value, state, store, act) {
       if (what === "size" || turned) layout();
       if (!state.words.length) return;
       if (what === "words") cells.ariaLabel = `Maps of ${quoted(state.words, value)}: a row for each layer, a column for each timestep`;
-      if (what === "frame" && state.playing && slow >= CHEAP) stale = true;
+      if (what === "frame" && store.latent(state.frame) === drawn) stale = false; // it has the maps of the one before
+      else if (what === "frame" && state.playing && slow >= CHEAP) stale = true;
       else if (turned || ["size", "words", "frame", "look"].includes(what) || (what === "pause" && stale)) draw();
       mark();
       tell(what);

@@ -14,6 +14,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from playwright.sync_api import Page, sync_playwright
 
@@ -34,6 +35,8 @@ from freemask.words.prompts import words  # noqa: E402
 
 WAN = sys.argv[1:2] == ["wan"]
 GRIDS = {(30, 52): 30} if WAN else {(64, 64): 5, (32, 32): 5, (16, 16): 5, (8, 8): 1}  # grid: sites
+UP = [f"up_blocks.{i // 3}.attentions.{i % 3}.transformer_blocks.0.attn2" for i in range(16)]
+SITES = [f"blocks.{i}.attn2" for i in range(30)] if WAN else UP
 STEPS, FRAMES, WIDTH, HEIGHT = (50, 81, 832, 480) if WAN else (50, 8, 512, 512)
 TIMED = """async ([selector, attribute]) => {
     const drawn = document.querySelector("#studio [data-ready]"), node = document.querySelector(selector);
@@ -46,32 +49,33 @@ TIMED = """async ([selector, attribute]) => {
 
 
 def full_size(clip: Path, settings: Settings, out: Path, kept: Path) -> Generator[Step, None, dict[str, Any]]:
-    """A run of full size whose maps are noise: they are there when the edit is first shown."""
+    """A run of full size whose maps are soft spots at random: they are there when the edit is first shown."""
 
     def enlarged(step: Step) -> Step:
         if step.result is not None:
-            save_noise(settings, out)
+            save_spots(settings, out)
+            step.result["mask"]["site"] = SITES[9]
         return step
 
     painted = parts.painted_circles(clip, settings, out, kept, pause=lambda: None)
     return (yield from mapped(painted, enlarged))
 
 
-def save_noise(settings: Settings, out: Path) -> None:
+def save_spots(settings: Settings, out: Path) -> None:
     rng, tokens = np.random.default_rng(0), words(settings.source)
-    kept = FRAMES
-    names = [f"up_blocks.{i // 3}.attentions.{i % 3}.transformer_blocks.0.attn2" for i in range(16)]
-    if WAN:
-        names, kept = [f"blocks.{i}.attn2" for i in range(30)], latent_frames(FRAMES, 4)
+    names, kept = SITES, latent_frames(FRAMES, 4) if WAN else FRAMES
     stored: dict[str, Any] = {"timesteps": np.arange(1, 1000, 20), "tokens": np.array(tokens), "sites": np.array(names)}
     stored["edit_words"] = np.zeros(0, np.int64)
     stored["chosen"] = np.zeros((STEPS, len(names)), bool)
-    stored["chosen"][10, 9], stored["mask"] = True, rng.random((FRAMES, 60, 64)) > 0.8
+    stored["chosen"][10, 9], stored["mask"] = True, np.zeros((FRAMES, 60, 64), bool)
+    stored["mask"][:, 20:40, 16:48] = True
     stored["of_frames"] = of_frames(FRAMES, 4 if WAN else 1)
     first = 0
     for (h, w), count in GRIDS.items():
         shape = (STEPS, count, len(tokens), kept)
-        stored[f"maps_{h}x{w}"] = rng.integers(0, 64, (*shape, h, w), np.uint8)
+        drawn = [cv2.resize(rng.random((4, 6), np.float32), (w, h), interpolation=cv2.INTER_CUBIC) for _ in range(997)]
+        spots = (np.stack(drawn).clip(0, 1) ** 3 * 255).astype(np.uint8)
+        stored[f"maps_{h}x{w}"] = spots[rng.integers(0, 997, shape)]
         stored[f"scales_{h}x{w}"] = rng.random(shape, np.float32)
         stored[f"sites_{h}x{w}"] = np.array(names[first : first + count])
         first += count
@@ -79,10 +83,10 @@ def save_noise(settings: Settings, out: Path) -> None:
 
 
 def median(page: Page, selector: str, attribute: str, picks: int = 9) -> float:
-    """The median time of clicks on different elements that match."""
+    """The median time of clicks on different elements that match, or on the only one again and again."""
     count = page.locator(selector).count()
     times = []
-    for i in np.linspace(0, count - 1, min(picks, count)).astype(int):
+    for i in np.linspace(0, count - 1, picks if count == 1 else min(picks, count)).astype(int):
         page.locator(selector).nth(int(i)).evaluate("(node) => node.setAttribute('data-timed', '')")
         times.append(page.evaluate(TIMED, ["[data-timed]", attribute]))
         page.locator("[data-timed]").evaluate("(node) => node.removeAttribute('data-timed')")
@@ -106,6 +110,7 @@ def main() -> None:
         page.get_by_role("button", name="Edit", exact=True).click()
         page.locator("#studio [data-ready='1']").wait_for(state="attached")
         page.get_by_role("button", name="Pause (Space)").click()
+        page.wait_for_timeout(15_000 if WAN else 5_000)  # until the words that are fetched beforehand are there
         sizes = [path.stat().st_size / 2**20 for path in Path(folder).glob("visit-*/*/words/*.gz")]
         print(
             json.dumps(

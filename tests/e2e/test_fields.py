@@ -46,6 +46,30 @@ def test_the_edited_word_can_be_typed(page: Page, clip: Path) -> None:
     assert report(page)["words"]["word"] == "grass"
 
 
+def test_several_changes_are_cards_of_their_own(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    cards, text = page.locator("#changes li"), page.locator("#changes-text textarea, #changes-text input")
+    expect(cards).to_have_count(0)
+    page.get_by_label("What the clip shows").fill("a red car driving on the grass")
+    page.get_by_label("What it should show").fill("a blue bus driving on the snow")
+    expect(cards).to_have_count(2)
+    expect(cards.nth(0)).to_contain_text("car → blue bus")
+    expect(page.locator("#changes")).to_contain_text("2 changes in one pass")
+    page.get_by_label("What changes of car").select_option("attribute")
+    expect(text).to_have_value(re.compile(r'\[\{"word": "car", "to": "blue bus", "task": "attribute"\}, '))
+    press_edit(page)
+    expect(page.locator("#progress")).to_contain_text(re.compile("Done in .* See it"))
+    made = report(page)["settings"]
+    assert [one["task"] for one in made["changes"]] == ["attribute", "place"] and made["task"] == "attribute"
+    page.get_by_role("button", name="Edit as one change").click()
+    expect(page.locator("#changes")).to_contain_text("one change under one mask")
+    page.get_by_role("button", name="Make the 2 changes each under its own mask").click()
+    expect(cards).to_have_count(2)
+    page.get_by_label("What it should show").fill("a blue car driving on the grass")
+    expect(cards).to_have_count(0)
+    expect(text).to_have_value("")
+
+
 SLOW = """() => {
     const now = window.fetch, late = new Promise((done) => setTimeout(done, 2500));
     window.fetch = async (...told) => (String(told[0]).includes("queue/join") && (await late), now(...told));

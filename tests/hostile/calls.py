@@ -252,6 +252,26 @@ def absurd_values(rng: random.Random, folder: Path) -> Any:
 
 
 @shapes.add(BAD)
+def changes_that_are_none(rng: random.Random, folder: Path) -> Any:
+    one, who = server(folder.parent), stranger(rng)
+    odd = rng.choice(ODD)
+    change = {"word": "car", "task": "shape"} | {rng.choice(("word", "to", "task", "tau", "site", "mask")): odd}
+    text = rng.choice(
+        (
+            "[" * 100_000,
+            "[" * 900 + "]" * 900,
+            json.dumps([change] * 3),
+            json.dumps([{"word": "car", "task": "place"}]),
+            json.dumps([{"word": "car", "task": "keep"}]),
+            json.dumps([{"word": f"w{i}", "task": "shape"} for i in range(1000)]),
+            '{"word": "car"}',
+            "NaN",
+        )
+    )
+    return lambda: one.edit({"changes": text}, session=who)
+
+
+@shapes.add(BAD)
 def too_few_or_many(rng: random.Random, folder: Path) -> Any:
     one, who = server(folder.parent), stranger(rng)
     data = rng.choice(([], [None], [one.clip, SOURCE], [*USUAL.values()] * 3, [[]] * len(USUAL), [{}] * len(USUAL)))
