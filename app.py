@@ -169,14 +169,10 @@ def build(
         inputs.source.change(None, [inputs.source, inputs.word], inputs.word, js=browser.LET_GO, **quiet)
         inputs.aligned.pick(page.in_turn(page.take_word), None, inputs.word, **live)
         several = [inputs.source, inputs.edit, advanced.changes, advanced.method]
-        page.follow(
-            [*(part.change for part in several), results.run.change],
-            page.in_turn(page.follow_changes),
-            [*several, results.run],
-            [advanced.changes, inputs.changes],
-            **live,
-        )
-        inputs.changes.choose(page.in_turn(page.take_changes), None, advanced.changes, **live)
+        changing: Any = page.in_turn(page.follow_changes), [*several, results.run], [advanced.changes, inputs.changes]
+        page.follow([*(part.change for part in several), results.run.change], *changing, **live)
+        picked = inputs.changes.choose(page.in_turn(page.take_changes), None, advanced.changes, **live)
+        picked.then(*changing, **live)  # the folded field tells of no change
         guessed = gr.State(task_names()[0])
         page.follow(
             [inputs.source.change, inputs.edit.change],

@@ -48,7 +48,7 @@ def test_the_edited_word_can_be_typed(page: Page, clip: Path) -> None:
 
 def test_several_changes_are_cards_of_their_own(page: Page, clip: Path) -> None:
     fill(page, clip)
-    cards, text = page.locator("#changes li"), page.locator("#changes-text textarea, #changes-text input")
+    cards = page.locator("#changes li")
     expect(cards).to_have_count(0)
     page.get_by_label("What the clip shows").fill("a red car driving on the grass")
     page.get_by_label("What it should show").fill("a blue bus driving on the snow")
@@ -56,7 +56,7 @@ def test_several_changes_are_cards_of_their_own(page: Page, clip: Path) -> None:
     expect(cards.nth(0)).to_contain_text("car → blue bus")
     expect(page.locator("#changes")).to_contain_text("2 changes in one pass")
     page.get_by_label("What changes of car").select_option("attribute")
-    expect(text).to_have_value(re.compile(r'\[\{"word": "car", "to": "blue bus", "task": "attribute"\}, '))
+    expect(page.get_by_label("What changes of car")).to_have_value("attribute")
     press_edit(page)
     expect(page.locator("#progress")).to_contain_text(re.compile("Done in .* See it"))
     made = report(page)["settings"]
@@ -67,7 +67,6 @@ def test_several_changes_are_cards_of_their_own(page: Page, clip: Path) -> None:
     expect(cards).to_have_count(2)
     page.get_by_label("What it should show").fill("a blue car driving on the grass")
     expect(cards).to_have_count(0)
-    expect(text).to_have_value("")
 
 
 SLOW = """() => {
