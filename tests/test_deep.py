@@ -96,7 +96,8 @@ def test_videodirector_computes_every_layer(editor, trace, monkeypatch):
 
     monkeypatch.setattr("freemask.methods.editor.DeepCache", watched)
     about = {"prompt": EDIT, "word": "car", "deep_cache": 3}
-    steps = editor.edit_steps(trace, task=load_preset("shape", "videodirector"), **about)
+    task = load_preset("shape", "videodirector")
+    steps = editor.edit_steps(trace, task=replace(task, director=replace(task.director, null_text_steps=1)), **about)
     next(step for step in steps if step.stage == "edit")
     next(editor.edit_steps(trace, task=load_preset("shape"), **about))
     assert made == [1, 3]

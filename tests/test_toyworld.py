@@ -160,6 +160,14 @@ def test_every_word_is_one_token_of_its_own(tokenizer):
     assert len(tokenizer("zebra", add_special_tokens=False).input_ids) > 1
 
 
+@pytest.fixture(scope="module", autouse=True)
+def sketched():
+    """Sheets of few steps: here nobody looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("freemask.toyworld.train.SHEET_STEPS", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A training run of two steps of each stage, the first of them resumed."""

@@ -73,6 +73,7 @@ __all__ = ["train_unet"]
 SPREAD = (
     1.2  # of a flow's log-odds of noise in training (logit-normal, Esser et al. 2024), around the scheduler's shift
 )
+SHEET_STEPS = 20  # steps of the pictures on a sheet
 OFFSET_NOISE = 0.1  # spread of the noise's mean, by clip and channel
 
 
@@ -148,10 +149,10 @@ def _rate(step: int, total: int, peak: float) -> float:
 
 @torch.no_grad()
 def _sample_sheet(unet: Any, text: Tensor, null: Tensor, vae: AutoencoderTiny, frames: int, side: int) -> np.ndarray:
-    """Pictures drawn from noise with guidance 4 in 20 steps: (rows, w, 3) uint8, one row of frames a prompt; latents
-    have `side` cells a side."""
+    """Pictures drawn from noise with guidance 4 in `SHEET_STEPS`: (rows, w, 3) uint8, one row of frames a prompt;
+    latents have `side` cells a side."""
     scheduler = new_scheduler("wan" if isinstance(unet, WanTransformer3DModel) else FAMILIES[0])
-    scheduler.set_timesteps(20)
+    scheduler.set_timesteps(SHEET_STEPS)
     c, s = unet.config.in_channels, side
     noise = torch.Generator().manual_seed(1)
     x = torch.randn(len(text), c, frames, s, s, generator=noise).to(text.device)
