@@ -344,7 +344,7 @@ def test_changed_words_are_left_to_the_edit_after_their_window(editor, trace):
         changed = one.tokens.changed
         for i, t in enumerate(reversed(trace.timesteps)):
             one.t = t
-            out = one.weighed(a0, a1)
+            out = one.weighed(trace.sites[0], a0, a1)
             assert torch.equal(out[..., changed], (a1 if i >= wanted else a0)[..., changed])
             assert torch.equal(out[..., ~changed], a0[..., ~changed])
 

@@ -112,8 +112,8 @@ def test_words_that_stay_keep_the_sources_columns_and_others_their_own(editor, t
         met.append([a0, a1, self.tokens])
         return fuse(self, a0, a1, m)
 
-    def look(self, a, a1):
-        met[-1].append(weighed(self, a, a1))
+    def look(self, site, a, a1):
+        met[-1].append(weighed(self, site, a, a1))
         return met[-1][-1]
 
     monkeypatch.setattr(PromptToPrompt, "fuse_cross", fuse_cross)

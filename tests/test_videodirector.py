@@ -340,7 +340,8 @@ def test_cross_attention_of_words_that_change_is_the_edits(motion, trace):
     )
     session.t = trace.timesteps[-1]
     a0, a1 = torch.rand(2, 3, 2, 6, session.text["edit"].shape[1], generator=torch.Generator().manual_seed(0))
-    out = session.weighed(session.fuse_cross(a0, a1, torch.zeros(3, 6, dtype=torch.bool)), a1)
+    fused = session.fuse_cross(a0, a1, torch.zeros(3, 6, dtype=torch.bool))
+    out = session.weighed(trace.sites[0], fused, a1)
     changed = session.tokens.changed
     assert changed.any() and torch.equal(out[..., changed], a1[..., changed])
     assert torch.equal(out[..., ~changed], a0[..., ~changed])
