@@ -11,17 +11,27 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from .errors import PromptError, SettingError
+from .presets import Selection, Share
 from .validation import STRICT, validated
 from .words.differences import differences
 from .words.positions import named
 from .words.prompts import find_word, words
 
-__all__ = ["AUTO", "MOST_CHANGES", "Change", "check_changes", "found_changes", "new_words", "read_changes", "written"]
+__all__ = [
+    "AUTO",
+    "MOST_CHANGES",
+    "Change",
+    "check_changes",
+    "every_change",
+    "found_changes",
+    "new_words",
+    "read_changes",
+    "written",
+]
 
 AUTO = "auto"  # for changes: those that the prompts say
 MOST_CHANGES = 6
 LONGEST = 20_000  # characters of JSON
-Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
 
@@ -43,17 +53,27 @@ class Change:
     alpha_temporal: Share | None = None
     alpha_latent: Share | None = None
     dilate: Annotated[int, Field(ge=0, le=16)] | None = None
-    selection: Literal["codebook", "adaptive", "consensus"] | None = None
+    selection: Selection | None = None
     site: Name | None = None
     timestep: Annotated[int, Field(ge=0, le=1000)] | None = None
 
+    @property
+    def done_as(self) -> str:
+        """The task whose preset it has: what is kept has an attribute's."""
+        return "attribute" if self.task == "keep" else self.task
+
+
+def every_change(source: str, edit: str) -> tuple[Change, ...]:
+    """What changes from one prompt to another, and the objects that stay."""
+    return tuple(Change(word=one.word, to=one.to, task=one.task) for one in differences(source, edit))  # type: ignore[arg-type]
+
 
 def found_changes(source: str, edit: str) -> tuple[Change, ...]:
-    """The changes that two prompts ask for, and the objects that stay; none where that is at most one change."""
-    found = differences(source, edit)
+    """`every_change`, but none where that is at most one change."""
+    found = every_change(source, edit)
     if sum(one.task != "keep" for one in found) < 2 or len(found) > MOST_CHANGES or found[0].task == "place":
         return ()
-    return tuple(Change(word=one.word, to=one.to, task=one.task) for one in found)  # type: ignore[arg-type]
+    return found
 
 
 def read_changes(given: Any, source: str, edit: str) -> tuple[Change, ...]:

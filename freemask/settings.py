@@ -215,9 +215,9 @@ class Settings:
         return replace(own, **{k: v for k, v in chosen.items() if v is not None})
 
     def change_preset(self, change: Change) -> Preset:
-        """The preset of one of several changes: its own values, then this job's; what is kept has an attribute's."""
+        """The preset of one of several changes: its own values, then this job's."""
         own = {f.name: value for f in fields(self) if (value := getattr(change, f.name, None)) is not None}
-        own |= {"task": "attribute" if change.task == "keep" else change.task, "changes": None, "word": None}
+        own |= {"task": change.done_as, "changes": None, "word": None}
         return replace(self, **own).preset()
 
     @classmethod

@@ -12,11 +12,11 @@ import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -43,9 +43,11 @@ from .methods import METHODS, drawn, presets
 from .profile import extra_peak
 from .table import METRICS, tabulate
 
-__all__ = ["Options", "benchmark_steps", "measure_case", "warped_psnr"]
+__all__ = ["Options", "Row", "benchmark_steps", "made_with", "measure_case", "spread", "strip", "warped_psnr"]
 
 Row = dict[str, float | None]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +312,15 @@ def _measure_into(case: Case, *, name: str, options: Options, out: Path, alone: 
     written.replace(written.with_suffix(".json"))
 
 
+def spread(work: Callable[[T], R], cases: Sequence[T], workers: int) -> Iterator[R]:
+    """What `work` gives for each case, in order: by so many processes, or by this one where that is 0."""
+    if not (workers and cases):
+        yield from map(work, cases)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(work, cases)
+
+
 def benchmark_steps(
     name: str,
     out: Path,
@@ -336,14 +347,7 @@ def benchmark_steps(
     work = partial(_measure_into, name=name, options=options, out=out, alone=workers == 0)
     if done:
         yield Step("benchmark", done, len(cases))
-    if workers and todo:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            for _ in pool.imap_unordered(work, todo):
-                done += 1
-                yield Step("benchmark", done, len(cases))
-    else:
-        for case in todo:
-            work(case)
-            done += 1
-            yield Step("benchmark", done, len(cases))
+    for _ in spread(work, todo, workers):
+        done += 1
+        yield Step("benchmark", done, len(cases))
     return tabulate([{"task": case.task, "rows": rows(case)} for case in cases], METRICS)

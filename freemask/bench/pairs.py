@@ -10,7 +10,6 @@ Each object is judged alone: what its true mask shows, on the true background, a
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..changes import Change
+from ..changes import every_change
 from ..clips.video import Clip
 from ..errors import MaskError
 from ..jobs.metrics import psnr
@@ -30,15 +29,15 @@ from ..masks.candidates import resize
 from ..masks.mmc import iou
 from ..masks.trace import Trace
 from ..methods.editor import Editor
-from ..methods.several import Part, parts_of
+from ..methods.several import parts_of
 from ..pictures.sheets import save_png
-from ..presets import Preset, load_preset
+from ..presets import load_preset
 from ..steps import Step, Steps, finish
 from ..toyworld.classify import CLASSES, Classifier, load_classifier
 from ..toyworld.pairs import PAIR_CASES, Pair, PairCase, RenderedPair, pair_caption, render_pair, sample_pair_case
 from ..toyworld.scenes import REPORT, empty
 from ..words.differences import differences
-from .benchmark import Options, Row, made_with, strip
+from .benchmark import Options, Row, made_with, spread, strip
 from .table import tabulate
 
 __all__ = ["PAIR_METHODS", "PAIR_METRICS", "isolated", "measure_pair", "pair_markdown", "pairs_steps", "shows"]
@@ -97,24 +96,6 @@ def _figures(judge: Classifier, case: PairCase, source: RenderedPair, true: Rend
     }
 
 
-def _preset(change: Change) -> Preset:
-    return load_preset("attribute" if change.task == "keep" else change.task)
-
-
-def _parts(before: str, after: str) -> tuple[Part, ...]:
-    """The changes of a pair, and the object that stays."""
-    found = [Change(word=one.word, to=one.to, task=one.task) for one in differences(before, after)]  # type: ignore[arg-type]
-    return parts_of(found, before, after, _preset)
-
-
-def _with_masks(parts: Sequence[Part], case: PairCase, source: RenderedPair) -> tuple[Part, ...]:
-    """The parts under the true masks."""
-    names = [scene.object for scene in case.pair.told]
-    return tuple(
-        part if part.everywhere else replace(part, mask=source.masks[names.index(part.word)]) for part in parts
-    )
-
-
 def _one_by_one(editor: Editor, case: PairCase, frames: np.ndarray, options: Options) -> np.ndarray:
     """The changes one after the other, each an edit of its own of the frames that the one before left."""
     before = case.pair
@@ -143,19 +124,19 @@ def _frames(
             trace, prompt=after, task=task, method=method, word=case.pair.told[0].object, guidance=options.guidance
         )
         return told.clip.frames, None
-    parts = _parts(before, after)
+    parts = parts_of(every_change(before, after), before, after, lambda change: load_preset(change.done_as))
+    truth = {scene.object: mask for scene, mask in zip(case.pair.told, source.masks, strict=True)}
     if method == "freemask-told":
         parts = tuple(replace(part, edit=()) for part in parts)
     if method == "freemask-oracle":
-        parts = _with_masks(parts, case, source)
+        parts = tuple(replace(part, mask=truth.get(part.word)) for part in parts)
     steps = editor.edit_steps(
         trace, prompt=after, task=parts[0].task, word=parts[0].word, guidance=options.guidance, parts=parts
     )
     done = finish(steps)
     size = source.masks.shape[2:]
-    names = [scene.object for scene in case.pair.told]
     found = [
-        iou(resize(plan.shown, (size[0], size[1])), source.masks[names.index(part.word)])
+        iou(resize(plan.shown, (size[0], size[1])), truth[part.word])
         for part, plan in zip(parts, done.plans, strict=True)
         if plan
     ]
@@ -213,15 +194,9 @@ def pairs_steps(
         (out / folder).mkdir(parents=True, exist_ok=True)
     work = partial(_measure_into, name=name, options=options, out=out, alone=workers == 0)
     found = []
-    if workers:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            for told in pool.imap(work, cases):
-                found.append(told)
-                yield Step("benchmark", len(found), len(cases))
-    else:
-        for case in cases:
-            found.append(work(case))
-            yield Step("benchmark", len(found), len(cases))
+    for told in spread(work, cases, workers):
+        found.append(told)
+        yield Step("benchmark", len(found), len(cases))
     return tabulate(found, PAIR_METRICS)
 
 

@@ -27,12 +27,12 @@ from ..families.specs import known_words, usual_deep_cache
 from ..masks.candidates import resize
 from ..masks.features import Features
 from ..masks.mmc import find_site
-from ..masks.plan import is_time_aware
+from ..masks.plan import MaskPlan, is_time_aware
 from ..masks.trace import Trace
 from ..methods.editor import Denoised, Editor
 from ..methods.sessions import SESSIONS
 from ..methods.several import Part, parts_of
-from ..presets import Preset, load_method
+from ..presets import KINDS, Preset, load_method
 from ..settings import DRAWN, REPORT, FeatureSource, Settings
 from ..steps import Step, Steps
 from ..words.prompts import align, warnings, words
@@ -49,7 +49,6 @@ __all__ = ["Job", "load_editor"]
 
 T = TypeVar("T")
 STAGES = ("invert", "null-text", "edit", "reconstruct")  # in which the UNet runs
-WINDOWS = ("alpha_self", "alpha_cross", "alpha_temporal", "alpha_latent")
 RESTORED = "reconstruction"  # among what is prepared of an inversion: its reconstruction's latents
 
 
@@ -110,7 +109,8 @@ class Job:
         active = [part.task for part in self.parts if not part.kept]
         if not active:
             return own
-        longest = {name: max(getattr(task, name) for task in active) for name in WINDOWS}
+        windows = [f"alpha_{kind}" for kind in (*KINDS, "latent")]
+        longest = {name: max(getattr(task, name) for task in active) for name in windows}
         return replace(active[0], **longest)
 
     @cached_property
@@ -356,7 +356,6 @@ class Job:
         """What was asked, done and measured, written as settings.json and report.json into the edit's folder; before
         anything is measured it holds no verdict."""
         settings, preset, plan = self.settings, self.preset, self.edited.plan
-        time_aware = is_time_aware(preset) and plan.choice.origin != "painted"
         told = words(settings.edit)
         self.clock.seconds["total"] = round(time.perf_counter() - self.start, 4)
         report: dict[str, Any] = {
@@ -373,15 +372,7 @@ class Job:
                     *self.notes,
                 ],
             },
-            "mask": {
-                "site": plan.choice.site.name,
-                "timestep": "every" if time_aware else plan.choice.timestep,
-                "origin": plan.choice.origin,
-                "kind": preset.mask,
-                "tau": preset.tau,
-                "kept": self.held,
-                "area": round(plan.area, 4),
-            },
+            "mask": _told(plan, preset) | {"kind": preset.mask, "tau": preset.tau, "kept": self.held},
             "inversion": DRAWN if self.drawn else "kept from an earlier edit" if self.again else "made",
             "deep_cache": self.deep_cache,
             "unet": {stage: used.told() for stage, used in self.usage.items() if used.rows or stage != "null-text"},
@@ -404,20 +395,20 @@ class Job:
             },
         }
         if self.parts:
-            report["changes"] = [self._told(n) for n in range(len(self.parts))]
+            every = zip(written(settings.changes or ()), self.parts, self.edited.plans, strict=True)
+            report["changes"] = [one | ({"mask": _told(own, part.task)} if own else {}) for one, part, own in every]
         for name, record in (("settings.json", report["settings"]), (REPORT, report)):
             with whole(out / name) as part:  # who reads it meanwhile, reads the one or the other
                 part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return report
 
-    def _told(self, n: int) -> dict[str, Any]:
-        """What the report says of the n-th of several changes: as it was asked, and its mask, where it has one."""
-        part, asked = self.parts[n], written(self.settings.changes or ())[n]
-        if (plan := self.edited.plans[n]) is None:
-            return asked
-        own = is_time_aware(part.task)
-        where = {"site": plan.choice.site.name, "timestep": "every" if own else plan.choice.timestep}
-        return asked | {"mask": where | {"origin": plan.choice.origin, "area": round(plan.area, 4)}}
+
+def _told(plan: MaskPlan, task: Preset) -> dict[str, Any]:
+    """What a report says of a mask."""
+    choice = plan.choice
+    each = is_time_aware(task) and choice.origin != "painted"
+    where = {"site": choice.site.name, "timestep": "every" if each else choice.timestep, "origin": choice.origin}
+    return where | {"area": round(plan.area, 4)}
 
 
 def _finite(value: float) -> float | None:

@@ -93,10 +93,8 @@ class Several(FreeMask):
 
     def regions(self, t: int) -> list[np.ndarray]:
         """Where each part acts, at the latents' grid: (f, h, w) bool, disjoint."""
-        objects = [plan.object_at[t] for _, plan in self.parts if plan]
-        left = ~np.any(objects, axis=0) if objects else np.ones_like(next(iter(self.plan.object_at.values())))
-        own = iter(objects)
-        return [next(own) if plan else left for _, plan in self.parts]
+        left = ~np.any([plan.object_at[t] for _, plan in self.parts if plan], axis=0)
+        return [plan.object_at[t] if plan else left for _, plan in self.parts]
 
     def _where(self, kind: str, t: int) -> np.ndarray:
         """Where attention of a kind is the edit's own."""

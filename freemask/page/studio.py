@@ -20,6 +20,7 @@ from ..families.sites import short_site
 from ..pictures.sheets import curves_figure
 from ..pictures.word_maps import read_index, word_file, word_sheet
 from ..settings import DRAWN, NULL_TEXT
+from ..words.differences import align_phrases
 from ..words.positions import numbered
 from ..words.prompts import align, find_word, words
 from . import status
@@ -66,7 +67,8 @@ def open_studio(run: Run | None) -> dict[str, Any] | None:
     index, report = read_index(run.folder), run.report
     settings = report["settings"]
     book = read_codebook(settings["backbone"])
-    change = align(settings["source"], settings["edit"])
+    aligned = align_phrases if settings.get("changes") else align  # as the edit was made
+    change = aligned(settings["source"], settings["edit"])
     known = len(index["tokens"]) - len(index["edit_words"])
     own = {j: known + n for n, j in enumerate(index["edit_words"])}
     tokens = index.pop("tokens")

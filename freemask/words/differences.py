@@ -39,7 +39,7 @@ def differences(source: str, edit: str) -> list[Difference]:
     of the two has is none of these, nor is a style."""
     a, b = folded(source), folded(edit)
     found = []
-    for one, other in _pairs(a, b):
+    for one, other in _pairs(source, edit):
         task = _task(a, b, one, other)
         if task:
             told = named(words(source), one[-1:]), " ".join(words(edit)[j] for j in other)
@@ -52,7 +52,7 @@ def align_phrases(source: str, edit: str) -> Alignment:
     from its noun backwards."""
     a, b = folded(source), folded(edit)
     first, second = _build(a), _build(b)
-    if [mark for mark, _ in first] != [mark for mark, _ in second]:
+    if not _alike(first, second):
         return align(source, edit)
     source_of: list[int | None] = [None] * len(b)
     for (_, one), (_, other) in zip(first, second, strict=True):
@@ -81,13 +81,18 @@ def _build(found: Sequence[str]) -> list[tuple[str, Run]]:
     return build
 
 
-def _pairs(a: list[str], b: list[str]) -> list[tuple[Run, Run]]:
+def _alike(first: list[tuple[str, Run]], second: list[tuple[str, Run]]) -> bool:
+    """Whether two prompts are of the same build."""
+    return [mark for mark, _ in first] == [mark for mark, _ in second]
+
+
+def _pairs(source: str, edit: str) -> list[tuple[Run, Run]]:
     """The phrases that correspond."""
-    first, second = _build(a), _build(b)
+    first, second = _build(folded(source)), _build(folded(edit))
     before, after = ([run for mark, run in build if mark == "phrase"] for build in (first, second))
-    if [mark for mark, _ in first] == [mark for mark, _ in second]:
+    if _alike(first, second):
         return list(zip(before, after, strict=True))
-    source_of = align(" ".join(a), " ".join(b)).source_of
+    source_of = align(source, edit).source_of
     pairs, taken = [], set[Run]()
     for other in after:
         told = [source_of[j] for j in reversed(other)]
