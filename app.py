@@ -145,7 +145,8 @@ def build(
             **live,
         )
         inputs.own_mask.click(None, js="() => document.querySelector('#run').focus()", **quiet)
-        page.follow([part.change for part in own], page.in_turn(page.own_mask), own, inputs.own_mask, **live)
+        told = [*own, advanced.changes]
+        page.follow([part.change for part in told], page.in_turn(page.own_mask), told, inputs.own_mask, **live)
         inputs.trim.trim(page.in_turn(page.take_trim), advanced.frames, [advanced.start, advanced.fps], **live)
         filled = inputs.examples.click(
             lambda index: page.fill_example(shipped[index]), inputs.examples, inputs.all, **plain

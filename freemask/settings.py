@@ -30,6 +30,7 @@ __all__ = [
     "EXTRAS",
     "FAST",
     "DRAWN",
+    "LABELS",
     "MASKS",
     "NULL_TEXT",
     "Example",
@@ -51,6 +52,7 @@ EXAMPLES = ROOT / "static" / "examples"  # the edits that ship
 REPORT = "report.json"  # of an edit, written when its folder may be shown
 LARGEST = 2**22  # bytes of a file of settings; a report of 200 steps of null-text optimisation has a tenth of that
 MASKS = "masks.zip"  # the name of a run's masks, beside its settings.json
+LABELS = "labels.zip"  # and of those that were given for several changes
 CHANGE_PICTURE = "change-{}.png"  # of several changes, each one's mask on the middle frame
 NULL_TEXT = "null-text.png"  # and of the curve of its null-text optimisation, where it had one
 EXTRAS = {  # files of a run that are made when somebody asks for them, and what they are
@@ -92,7 +94,9 @@ class Settings:
 
     A `selection` under a method that has other masks puts FreeMask's in their place, such as in FateZero + MMC. Instead
     of a `selection`, a mask of the person's own: `site` is a cross-attention layer, whose map at `timestep`
-    is the mask of every step, or where that is None each step's own; `masks` is a zip of PNGs, one a frame.
+    is the mask of every step, or where that is None each step's own; `masks` is a zip of PNGs, one a frame. With
+    `changes` its pixels' values are their numbers (`mask_zip.read_label_zip`): a change without a pixel, or with a site
+    of its own, has the mask that it would have without the zip.
     """
 
     source: Annotated[Prompt, Told("What the clip shows.")]
@@ -195,7 +199,13 @@ class Settings:
         Annotated[int, Field(ge=0, le=1000)] | None,
         Told("The timestep of that layer's map. Left out: each step its own."),
     ] = None
-    masks: Annotated[Path | None, Told("Masks of your own instead: a zip of PNGs, one a frame or one for all.")] = None
+    masks: Annotated[
+        Path | None,
+        Told(
+            "Masks of your own instead: a zip of PNGs, one a frame or one for all. With changes, a pixel's value is "
+            "its change's number, from 1."
+        ),
+    ] = None
 
     def preset(self) -> Preset:
         """The task's preset with this job's own values put in; τ follows a selection that comes without one."""
@@ -229,8 +239,8 @@ class Settings:
         }
 
     def record(self, word: str) -> dict[str, Any]:
-        """These settings as JSON has them, with the word that was edited; masks stand beside it in `MASKS`."""
-        told = asdict(self) | {"word": word, "masks": MASKS if self.masks else None}
+        """These settings as JSON has them, with the word that was edited; masks stand beside it."""
+        told = asdict(self) | {"word": word, "masks": (LABELS if self.changes else MASKS) if self.masks else None}
         return told | {"changes": None if self.changes is None else written(self.changes)}
 
 
@@ -290,14 +300,15 @@ def make_settings(labels: Mapping[str, str] | None = None, /, **values: Any) -> 
         )
     if settings.bend:
         read_bend(settings.bend)
-    _refuse_changes(settings, own)
+    _refuse_changes(settings, [] if settings.masks else own)
     backbone_folder(settings.backbone)
     task = next((one.task for one in settings.changes or () if one.task != "keep"), settings.task)
     return replace(settings, backbone=backbone_name(settings.backbone), task=task)
 
 
 def _refuse_changes(settings: Settings, masks: Sequence[str]) -> None:
-    """Raises where settings name changes that cannot be made, or what only one change has, such as its `masks`."""
+    """Raises where settings name changes that cannot be made, or a mask that only one change has, one of the settings
+    `masks`."""
     if not settings.changes:
         return
     if settings.method != "freemask":

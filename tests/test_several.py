@@ -15,14 +15,17 @@ from freemask.changes import AUTO, Change, check_changes, found_changes, new_wor
 from freemask.clips.strides import to_latent
 from freemask.errors import PromptError, SettingError
 from freemask.families.ddim import CLEAN
+from freemask.jobs.check import check
+from freemask.jobs.run import run_steps
 from freemask.masks.candidates import resize
 from freemask.masks.disjoint import disjoint, overlap
 from freemask.masks.mmc import Choice
 from freemask.masks.plan import MaskPlan
 from freemask.methods.several import Part, Several, parts_of
-from freemask.page.changes import follow_changes
+from freemask.page.changes import change_shown, follow_changes, painted_change, with_cell
+from freemask.pictures.mask_zip import read_label_zip, read_mask_zip, save_mask_zip
 from freemask.presets import load_preset
-from freemask.settings import infer_settings, make_settings
+from freemask.settings import LABELS, examples, infer_settings, make_settings, read_settings
 from freemask.steps import finish
 from freemask.words.differences import align_phrases, differences
 
@@ -357,13 +360,62 @@ def test_cards_follow_the_prompts(tmp_path):
     assert "shown once edited" in follow_changes(SOURCE, EDIT, AUTO, "freemask", run)[1]
 
 
+CHANGES = [
+    {"word": "car", "to": "blue car", "task": "attribute"},
+    {"word": "dog", "to": "white cat", "task": "shape", "site": "up 3.0", "tau": 0.4},
+    {"word": "grass", "to": "snow", "task": "place"},
+]
+
+
+def run_of(folder, **settings):
+    own = make_settings(source=SOURCE, edit=EDIT, changes=CHANGES, **settings).record("car")
+    return SimpleNamespace(folder=folder, clip=page, report={"settings": own})
+
+
+def at_words(*words):
+    return SimpleNamespace(_data={"words": list(words)})
+
+
 def test_a_cell_goes_to_the_change_whose_word_is_shown():
-    changes = [
-        {"word": "car", "to": "blue car", "task": "attribute"},
-        {"word": "dog", "to": "white cat", "task": "shape"},
-    ]
-    settings = make_settings(source=SOURCE, edit=EDIT, changes=changes).record("car")
-    run = SimpleNamespace(folder=None, clip=page, report={"settings": settings})
-    event = SimpleNamespace(_data={"words": [6]})
-    found = page.studio._with_cell(run, event, {"site": "up 2.0", "timestep": "161", "tau": 0.35})
-    assert found == [changes[0], changes[1] | {"site": "up 2.0", "timestep": 161, "tau": 0.35}]
+    at = change_shown(run_of(None), at_words(6))
+    found = with_cell(CHANGES, at, {"site": "up 2.0", "timestep": "161", "tau": 0.35})
+    assert found == [CHANGES[0], CHANGES[1] | {"site": "up 2.0", "timestep": 161, "tau": 0.35}, CHANGES[2]]
+    assert change_shown(run_of(None), at_words(9)) is None  # the place has no mask of its own
+    assert change_shown(run_of(None), at_words(1)) is None
+
+
+def test_a_painting_is_of_the_change_whose_word_is_shown(tmp_path):
+    masks = np.zeros((2, 8, 8), bool)
+    masks[:, :4] = True
+    labels, changes = painted_change(run_of(tmp_path), masks, at_words(6))
+    assert (labels == 2 * masks).all()
+    assert json.loads(changes)[1] == {"word": "dog", "to": "white cat", "task": "shape"}  # its cell goes
+    save_mask_zip(tmp_path / LABELS, labels)
+    run = run_of(tmp_path, masks=tmp_path / LABELS)
+    masks = np.zeros((2, 16, 16), bool)
+    masks[:, :, :4] = True
+    labels, _ = painted_change(run, masks, at_words(2))  # painted the one after the other, at another size
+    assert (labels[:, :, :4] == 1).all() and (labels[:, :8, 4:] == 2).all() and not labels[:, 8:, 4:].any()
+    again, _ = painted_change(run, masks, at_words(6))
+    assert (again == 2 * masks).all()
+    assert painted_change(run, masks, at_words(9))[1] == "[]"  # of no change: all is one
+
+
+def test_a_change_is_made_under_the_mask_painted_for_it(tmp_path):
+    """A car under the left half, dog and place as the model says; the report and the folder tell so."""
+    left = np.zeros((1, 32, 32), np.uint8)
+    left[..., :16] = 1
+    save_mask_zip(tmp_path / "mine.zip", left)
+    car = examples()[0]
+    given = {"source": "a red car driving on the grass", "edit": "a blue car driving on the snow"}
+    settings = make_settings(**given, changes=AUTO, masks=tmp_path / "mine.zip", steps=2, frames=2)
+    report = finish(run_steps(car.clip, settings, tmp_path / "out"))
+    assert [one.get("mask", {}).get("origin") for one in report["changes"]] == ["painted", None]
+    assert report["changes"][0]["mask"]["area"] == 0.5
+    again = make_settings(**read_settings(tmp_path / "out" / "settings.json"))
+    assert (read_label_zip(again.masks, frames=2, count=2) == left).all()
+    shown = read_mask_zip(tmp_path / "out" / "masks.zip", frames=2)
+    assert shown[..., :64].all() and not shown[..., 64:].any()
+    save_mask_zip(tmp_path / "mine.zip", left * 2)
+    with pytest.raises(SettingError, match="change 2 is of the place"):
+        check(car.clip, settings)

@@ -12,7 +12,7 @@ from ..bends import read_bend
 from ..clips.video import MIN_SIDE, Clip, probe, read_clip
 from ..errors import BackboneError, ClipError, PromptError, SettingError
 from ..families.specs import backbone_spec, fit, known_words
-from ..pictures.mask_zip import read_mask_zip
+from ..pictures.mask_zip import read_label_zip, read_mask_zip
 from ..presets import refuse_path
 from ..settings import Settings
 from ..words.positions import listed, named
@@ -26,7 +26,8 @@ class Checked:
     """An edit that can be made.
 
     `word` is the one that is edited, `settings` are as they fit the clip. `clip` is what is edited, at its size; None
-    where only a model that is not here yet could tell that. `masks` (f, h, w) bool are a person's own, as drawn.
+    where only a model that is not here yet could tell that. `masks` (f, h, w) are a person's own, as drawn: bool,
+    or of several changes uint8 labels, a change's number from 1 or 0.
     """
 
     word: str
@@ -96,7 +97,7 @@ def check(clip: Path | None, settings: Settings) -> Checked:
     if settings.bend:
         find_word(settings.edit, read_bend(settings.bend).word)
     settings = fitting(clip, settings)
-    masks = read_mask_zip(settings.masks, frames=settings.frames) if settings.masks else None
+    masks = _read_masks(settings.masks, settings) if settings.masks else None
     size = _size(clip, settings)
     # decoding the frames that will be used is the only test that no container's header can fool
     read = read_clip(
@@ -105,6 +106,20 @@ def check(clip: Path | None, settings: Settings) -> Checked:
     if masks is not None and size:
         refuse_shape(masks, size)
     return Checked(word=word, settings=settings, clip=read if size else None, masks=masks)
+
+
+def _read_masks(path: Path, settings: Settings) -> np.ndarray:
+    changes = settings.changes or ()
+    if not changes:
+        return read_mask_zip(path, frames=settings.frames)
+    labels = read_label_zip(path, frames=settings.frames, count=len(changes))
+    for n, change in enumerate(changes, 1):
+        if change.task == "place" and (labels == n).any():
+            raise SettingError(
+                f"{path.name} holds the value {n}, but change {n} is of the place, which has what the other masks "
+                "leave: put 0 there."
+            )
+    return labels
 
 
 def _size(clip: Path, settings: Settings) -> tuple[int, int] | None:

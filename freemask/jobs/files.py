@@ -25,7 +25,7 @@ from ..pictures.compare import outlined
 from ..pictures.mask_zip import read_mask_zip, save_mask_zip
 from ..pictures.sheets import Arrays, distances_figure, save_png
 from ..pictures.word_maps import save_word_files
-from ..settings import CHANGE_PICTURE, MASKS, NULL_TEXT, REPORT
+from ..settings import CHANGE_PICTURE, LABELS, MASKS, NULL_TEXT, REPORT
 from ..words.prompts import words
 
 __all__ = ["made_with", "read_kept", "read_report", "read_videos", "save_edit", "tidy", "word_arrays"]
@@ -43,7 +43,7 @@ def save_edit(
     result: Clip,
     *,
     prompt: str,
-    mask: np.ndarray | None = None,
+    drawn: np.ndarray | None = None,
     guided: Clip | None = None,
     audio: Path,
     start: float = 0.0,
@@ -51,9 +51,9 @@ def save_edit(
     maps: bool = True,
 ) -> None:
     """Writes all but the reconstruction and the report of an edit under a prompt: source and edit with the sound of
-    `audio` from `start` seconds on, what was made told by a `note`, the mask (f, h, w) bool in use, or the one `mask`
-    that it was made from, of null-text optimisation the reconstruction `guided` by it and its distances, and every
-    word's `maps` where they are wanted."""
+    `audio` from `start` seconds on, what was made told by a `note`, the mask (f, h, w) bool in use, or the one `drawn`
+    that it was made from, and drawn labels of several changes beside it, of null-text optimisation the reconstruction
+    `guided` by it and its distances, and every word's `maps` where they are wanted."""
 
     def video(name: str, shown: Clip, told: str) -> None:
         write_clip(out / f"{name}.mp4", shown, audio_from=audio, start=start, note=told)
@@ -75,7 +75,9 @@ def save_edit(
             if plan:
                 middle = len(trace.clip.frames) // 2
                 save_png(out / CHANGE_PICTURE.format(n), outlined(trace.clip.frames[middle], plan.shown[middle]))
-        save_mask_zip(out / MASKS, edited.plan.shown if mask is None else mask)
+        save_mask_zip(out / MASKS, edited.plan.shown if drawn is None or edited.plans else drawn)
+        if drawn is not None and edited.plans:
+            save_mask_zip(out / LABELS, drawn)
     for done in writing:
         done.result()
 

@@ -83,7 +83,6 @@ class Job:
     editor: Editor = field(init=False)
     memory: Peak = field(init=False)
     size: tuple[int, int] = field(init=False)
-    mask: np.ndarray | None = field(init=False)
     clip: Clip = field(init=False)
     needed: Need = field(init=False)
     trace: Trace = field(init=False)
@@ -115,9 +114,24 @@ class Job:
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """The changes, where there are several."""
+        """The changes, where there are several, each with the mask that a person gave it."""
         settings = self.settings
-        return parts_of(settings.changes or (), settings.source, settings.edit, settings.change_preset)
+        parts = parts_of(settings.changes or (), settings.source, settings.edit, settings.change_preset)
+        labels = self.asked.masks
+        if labels is None:
+            return parts
+        own = {n for n, part in enumerate(parts, 1) if not part.site and (labels == n).any()}
+        return tuple(
+            replace(part, mask=self._resized(labels == n)) if n in own else part for n, part in enumerate(parts, 1)
+        )
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """A person's own mask of the one change (f, H, W) bool."""
+        return None if self.asked.masks is None or self.parts else self._resized(self.asked.masks)
+
+    def _resized(self, mask: np.ndarray) -> np.ndarray:
+        return resize(mask, (self.size[1], self.size[0]))
 
     @property
     def bend(self) -> Bend | None:
@@ -157,10 +171,8 @@ class Job:
         else:
             info = probe(self.path)
             self.size = editor.fit(settings.size) if settings.size else editor.frame_size(info.width, info.height)
-        self.mask = None
         if self.asked.masks is not None:
             refuse_shape(self.asked.masks, self.size)
-            self.mask = resize(self.asked.masks, (self.size[1], self.size[0]))
         sites = editor.backbone.sites
         if settings.site:
             find_site(settings.site, sites)
@@ -283,7 +295,7 @@ class Job:
                 self.edited,
                 self.result,
                 prompt=self.settings.edit,
-                mask=self.mask,
+                drawn=self.asked.masks if self.parts else self.mask,
                 guided=self.guided,
                 audio=self.path,
                 start=self.settings.start,

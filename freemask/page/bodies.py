@@ -18,7 +18,7 @@ from ..jobs.questions import Question
 from ..pictures.mask_zip import save_mask_zip
 from ..pictures.sheets import distances_figure, save_png
 from ..pictures.word_maps import concept_file, save_word, save_word_files
-from ..settings import MASKS, NULL_TEXT, Settings
+from ..settings import LABELS, MASKS, NULL_TEXT, Settings
 from ..steps import Step
 from ..words.prompts import align, warnings, words
 
@@ -104,6 +104,8 @@ def painted_circles(
     every = _maps(tokens, fresh, timesteps, settings.frames, chosen if delta else -1)
     save_word_files(out, every)
     save_mask_zip(out / MASKS, every["mask"])
+    if asked.masks is not None and settings.changes:
+        save_mask_zip(out / LABELS, asked.masks)
     if tuned:
         distances = np.outer(np.linspace(0.02, 0.03, n), np.linspace(1, 0.5, tuned + 1)).astype(np.float32)
         save_png(out / NULL_TEXT, distances_figure(distances, timesteps[::-1].tolist()))

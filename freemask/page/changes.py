@@ -9,16 +9,19 @@ from typing import Any
 
 import cv2
 import gradio as gr
+import numpy as np
 
 from ..changes import AUTO, Change, check_changes, found_changes, read_changes, written
 from ..errors import FreeMaskError, PromptError
+from ..pictures.mask_zip import read_label_zip
 from ..presets import load_preset
 from ..settings import CHANGE_PICTURE
+from ..words.prompts import find_word
 from . import status
 from .visits import Run
 from .wire import hear, picture_uri
 
-__all__ = ["CHOOSE", "ONE", "follow_changes", "take_changes"]
+__all__ = ["CHOOSE", "ONE", "change_shown", "follow_changes", "painted_change", "take_changes", "with_cell"]
 
 ONE = "[]"  # in the field: one change, whatever the prompts say
 TITLES = {name: load_preset(name).title for name in ("attribute", "shape", "place")} | {"keep": "Keep as it is"}
@@ -102,6 +105,40 @@ def _masks(changes: Sequence[Change], run: Run | None) -> list[tuple[str, str]]:
             rest = "what the other masks leave of the picture" if change.task == "place" else "shown once edited"
             found.append(("", f"mask: {rest}"))
             continue
-        told = f"mask of {html.escape(change.word)}, {100 * mask['area']:.0f} % of the picture"
+        drawn = "painted " if mask["origin"] == "painted" else ""
+        told = f"{drawn}mask of {html.escape(change.word)}, {100 * mask['area']:.0f} % of the picture"
         found.append((f'<img src="{picture_uri(picture[..., ::-1])}" alt="The {told}">', told))
     return found
+
+
+def painted_change(run: Run, masks: np.ndarray, event: gr.EventData) -> tuple[np.ndarray, str]:
+    """A painted mask (f, h, w) bool and the changes of the edit that it is for: all as one change; or, where a run's
+    change is of the word which is shown, that change's, as labels beside those that were painted before."""
+    changes, at = run.report["settings"].get("changes") or [], change_shown(run, event)
+    if at is None:
+        return masks, ONE
+    labels = np.zeros(masks.shape, np.uint8)
+    if given := run.report["settings"].get("masks"):
+        before = read_label_zip(run.folder / given, frames=len(masks), count=len(changes))
+        labels = np.stack([cv2.resize(one, masks.shape[:0:-1], interpolation=cv2.INTER_NEAREST) for one in before])
+    labels[labels == at + 1] = 0
+    labels[masks] = at + 1
+    return labels, json.dumps(with_cell(changes, at, {}))
+
+
+def with_cell(changes: list[dict[str, Any]], at: int, cell: dict[str, Any]) -> list[dict[str, Any]]:
+    """Changes, one of them with a picked cell's mask or with none of its own."""
+    own = {name: int(value) if name == "timestep" else value for name, value in cell.items() if value != ""}
+    rest = {name: value for name, value in changes[at].items() if name not in {"site", "timestep", "selection", "tau"}}
+    return [*changes[:at], rest | own, *changes[at + 1 :]]
+
+
+def change_shown(run: Run, event: gr.EventData) -> int | None:
+    """Which of a run's changes is of the word that is shown; None where none is."""
+    settings = run.report["settings"]
+    changes = settings.get("changes") or []
+    at = hear(event, "words", lambda told: [int(i) for i in told]) if changes else []
+    for n, one in enumerate(changes):
+        if one["task"] != "place" and find_word(settings["source"], one["word"]) == at:
+            return n
+    return None

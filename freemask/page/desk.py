@@ -30,7 +30,7 @@ from ..steps import Step, mapped
 from . import status
 from .advanced import MASK_OWN
 from .bodies import Body
-from .changes import ONE
+from .changes import painted_change
 from .estimate import Estimates, sized
 from .fields import (
     FIELDS,
@@ -274,14 +274,14 @@ class Desk:
         if run is None:
             raise shown(SettingError("There is no edit yet: edit a clip first."))
         with collecting() as errors:
-            masks = painted_masks(event._data)
+            masks, changes = painted_change(run, painted_masks(event._data), event)
         for error in errors:
             raise shown(error)
         folder = self.visit(request).folder
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"painted-{secrets.token_urlsafe(8)}.zip"
         save_mask_zip(path, masks)
-        return same_clip(run, selection="", site="", timestep="", masks=file_data(path), changes=ONE)
+        return same_clip(run, selection="", site="", timestep="", masks=file_data(path), changes=changes)
 
     async def tell_first_cost(self, *settings: Any) -> str:
         """`tell_cost` for a page that has just been painted. The server's first page sets off the warming up: an

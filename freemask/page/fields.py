@@ -23,11 +23,12 @@ from ..families.reach import obstacle, refusal
 from ..families.specs import backbone_name, known_backbone, usual_guidance
 from ..pictures.mask_zip import read_mask_zip
 from ..presets import load_method, load_preset
-from ..settings import MASKS, Example, Settings, make_settings, read_settings, read_size
+from ..settings import Example, Settings, make_settings, read_settings, read_size
 from ..words.positions import frames_told
 from ..words.prompts import usual_task
 from . import status
 from .advanced import PACES, TASK_OWN, Advanced, first_pace, task_own
+from .changes import ONE
 from .visits import Run
 from .wire import file_data, hear, picture_uri, shown
 
@@ -116,11 +117,12 @@ def follow_trim(clip: str | None, frames: float, start: float | None, fps: str) 
     }
 
 
-def own_mask(site: str | None, timestep: str | None, masks: str | None) -> Any:
+def own_mask(site: str | None, timestep: str | None, masks: str | None, changes: str | None = None) -> Any:
     """The button that tells of a mask of the visitor's own, which every edit takes until it is dropped."""
     site = (site or "").strip()
     layer = f"{site}, " + (f"timestep {timestep}" if timestep else "each step its own") if site else ""
-    what = f"painted or uploaded{_empty(Path(masks))}" if masks else layer
+    several = (changes or "").strip() not in ("", ONE)
+    what = f"painted or uploaded{'' if several else _empty(Path(masks))}" if masks else layer
     return gr.Button(f"Mask in use: {what}. Click for the task's own", visible=bool(what))
 
 
@@ -285,9 +287,9 @@ def fill_run(run: Run) -> list[Any]:
     """A run's values for every field, so that what is shown is what is edited on. Its masks are copied: its folder may
     go before the page does."""
     masks = None
-    if run.report["settings"].get("masks"):
+    if name := run.report["settings"].get("masks"):
         masks = run.folder.parent / f"masks-{run.folder.name}.zip"
-        shutil.copyfile(run.folder / MASKS, masks)
+        shutil.copyfile(run.folder / name, masks)
     return edit_fields(run.clip, made_with(run), masks)
 
 

@@ -24,6 +24,7 @@ from ..words.differences import align_phrases
 from ..words.positions import numbered
 from ..words.prompts import align, find_word, words
 from . import status
+from .changes import change_shown, with_cell
 from .curves import first_tau
 from .desk import VIDEOS
 from .fields import changed_fields, fill_run, link, same_clip
@@ -152,23 +153,12 @@ def take_cell(run: Run | None, event: gr.EventData) -> list[Any]:
     timestep = hear(event, "timestep", lambda told: "" if told is None else str(int(told)))
     cell = {"site": short_site(hear(event, "site", str)), "timestep": timestep}
     tau = hear(event, "tau", float)
-    if run.report["settings"].get("changes"):
-        return same_clip(run, changes=json.dumps(_with_cell(run, event, cell | {"tau": round(tau, 2)})))
+    if changes := run.report["settings"].get("changes"):
+        at = change_shown(run, event)
+        if at is not None:
+            changes = with_cell(changes, at, cell | {"tau": round(tau, 2)})
+        return same_clip(run, changes=json.dumps(changes))
     return same_clip(run, selection="", masks=None, tau=f"{tau:.2f}", **cell)
-
-
-def _with_cell(run: Run, event: gr.EventData, cell: dict[str, Any]) -> list[dict[str, Any]]:
-    """A run's changes, that of the word which is shown with a picked cell's mask."""
-    source, changes = run.report["settings"]["source"], run.report["settings"]["changes"]
-    at = hear(event, "words", lambda told: [int(i) for i in told])
-    own = {name: int(value) if name == "timestep" else value for name, value in cell.items() if value != ""}
-    apart = {"site", "timestep", "selection", "tau"}
-    return [
-        {name: value for name, value in one.items() if name not in apart} | own
-        if one["task"] != "place" and find_word(source, one["word"]) == at
-        else one
-        for one in changes
-    ]
 
 
 def take_bend(run: Run | None, event: gr.EventData) -> list[Any]:

@@ -52,10 +52,10 @@ function session(element, root, value, trigger) {
     use(row) {
       if (!row && !state.usable) return; // the inspector says why
       const [s, k] = state.cell;
-      if (!row && state.painted) return trigger("paint", state.painted()); // another word's mask is no field of the page
+      if (!row && state.painted) return act.paint(state.painted()); // another word's mask is no field of the page
       trigger("use", { site: sites[s].name, timestep: row ? null : timesteps[k], tau: state.tau, words: state.words });
     },
-    paint: (data) => trigger("paint", data),
+    paint: (data) => trigger("paint", { ...data, words: state.words }),
     bend: (text) => trigger("bend", { text }),
     seek(text) {
       const known = value.words.findIndex(({ name }) => name === text);

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 from tiny import write_noise
-from visitor import EDIT, SOURCE, Tab, Tap, fill, press_edit, report, served, state, visit
+from visitor import EDIT, PATIENCE, SOURCE, Tab, Tap, fill, paint, press_edit, report, served, state, visit
 
 from freemask.page.advanced import first_pace
 from freemask.pictures.mask_zip import save_mask_zip
@@ -61,6 +61,11 @@ def test_several_changes_are_cards_of_their_own(page: Page, clip: Path) -> None:
     expect(page.locator("#progress")).to_contain_text(re.compile("Done in .* See it"))
     made = report(page)["settings"]
     assert [one["task"] for one in made["changes"]] == ["attribute", "place"] and made["task"] == "attribute"
+    paint(page)  # the word that is shown is the first change's
+    expect(page.get_by_label("2: a blue bus")).to_be_checked(timeout=1000 * PATIENCE)
+    painted = report(page)["settings"]
+    assert painted["masks"] == "labels.zip" and painted["changes"] == made["changes"]
+    expect(page.locator("#own-mask")).to_contain_text("painted")
     page.get_by_role("button", name="Edit as one change").click()
     expect(page.locator("#changes")).to_contain_text("one change under one mask")
     page.get_by_role("button", name="Make the 2 changes each under its own mask").click()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
-from visitor import PATIENCE, Tab, edit_example, edited, explorer, fill, press_edit, report, state
+from visitor import PATIENCE, Tab, edit_example, edited, explorer, fill, paint, press_edit, report, state
 
 from freemask.families.sites import short_site
 from freemask.page import bodies
@@ -171,14 +171,7 @@ def test_a_second_edit_begins_at_denoising(tab: Tab, real: str) -> None:
 
 def test_a_painted_mask_is_used(page: Page, clip: Path) -> None:
     edited(page, clip)
-    page.get_by_role("button", name="Paint", exact=True).click()
-    box = page.locator("#studio canvas.fm-brush").bounding_box()
-    assert box
-    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.3, steps=4)
-    page.mouse.up()
-    page.get_by_role("button", name="Edit with the painting").click()
+    paint(page)
     page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
     told = report(page)
     assert told["mask"]["origin"] == "painted" and told["settings"]["masks"] == "masks.zip"

@@ -157,6 +157,18 @@ def edit_example(page: Page) -> None:
     explorer(page)
 
 
+def paint(page: Page) -> None:
+    """Edits again with a stroke beside the mask in use."""
+    page.get_by_role("button", name="Paint", exact=True).click()
+    box = page.locator("#studio canvas.fm-brush").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.3, steps=4)
+    page.mouse.up()
+    page.get_by_role("button", name="Edit with the painting").click()
+
+
 def report(page: Page) -> dict[str, Any]:
     """The report of the run that is shown, as its download tells it."""
     page.get_by_role("tab", name="Downloads").click()

@@ -7,6 +7,7 @@ import struct
 import warnings
 import zipfile
 import zlib
+from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,8 @@ from hostile.clips import EDIT, SOURCE, put, write_disc
 from PIL import Image
 
 from freemask import page
+from freemask.changes import AUTO
+from freemask.errors import SettingError
 from freemask.jobs.check import check
 from freemask.settings import make_settings
 
@@ -38,6 +41,9 @@ def take(path: Path) -> None:
     settings = make_settings(source=SOURCE, edit=EDIT, task="attribute", steps=2, frames=FRAMES, masks=path)
     found = check(clip, settings).masks
     assert found is not None
+    with suppress(SettingError):  # what is a mask need not be labels
+        labels = {"masks": path, "changes": AUTO, "steps": 2, "frames": FRAMES}
+        check(clip, make_settings(source=SOURCE, edit="a blue car driving on the snow", **labels))
     if path.name.startswith("drawn"):
         assert (found == DRAWN).all(), "the masks are not what was drawn"
 
