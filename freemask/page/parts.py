@@ -291,12 +291,13 @@ class Results:
                 with gr.Row():
                     other = gr.Dropdown([], label="Compare with", filterable=False, visible=False, min_width=200)
                     moment = gr.Slider(1, MOST_FRAMES, 1, step=1, label="Frame", visible=False, buttons=[])
-                beside = gr.Video(label="Both edits, the other one left", interactive=False, elem_id="beside")
+                told = "Left the other edit, blue; right the one that is shown, orange; dark where their maps agree."
+                gr.HTML(status.note(told))
+                beside = gr.Video(label="Both edits", show_label=False, interactive=False, elem_id="beside")
                 strip = _figure("strip", "Both masks", "Frames with the outlines of both masks")
                 difference = _figure(
                     "difference", "Where the maps differ", "A grid of differences by layer and timestep"
                 )
-                gr.HTML(status.note("Blue: the other one's. Orange: the one that is shown. Dark: they agree."))
                 differ = gr.HTML("", elem_id="differ")
                 with gr.Row():
                     name = gr.Textbox(
