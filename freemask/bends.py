@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from .errors import SettingError
+from .presets import Timestep
 from .validation import STRICT, validated
 
 __all__ = ["Bend", "read_bend"]
@@ -29,7 +30,7 @@ class Bend:
     word: Annotated[str, Field(min_length=1, max_length=100)]
     how: Literal["scale", "blur", "shift"]
     amount: Annotated[float, Field(ge=-10, le=10)]
-    timestep: Annotated[int, Field(ge=0, le=1000)] | None = None
+    timestep: Timestep | None = None
     head: Annotated[int, Field(ge=1, le=128)] | None = None
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from .errors import PromptError, SettingError
-from .presets import Selection, Share
+from .presets import Cells, Selection, Share, Threshold, Timestep
 from .validation import STRICT, validated
 from .words.differences import differences
 from .words.positions import named
@@ -47,15 +47,15 @@ class Change:
     word: Name
     to: Name | None = None
     task: Literal["attribute", "shape", "place", "keep"]
-    tau: Annotated[float, Field(gt=0, lt=1)] | None = None
+    tau: Threshold | None = None
     alpha_self: Share | None = None
     alpha_cross: Share | None = None
     alpha_temporal: Share | None = None
     alpha_latent: Share | None = None
-    dilate: Annotated[int, Field(ge=0, le=16)] | None = None
+    dilate: Cells | None = None
     selection: Selection | None = None
     site: Name | None = None
-    timestep: Annotated[int, Field(ge=0, le=1000)] | None = None
+    timestep: Timestep | None = None
 
     @property
     def done_as(self) -> str:

@@ -22,12 +22,15 @@ __all__ = [
     "KINDS",
     "METHODS",
     "SELECTION_TAU",
+    "Cells",
     "Director",
     "Flowing",
     "Method",
     "Preset",
     "Selection",
     "Share",
+    "Threshold",
+    "Timestep",
     "load_method",
     "load_preset",
     "masked",
@@ -46,6 +49,9 @@ KINDS: tuple[Kind, ...] = ("self", "cross", "temporal")
 Selection = Literal["codebook", "adaptive", "consensus"]
 SELECTION_TAU = {"codebook": 0.4, "adaptive": 0.4, "consensus": 0.5}  # of one map, or of a mean of many (`candidates`)
 Share = Annotated[float, Field(ge=0, le=1)]
+Threshold = Annotated[float, Field(gt=0, lt=1)]  # τ
+Cells = Annotated[int, Field(ge=0, le=16)]  # of the latent grid
+Timestep = Annotated[int, Field(ge=0, le=1000)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -135,13 +141,13 @@ class Preset:
     region: Literal["object", "background"]
     method: str = "freemask"
     free_self: bool = True
-    tau: Annotated[float, Field(gt=0, lt=1)] = 0.4
+    tau: Threshold = 0.4
     alpha_self: Share = 0.99
     alpha_cross: Share = 0.99
     alpha_temporal: Share = 0.99
     alpha_latent: Share = 0.0
     alpha_changed: Share | None = None
-    dilate: Annotated[int, Field(ge=0, le=16)] = 0
+    dilate: Cells = 0
     union: bool = False
     reweight: Annotated[float, Field(ge=0, le=10)] = 1.0
     rescale: Share = 0.0

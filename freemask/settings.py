@@ -20,7 +20,19 @@ from .changes import Change, check_changes, found_changes, read_changes, written
 from .clips.strides import MOST_FRAMES
 from .errors import SettingError
 from .families.specs import PRESETS, ROOT, Solver, backbone_folder, backbone_name, usual_guidance
-from .presets import SELECTION_TAU, Preset, Selection, Share, load_method, load_preset, masked, refuse_shares
+from .presets import (
+    SELECTION_TAU,
+    Cells,
+    Preset,
+    Selection,
+    Share,
+    Threshold,
+    Timestep,
+    load_method,
+    load_preset,
+    masked,
+    refuse_shares,
+)
 from .validation import STRICT, read_shipped, validated
 from .words.prompts import usual_task, words
 
@@ -148,9 +160,7 @@ class Settings:
         Told("Of how many steps of the edit one computes the coarse layers, 1 to 4. Left out: the backbone's own."),
     ] = None
     low_vram: Annotated[bool, Told("Take the least memory, for the most time.")] = False
-    tau: Annotated[
-        Annotated[float, Field(gt=0, lt=1)] | None, Told("Mask threshold, 0 to 1. Left out, as below: the task's own.")
-    ] = None
+    tau: Annotated[Threshold | None, Told("Mask threshold, 0 to 1. Left out, as below: the task's own.")] = None
     alpha_self: Annotated[Share | None, Told("Share of the steps whose self-attention is fused, 0 to 1.")] = None
     alpha_cross: Annotated[Share | None, Told("Share of the steps whose cross-attention is fused, 0 to 1.")] = None
     alpha_temporal: Annotated[Share | None, Told("Share of the steps whose temporal attention is fused, 0 to 1.")] = (
@@ -162,9 +172,7 @@ class Settings:
         Annotated[float, Field(ge=0, le=10)] | None,
         Told("What the attention to changed words is multiplied by, 0 to 10."),
     ] = None
-    dilate: Annotated[
-        Annotated[int, Field(ge=0, le=16)] | None, Told("Cells of the latent grid by which the mask grows.")
-    ] = None
+    dilate: Annotated[Cells | None, Told("Cells of the latent grid by which the mask grows.")] = None
     union: Annotated[bool | None, Told("Whether the mask is joined with the edit word's own.")] = None
     null_text_steps: Annotated[
         Annotated[int, Field(ge=0, le=50)] | None,
@@ -196,7 +204,7 @@ class Settings:
     selection: Annotated[Selection | None, Told("Where the mask comes from: codebook, adaptive or consensus.")] = None
     site: Annotated[Name | None, Told("A layer whose map is the mask instead, such as up 3.0.")] = None
     timestep: Annotated[
-        Annotated[int, Field(ge=0, le=1000)] | None,
+        Timestep | None,
         Told("The timestep of that layer's map. Left out: each step its own."),
     ] = None
     masks: Annotated[

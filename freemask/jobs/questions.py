@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ..errors import PromptError
+from ..presets import Timestep
 from ..validation import STRICT, validated
 from ..words.prompts import words
 
@@ -26,7 +27,7 @@ class Question:
     text: str = ""
     words: Annotated[tuple[Annotated[int, Field(ge=0, le=200)], ...], Field(max_length=20)] = ()
     site: Annotated[str, Field(max_length=200)] = ""
-    timestep: Annotated[int, Field(ge=0, le=1000)] = 0
+    timestep: Timestep = 0
     frame: Annotated[int, Field(ge=0, le=100)] = 0
     x: Annotated[float, Field(ge=0, lt=1)] = 0.0
     y: Annotated[float, Field(ge=0, lt=1)] = 0.0

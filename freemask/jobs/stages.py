@@ -35,6 +35,7 @@ from ..methods.several import Part, parts_of
 from ..presets import KINDS, Preset, load_method
 from ..settings import DRAWN, REPORT, FeatureSource, Settings
 from ..steps import Step, Steps
+from ..words.differences import align_phrases
 from ..words.prompts import align, warnings, words
 from .check import Checked, refuse_pair, refuse_shape
 from .clock import Clock
@@ -368,7 +369,7 @@ class Job:
         """What was asked, done and measured, written as settings.json and report.json into the edit's folder; before
         anything is measured it holds no verdict."""
         settings, preset, plan = self.settings, self.preset, self.edited.plan
-        told = words(settings.edit)
+        told, aligned = words(settings.edit), align_phrases if self.parts else align
         self.clock.seconds["total"] = round(time.perf_counter() - self.start, 4)
         report: dict[str, Any] = {
             "settings": settings.record(self.word),
@@ -377,7 +378,7 @@ class Job:
                 "edit_words": told,
                 "word": self.word,
                 "delta": preset.delta,
-                "changed": [told[j] for j in align(settings.source, settings.edit).changed],
+                "changed": [told[j] for j in aligned(settings.source, settings.edit).changed],
                 "warnings": [
                     *warnings(settings.source, settings.edit, self.word, preset.delta),
                     *plan.warnings,
