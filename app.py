@@ -127,9 +127,9 @@ def build(
         taken = [advanced.frames, advanced.start, advanced.fps, advanced.backbone]
         if judge:
             page.follow(
-                [inputs.clip.change, *(part.change for part in taken)],
+                [inputs.clip.change, inputs.source.change, *(part.change for part in taken)],
                 page.tell_world,
-                [inputs.clip, *taken],
+                [inputs.clip, *taken, inputs.source],
                 [inputs.outside, inputs.caution],
                 trigger_mode="always_last",
                 concurrency_limit=1,

@@ -752,8 +752,11 @@ def test_the_page_tells_the_time_that_the_whole_edit_has_left(clip: Path, tmp_pa
     assert writing and not any("left" in line for line in writing)
 
 
+MADE = {"settings": {"source": SOURCE}, "words": {"warnings": [], "word": "car"}, "mask": {"kept": "background"}}
+
+
 def test_an_edit_that_did_not_invert_says_so() -> None:
-    report = {"metrics": {}, "words": {"warnings": [], "word": "car"}, "mask": {"kept": "background"}}
+    report = MADE | {"metrics": {}}
     assert "begun at denoising" in status.done(report | {"inversion": "kept from an earlier edit"}, 1.0)
     assert "begun at denoising" not in status.done(report | {"inversion": "made"}, 1.0)
 
@@ -771,21 +774,22 @@ def test_an_edit_that_did_not_invert_says_so() -> None:
     ],
 )
 def test_an_edit_that_is_poor_is_not_shown_as_a_success(figures: dict[str, float], level: str, title: str) -> None:
-    report = {"metrics": figures, "words": {"warnings": [], "word": "car"}, "mask": {"kept": "background"}}
-    told = status.done(report, 23.0)
+    told = status.done(MADE | {"metrics": figures}, 23.0)
     assert f'data-verdict="{level}"' in told and title in told
     assert ("finds the edit in no frame" in told) == (level == "poor")
 
 
 def test_a_clip_outside_the_toy_world_is_told_of_while_a_toy_backbone_is_chosen(tmp_path: Path) -> None:
     noise = write_noise(tmp_path / "noise.mp4")
-    under, beside = page.tell_world(str(noise), 8, 0.0, "", "mini")
+    under, beside = page.tell_world(str(noise), 8, 0.0, "", "mini", SOURCE)
     assert "not like the toy world" in under and "outside the toy world" in beside
     for backbone in ("zeroscope", "/not/there"):
-        assert page.tell_world(str(noise), 8, 0.0, "", backbone) == ("", "")
-    assert page.tell_world(str(examples()[0].clip), 8, 0.0, "", "mini") == ("", "")
+        assert page.tell_world(str(noise), 8, 0.0, "", backbone, SOURCE) == ("", "")
+    several = page.tell_world(str(noise), 8, 0.0, "", "mini", "a car and a dog")
+    assert several == ("", "")  # the judge knows scenes of one
+    assert page.tell_world(str(examples()[0].clip), 8, 0.0, "", "mini", SOURCE) == ("", "")
     for frames, fps, file in ((64, "", noise), (8, "many", noise), (8, "", tmp_path / "none.mp4")):
-        assert page.tell_world(str(file), frames, 0.0, fps, "mini") == ("", "")  # told of elsewhere
+        assert page.tell_world(str(file), frames, 0.0, fps, "mini", SOURCE) == ("", "")  # told of elsewhere
 
 
 def test_the_page_is_served_before_torch(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from freemask.pictures.mask_zip import read_label_zip, read_mask_zip, save_mask_
 from freemask.presets import load_preset
 from freemask.settings import LABELS, examples, infer_settings, make_settings, read_settings
 from freemask.steps import finish
-from freemask.words.differences import align_phrases, differences
+from freemask.words.differences import align_phrases, differences, objects
 
 SOURCE = "a red car and a yellow dog on the grass"
 EDIT = "a blue car and a white cat on the snow"
@@ -59,6 +59,11 @@ def told(source, edit):
 )
 def test_what_changes_from_one_prompt_to_another(source, edit, wanted):
     assert told(source, edit) == wanted
+
+
+def test_the_objects_of_a_prompt():
+    assert objects(SOURCE) == ("car", "dog") and objects("a dog chasing a dog") == ("dog", "dog#2")
+    assert objects("sketch style painting of a red car driving on the road") == ("car",) and objects("") == ()
 
 
 def test_the_new_words_of_a_phrase_are_those_that_it_had_not():

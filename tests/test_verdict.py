@@ -38,3 +38,11 @@ def test_more_steps_are_the_cure_of_a_bad_inversion_but_not_of_a_strange_clip():
 def test_what_was_not_measured_says_nothing():
     assert judged({"reconstruction_psnr": None, "background_psnr": 31.0}).sentences == []
     assert outside(None) is None and outside(LIKE) is None and outside(LIKE - 0.01)
+
+
+def test_of_several_objects_a_judge_that_knows_one_is_not_believed():
+    """Neither that the clip is strange nor that the prompt is not recognised; nor is the edit called good."""
+    verdict = judged(GOOD | {"toy_likeness": 0.7, "clip": 0.5}, 2)
+    assert verdict.level == "doubtful" and "taught one object a scene, and the prompt names 2" in verdict.sentences[0]
+    assert "in every frame" in verdict.sentences[-1]
+    assert judged(GOOD | {"clip": 0.5}, 2).level == "good" and judged(GOOD | {"frame_accuracy": 0.0}, 2).level == "poor"

@@ -35,7 +35,7 @@ from ..methods.several import Part, parts_of
 from ..presets import KINDS, Preset, load_method
 from ..settings import DRAWN, REPORT, FeatureSource, Settings
 from ..steps import Step, Steps
-from ..words.differences import align_phrases
+from ..words.differences import align_phrases, objects
 from ..words.prompts import align, warnings, words
 from .check import Checked, refuse_pair, refuse_shape
 from .clock import Clock
@@ -399,7 +399,7 @@ class Job:
             },
             "metrics": metrics,
             "null_text": self._null_text(),
-            "verdict": asdict(judged(metrics)) if metrics else None,
+            "verdict": asdict(judged(metrics, len(objects(settings.source)))) if metrics else None,
             "clip": {
                 "width": self.size[0],
                 "height": self.size[1],

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import FreeMaskError
 from ..families.specs import known_words
 from ..jobs.verdict import outside
+from ..words.differences import objects
 from . import status
 from .fields import optional
 
@@ -17,13 +18,16 @@ __all__ = ["tell_world"]
 SHORT = "This clip is outside the toy world: expect noise, not an edit."
 
 
-def tell_world(clip: str | None, frames: float, start: float | None, fps: str, backbone: str) -> tuple[str, str]:
-    """The warning under the clip and the one beside Edit, both empty where the backbone may know such clips.
+def tell_world(
+    clip: str | None, frames: float, start: float | None, fps: str, backbone: str, source: str
+) -> tuple[str, str]:
+    """The warning under the clip and the one beside Edit, both empty where the backbone may know such clips, and
+    where the source prompt names two of its objects: the judge knows scenes of one.
 
     Looks at the frames that an edit would take; what cannot be read is told of elsewhere.
     """
     try:
-        if not clip or known_words(backbone) is None:
+        if not clip or known_words(backbone) is None or len(objects(source or "")) > 1:
             return "", ""
         rate = optional(fps)
         changed = Path(clip).stat().st_mtime

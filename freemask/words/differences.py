@@ -14,7 +14,7 @@ from itertools import zip_longest
 from .positions import named
 from .prompts import DETERMINERS, PLACED, STYLES, Alignment, align, folded, is_noun, role, words
 
-__all__ = ["Difference", "align_phrases", "differences"]
+__all__ = ["Difference", "align_phrases", "differences", "objects"]
 
 Run = tuple[int, ...]  # positions of the content words of a phrase, in a row
 
@@ -45,6 +45,11 @@ def differences(source: str, edit: str) -> list[Difference]:
             told = named(words(source), one[-1:]), " ".join(words(edit)[j] for j in other)
             found.append(Difference(*told, task, other, _new(a, b, one, other)))
     return found
+
+
+def objects(prompt: str) -> tuple[str, ...]:
+    """The objects that a prompt names, by their nouns."""
+    return tuple(one.word for one in differences(prompt, prompt))
 
 
 def align_phrases(source: str, edit: str) -> Alignment:

@@ -69,7 +69,7 @@ class Server:
         url = launch(self.demo)
         self.http = httpx.Client(base_url=f"{url}gradio_api/", timeout=PATIENCE)
         self.clip = self.upload("disc.mp4", write_disc(folder / "call.mp4").read_bytes())
-        page.tell_world(self.clip["path"], 4, 0, "", "mini")  # what a server imports once is no case's time
+        page.tell_world(self.clip["path"], 4, 0, "", "mini", SOURCE)  # what a server imports once is no case's time
         self.other = "anothervisitor"
         told = self.edit({}, session=self.other)
         self.run = re.search(r"visit-[\w-]+/([\w-]+)/", json.dumps(told))[1]  # type: ignore[index]
@@ -241,7 +241,7 @@ def absurd_numbers(rng: random.Random, folder: Path) -> Any:
     given = {"frames": 4, "start": 0, "fps": ""} | {name: "RAW"}
     if rng.random() < 0.5:
         return lambda: one.call("follow_trim", [one.clip, *given.values()], session=who, raw=raw)
-    return lambda: one.call("tell_world", [one.clip, *given.values(), "mini"], session=who, raw=raw)
+    return lambda: one.call("tell_world", [one.clip, *given.values(), "mini", SOURCE], session=who, raw=raw)
 
 
 @shapes.add(ANY)
