@@ -365,5 +365,7 @@ def export(run: Path, recipe: Recipe, out: Path) -> None:
     if image:  # parts that the pipeline has and may do without
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
     forget_origin(out)
-    (out / "vocabulary.json").write_text(json.dumps(vocabulary()) + "\n")
+    captions = run / "captions.json"  # of what it learned from
+    known = {word for one in json.loads(captions.read_text()) for word in one.split()} if captions.exists() else None
+    (out / "vocabulary.json").write_text(json.dumps(sorted(known or vocabulary())) + "\n")
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
