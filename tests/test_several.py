@@ -18,7 +18,7 @@ from freemask.families.ddim import CLEAN
 from freemask.jobs.check import check
 from freemask.jobs.run import run_steps
 from freemask.masks.candidates import resize
-from freemask.masks.disjoint import disjoint, overlap
+from freemask.masks.disjoint import by_phrase, disjoint, overlap
 from freemask.masks.mmc import Choice
 from freemask.masks.plan import MaskPlan
 from freemask.methods.several import Part, Several, parts_of
@@ -200,6 +200,27 @@ def test_what_is_contested_is_the_words_whose_map_is_the_higher(seen):  # noqa: 
         wanted = car / car.max((1, 2), keepdims=True) >= grass / grass.max((1, 2), keepdims=True)
         assert np.array_equal(disjoint(trace, both)[0].object_at[t], wanted)
     assert "does not hold 'car' and 'grass' apart" in disjoint(trace, both)[0].warnings[0]
+
+
+def test_a_noun_among_several_has_the_map_of_its_phrase(seen):  # noqa: F811
+    editor, trace = seen
+    apart, site = by_phrase(trace), next(site for site in trace.sites if site.kind == "cross")
+    for t in trace.timesteps:
+        red, car, grass = (trace.word_map(t, site, [at]) for at in (1, 2, 5))
+        np.testing.assert_allclose(apart.word_map(t, site, [2]), red + car, rtol=1e-5)
+        assert np.array_equal(apart.word_map(t, site, [1]), red) and np.array_equal(apart.word_map(t, site, [5]), grass)
+    alone = editor.plan_masks(trace, word="car", task=load_preset("shape"))
+    picked = {"site": site.short, "timestep": trace.timesteps[0]}
+    car, grass = (
+        Part(word, (), load_preset("shape"), kept=True, **own) for word, own in (("car", {}), ("grass", picked))
+    )
+    _, (only,) = editor.plan_parts(trace, [car])
+    assert np.array_equal(only.shown, alone.shown)
+    told = editor.plan_masks(apart, word="car", task=load_preset("shape"))
+    _, (first, second) = editor.plan_parts(trace, [car, grass])
+    assert not (first.shown & ~told.shown).any()
+    seen_there = editor.plan_masks(trace, word="grass", task=load_preset("shape"), **picked)
+    assert not (second.shown & ~seen_there.shown).any()  # the map that was picked, not the phrase's
 
 
 def test_the_overlap_is_of_the_smaller_mask():

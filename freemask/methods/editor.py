@@ -36,7 +36,7 @@ from ..families.loading import load_backbone
 from ..families.paths import NoisePath
 from ..families.sites import Site
 from ..families.specs import Solver, fit, frame_size
-from ..masks.disjoint import disjoint, joined
+from ..masks.disjoint import by_phrase, disjoint, joined
 from ..masks.features import Features
 from ..masks.mmc import choose
 from ..masks.plan import MaskPlan, plan_masks
@@ -269,13 +269,16 @@ class Editor:
         return plan_masks(trace, choice, word=word, task=task, mask=mask)
 
     def plan_parts(self, trace: Trace, parts: Sequence[Part]) -> tuple[MaskPlan, tuple[MaskPlan | None, ...]]:
-        """The masks of several changes: what changes, joined, and each change's own, disjoint; None of a place's."""
-        made = []
-        for part in (part for part in parts if not part.everywhere):
+        """The masks of several changes: what changes, joined, and each change's own, disjoint; None of a place's. Of
+        several objects each has the mask of its phrase, but where a layer was picked for it."""
+        objects = [part for part in parts if not part.everywhere]
+        apart, made = by_phrase(trace) if len(objects) > 1 else trace, []
+        for part in objects:
             own: dict[str, Any] = {"mask": part.mask, "site": part.site, "timestep": part.timestep}
-            made.append((part.word, part.task, self.plan_masks(trace, word=part.word, task=part.task, **own)))
-        plans = disjoint(trace, made)
-        kept = [part.kept for part in parts if not part.everywhere]
+            seen = trace if part.site else apart
+            made.append((part.word, part.task, self.plan_masks(seen, word=part.word, task=part.task, **own)))
+        plans = disjoint(apart, made)
+        kept = [part.kept for part in objects]
         left = iter(plans)
         return joined(plans, kept), tuple(None if part.everywhere else next(left) for part in parts)
 

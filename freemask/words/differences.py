@@ -14,7 +14,7 @@ from itertools import zip_longest
 from .positions import named
 from .prompts import DETERMINERS, PLACED, STYLES, Alignment, align, folded, is_noun, role, words
 
-__all__ = ["Difference", "align_phrases", "differences", "objects"]
+__all__ = ["Difference", "align_phrases", "differences", "objects", "phrases"]
 
 Run = tuple[int, ...]  # positions of the content words of a phrase, in a row
 
@@ -50,6 +50,11 @@ def differences(source: str, edit: str) -> list[Difference]:
 def objects(prompt: str) -> tuple[str, ...]:
     """The objects that a prompt names, by their nouns."""
     return tuple(one.word for one in differences(prompt, prompt))
+
+
+def phrases(prompt: str) -> tuple[Run, ...]:
+    """The positions of a prompt's content words, phrase by phrase; the last of a phrase is its noun."""
+    return tuple(run for mark, run in _build(folded(prompt)) if mark == "phrase")
 
 
 def align_phrases(source: str, edit: str) -> Alignment:
@@ -94,7 +99,7 @@ def _alike(first: list[tuple[str, Run]], second: list[tuple[str, Run]]) -> bool:
 def _pairs(source: str, edit: str) -> list[tuple[Run, Run]]:
     """The phrases that correspond."""
     first, second = _build(folded(source)), _build(folded(edit))
-    before, after = ([run for mark, run in build if mark == "phrase"] for build in (first, second))
+    before, after = phrases(source), phrases(edit)
     if _alike(first, second):
         return list(zip(before, after, strict=True))
     source_of = align(source, edit).source_of
