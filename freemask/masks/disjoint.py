@@ -4,6 +4,10 @@ Every object has its mask as if it were alone. Where two claim a place it is the
 each map is divided by the maximum of its frame, and a softmax over the objects has its largest share where that is
 largest. So together the masks cover what they covered before. Where that is largest for two alike, the object that the
 prompt names first has the place.
+
+Measured on 10 rendered pairs (mini, 12 steps, seeds from 2,000,000; mean IoU of both objects' consensus masks with the
+truth): a noun's map .57, its colour's .62 (8 pairs), the two summed as one phrase .63, the larger of the two .49; the
+phrase above .6 of its height instead of .5 .66; divided by both objects' maps before it is cut at .5 .65, at .6 .62.
 """
 
 from __future__ import annotations
