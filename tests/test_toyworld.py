@@ -183,6 +183,17 @@ def test_training_resumes(run):
     assert sorted(path.name for path in run.glob("sheet-*.png"))
 
 
+def test_clips_of_few_frames_teach_words_alone(run):
+    """Cross-attention, the norm before it, and the text encoder; motion and all else stay."""
+    before = torch.load(run / "unet-frames.pt", weights_only=True)["average"]
+    after = torch.load(run / "unet-clips.pt", weights_only=True)["model"]
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert any(name.startswith("text.") for name in changed) and any("attn2" in name for name in changed)
+    reads = ("text.", "attn2", "transformer_blocks.0.norm2")
+    assert not [name for name in changed if not any(part in name for part in reads)]
+    assert any("temp_convs" in name for name in after) and any("attn1" in name for name in before)
+
+
 @torch.no_grad()
 def test_latents_are_linear_in_the_picture_and_local(run):
     vae = load_vae(run, TINY)

@@ -36,7 +36,7 @@ def train(
     lr: Annotated[float, typer.Option(help="Peak learning rate (frames, clips).")] = 2e-3,
     scenes: Annotated[int, typer.Option(help="How many scenes are rendered to learn from.", min=1)] = 24_000,
     frames: Annotated[
-        int, typer.Option(help="Of a clip; with fewer than 8 mini's temporal layers stay (clips).", min=1)
+        int, typer.Option(help="Of a clip; with fewer than 8 mini learns words alone (clips).", min=1)
     ] = 8,
     pairs: Annotated[bool, typer.Option(help="A third of the scenes have two objects (frames, clips).")] = False,
     size: Annotated[int | None, typer.Option(help=SIZE)] = None,

@@ -9,8 +9,10 @@ Decisions, each of which keeps training within reach of a CPU, beside those of `
   shows through, and a model that may trust it keeps the source's colours under any style.
 - **A transformer** learns the velocity of a flow, in patches of 2 × 2 latent cells as Wan's: four times fewer positions
   than cells make a clip of it a tenth of the work.
-- **Short clips** of many scenes teach what stands where four times faster than long ones of few; the temporal layers
-  are left as they are meanwhile.
+- **Few frames of many scenes** teach words faster than long clips of few. Then nothing is trained but what reads the
+  words, cross-attention and text encoder: of mini trained on with single frames of pairs, all but the temporal layers
+  for 1,700 steps left 23 % of the paths smooth where 80 were (64 scenes; 260 steps of clips behind it did not bring
+  them back), cross-attention alone for 300 steps 71 % where 58 were (24 scenes), and its loss fell faster.
 - min-SNR weighting (γ = 5, Hang et al. 2023), AdamW, warm-up then constant then linear decay, EMA.
 
 Every stage resumes from its checkpoint; the same code runs on CPU and GPU, at any size. On a GPU the step is one CUDA
@@ -74,6 +76,7 @@ SPREAD = (
     1.2  # of a flow's log-odds of noise in training (logit-normal, Esser et al. 2024), around the scheduler's shift
 )
 SHEET_STEPS = 20  # steps of the pictures on a sheet
+READS = ".attn2.", ".transformer_blocks.0.norm2."  # in the names of the weights that read words
 OFFSET_NOISE = 0.1  # spread of the noise's mean, by clip and channel
 
 
@@ -252,7 +255,7 @@ def train_unet(
             parameter.requires_grad_("motion_modules" in name)
     if recipe.family == "unet3d" and stage == "clips" and recipe.frames < Recipe.frames:
         for name, parameter in model.named_parameters():  # so short a clip says nothing of motion
-            parameter.requires_grad_("temp_" not in name and "transformer_in" not in name)
+            parameter.requires_grad_(name.startswith("text.") or any(part in name for part in READS))
     checkpoint, first = run / f"unet-{stage}.pt", run / "unet-frames.pt"
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     on_gpu = device == "cuda"
