@@ -47,28 +47,29 @@ def read_mask_zip(path: Path, *, frames: int | None) -> NDArray[np.bool_]:
     naming what is wrong.
     """
     pictures = _read_pictures(path, frames, _grey)
-    brightest = pictures.max()
-    return _for_frames(pictures > (brightest / 2 if brightest > FAINT else 0), frames)
+    brightest = max(picture.max() for picture in pictures)
+    least = brightest / 2 if brightest > FAINT else 0
+    return _for_frames([picture > least for picture in pictures], frames)
 
 
 def read_label_zip(path: Path, *, frames: int | None, count: int) -> NDArray[np.uint8]:
     """Labels (f, h, w) uint8 of `count` changes, 0 to `count`, from such a zip of grey PNGs, or of ones with a palette,
     whose numbers count and not their colours. Raises SettingError, for other values too."""
-    labels = _read_pictures(path, frames, _numbers)
-    if (most := int(labels.max())) > count:
+    pictures = _read_pictures(path, frames, _numbers)
+    if (most := max(int(picture.max()) for picture in pictures)) > count:
         raise SettingError(
             f"{path.name} holds the value {most}: in masks of {count} change{'s' * (count > 1)} a pixel's value is its "
             f"change's number, 1 to {count}, or 0. Save it so, or leave changes out to edit under one mask."
         )
-    return _for_frames(labels.astype(np.uint8), frames)
+    return _for_frames([picture.astype(np.uint8) for picture in pictures], frames)
 
 
-def _for_frames(masks: Picture, frames: int | None) -> Picture:
-    return np.broadcast_to(masks, (len(masks) if frames is None else frames, *masks.shape[1:]))
+def _for_frames(masks: list[Picture], frames: int | None) -> Picture:
+    return np.broadcast_to(np.stack(masks), (len(masks) if frames is None else frames, *masks[0].shape))
 
 
-def _read_pictures(path: Path, frames: int | None, unpack: Callable[[bytes], Picture | None]) -> Picture:
-    """The PNGs (f, h, w) of a zip, one or as many as `frames`, each as `unpack` reads it."""
+def _read_pictures(path: Path, frames: int | None, unpack: Callable[[bytes], Picture | None]) -> list[Picture]:
+    """The PNGs of a zip, all of one size (h, w), one or as many as `frames`, each as `unpack` reads it."""
     try:
         with zipfile.ZipFile(path) as packed:
             names = [name for name in packed.namelist() if name.lower().endswith(".png") and "__MACOSX" not in name]
@@ -88,7 +89,7 @@ def _read_pictures(path: Path, frames: int | None, unpack: Callable[[bytes], Pic
         ) from error
     if len({picture.shape for picture in pictures}) > 1:
         raise SettingError(f"The masks in {path.name} differ in size: save them all in one.")
-    return np.stack(pictures)
+    return pictures
 
 
 def _read_mask(
