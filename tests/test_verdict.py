@@ -5,6 +5,7 @@ import pytest
 from freemask.jobs.verdict import LIKE, judged, outside
 
 GOOD = {"reconstruction_psnr": 28.3, "frame_accuracy": 1.0, "clip": 0.85, "toy_likeness": 0.93}
+PAIR = "a red car and a yellow dog on the grass"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,8 @@ def test_what_was_not_measured_says_nothing():
 
 def test_of_several_objects_a_judge_that_knows_one_is_not_believed():
     """Neither that the clip is strange nor that the prompt is not recognised; nor is the edit called good."""
-    verdict = judged(GOOD | {"toy_likeness": 0.7, "clip": 0.5}, 2)
+    verdict = judged(GOOD | {"toy_likeness": 0.7, "clip": 0.5}, PAIR)
     assert verdict.level == "doubtful" and "taught one object a scene, and the prompt names 2" in verdict.sentences[0]
     assert "in every frame" in verdict.sentences[-1]
-    assert judged(GOOD | {"clip": 0.5}, 2).level == "good" and judged(GOOD | {"frame_accuracy": 0.0}, 2).level == "poor"
+    assert judged(GOOD | {"clip": 0.5}, PAIR).level == "good"
+    assert judged(GOOD | {"frame_accuracy": 0.0}, PAIR).level == "poor"

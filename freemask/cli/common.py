@@ -102,10 +102,9 @@ def warn_of_outside(clip: Path, settings: Settings) -> None:
     if known_words(settings.backbone) is None:
         return
     from ..toyworld.likeness import clip_likeness
-    from ..words.differences import objects
 
     found = clip_likeness(clip, frames=settings.frames, start=settings.start, fps=settings.fps)
-    told = outside(found, len(objects(settings.source)))
+    told = outside(found, settings.source)
     if told:
         console.print(f"Warning: {told}", markup=False, soft_wrap=True)
 

@@ -109,6 +109,7 @@ def check(clip: Path | None, settings: Settings) -> Checked:
 
 
 def _read_masks(path: Path, settings: Settings) -> np.ndarray:
+    """`Checked.masks`. Raises SettingError as the readers do, and for labels of a place, which has no mask."""
     changes = settings.changes or ()
     if not changes:
         return read_mask_zip(path, frames=settings.frames)

@@ -35,7 +35,7 @@ from ..methods.several import Part, parts_of
 from ..presets import KINDS, Preset, load_method
 from ..settings import DRAWN, REPORT, FeatureSource, Settings
 from ..steps import Step, Steps
-from ..words.differences import align_phrases, objects
+from ..words.differences import align_phrases
 from ..words.prompts import align, warnings, words
 from .check import Checked, refuse_pair, refuse_shape
 from .clock import Clock
@@ -121,17 +121,16 @@ class Job:
         labels = self.asked.masks
         if labels is None:
             return parts
-        own = {n for n, part in enumerate(parts, 1) if not part.site and (labels == n).any()}
-        return tuple(
-            replace(part, mask=self._resized(labels == n)) if n in own else part for n, part in enumerate(parts, 1)
-        )
+        drawn = [(labels == n) & (part.site is None) for n, part in enumerate(parts, 1)]
+        own = [self._sized(mask) if mask.any() else None for mask in drawn]
+        return tuple(replace(part, mask=mask) for part, mask in zip(parts, own, strict=True))
 
-    @property
+    @cached_property
     def mask(self) -> np.ndarray | None:
         """A person's own mask of the one change (f, H, W) bool."""
-        return None if self.asked.masks is None or self.parts else self._resized(self.asked.masks)
+        return None if self.asked.masks is None or self.parts else self._sized(self.asked.masks)
 
-    def _resized(self, mask: np.ndarray) -> np.ndarray:
+    def _sized(self, mask: np.ndarray) -> np.ndarray:
         return resize(mask, (self.size[1], self.size[0]))
 
     @property
@@ -399,7 +398,7 @@ class Job:
             },
             "metrics": metrics,
             "null_text": self._null_text(),
-            "verdict": asdict(judged(metrics, len(objects(settings.source)))) if metrics else None,
+            "verdict": asdict(judged(metrics, settings.source)) if metrics else None,
             "clip": {
                 "width": self.size[0],
                 "height": self.size[1],

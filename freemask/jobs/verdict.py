@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..words.differences import objects
+
 __all__ = ["LIKE", "Level", "Verdict", "judged", "outside"]
 
 Level = Literal["good", "doubtful", "poor"]
@@ -35,15 +37,15 @@ class Verdict:
     sentences: list[str]
 
 
-def outside(likeness: float | None, objects: int = 1) -> str | None:
-    """What to tell of a clip that is not like the toy world; None for one that is, or where it was not measured.
-    `objects` is how many its prompt names."""
+def outside(likeness: float | None, prompt: str = "") -> str | None:
+    """What to tell of a clip, which its `prompt` describes, that is not like the toy world; None for one that is, or
+    where it was not measured."""
     if likeness is None or likeness >= LIKE:
         return None
-    if objects > 1:
+    if (count := len(objects(prompt))) > 1:
         return (
             "Whether the clip is like the toy world is not sure: its judge was taught one object a scene, and the "
-            f"prompt names {objects}. Look at the edit itself."
+            f"prompt names {count}. Look at the edit itself."
         )
     return (
         f"The clip is not like the toy world, all that this backbone has seen (likeness {likeness:.2f}, where "
@@ -51,10 +53,11 @@ def outside(likeness: float | None, objects: int = 1) -> str | None:
     )
 
 
-def judged(metrics: Mapping[str, Any], objects: int = 1) -> Verdict:
-    """The verdict on an edit of so many objects from its report's `metrics`; a figure that is absent or None says
-    nothing."""
-    strange, alone = outside(metrics.get("toy_likeness"), objects), objects < 2
+def judged(metrics: Mapping[str, Any], prompt: str = "") -> Verdict:
+    """The verdict on an edit of a clip, which its `prompt` describes, from its report's `metrics`; a figure that is
+    absent or None says nothing."""
+    strange, alone = outside(metrics.get("toy_likeness"), prompt), len(objects(prompt)) < 2
+    unlike = strange is not None and alone
     levels, sentences = [int(strange is not None)], [strange] if strange else []
     psnr, found, match = (metrics.get(name) for name in ("reconstruction_psnr", "frame_accuracy", "clip"))
     if psnr is not None:
@@ -63,14 +66,14 @@ def judged(metrics: Mapping[str, Any], objects: int = 1) -> Verdict:
         told = f"{psnr:.1f} dB, where {PSNR[0]:.0f} are good" if level else f"{psnr:.1f} dB"
         how = ("is near the clip", "is rough", "fails")[level]
         so = ("", ": what should stay may not", ": the inversion lost the clip")[level]
-        cure = " More steps help." if level and not (strange and alone) else ""
+        cure = " More steps help." if level and not unlike else ""
         sentences.append(f"The reconstruction {how} ({told}){so}.{cure}")
     if found is not None:
         levels.append(_level(found, FOUND))
         if match is not None and match < MATCH and alone:
             levels.append(2 if strange else 1)
             sentences.append(f"The judge does not recognise the edit prompt ({match:.2f}, where {MATCH:.2f} is good).")
-        elif strange and alone and levels[-1] == 0:
+        elif unlike and levels[-1] == 0:
             sentences.append("The judge knows the toy world alone, so what it says counts for little here.")
         else:
             share = f"{100 * found:.0f} % of the frames, the others fit the source prompt better"

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..jobs.verdict import judged
 from ..jobs.worker import Snapshot
-from ..words.differences import objects
 
 __all__ = [
     "CLIPS",
@@ -76,7 +75,7 @@ def done(report: dict[str, Any], elapsed: float | None) -> str:
     """The verdict on the edit, in the title and in sentences, what it kept, and the warnings; no time for an edit made
     beforehand. A report without a verdict is judged by the figures that it has."""
     metrics, mask = report["metrics"], report["mask"]
-    verdict = judged(metrics, len(objects(report["settings"]["source"])))
+    verdict = judged(metrics, report["settings"]["source"])
     figures = [] if metrics else ["nothing was measured, since the edit was ended when it was there"]
     if metrics.get("background_psnr") is not None:
         kept = {"background": "background kept", "object": "object kept", "nothing": "likeness to the source"}

@@ -54,7 +54,7 @@ def objects(prompt: str) -> tuple[str, ...]:
 
 def phrases(prompt: str) -> tuple[Run, ...]:
     """The positions of a prompt's content words, phrase by phrase; the last of a phrase is its noun."""
-    return tuple(run for mark, run in _build(folded(prompt)) if mark == "phrase")
+    return _phrases(_build(folded(prompt)))
 
 
 def align_phrases(source: str, edit: str) -> Alignment:
@@ -91,6 +91,10 @@ def _build(found: Sequence[str]) -> list[tuple[str, Run]]:
     return build
 
 
+def _phrases(build: list[tuple[str, Run]]) -> tuple[Run, ...]:
+    return tuple(run for mark, run in build if mark == "phrase")
+
+
 def _alike(first: list[tuple[str, Run]], second: list[tuple[str, Run]]) -> bool:
     """Whether two prompts are of the same build."""
     return [mark for mark, _ in first] == [mark for mark, _ in second]
@@ -99,7 +103,7 @@ def _alike(first: list[tuple[str, Run]], second: list[tuple[str, Run]]) -> bool:
 def _pairs(source: str, edit: str) -> list[tuple[Run, Run]]:
     """The phrases that correspond."""
     first, second = _build(folded(source)), _build(folded(edit))
-    before, after = phrases(source), phrases(edit)
+    before, after = _phrases(first), _phrases(second)
     if _alike(first, second):
         return list(zip(before, after, strict=True))
     source_of = align(source, edit).source_of
