@@ -267,7 +267,6 @@ def build(
             [results.run.change], page.in_turn(page.open_studio), results.run, results.studio, **latest, **plain
         )
         opened.then(page.open_sheet, results.run, [results.word, results.frame, *results.masks], **quiet)
-        opened.then(page.open_curves, results.run, [results.curves_word, results.layer], **quiet)
         opened.then(page.open_link, results.run, results.link, **quiet)
         opened.then(page.open_null_text, results.run, results.null_text, **quiet)
         opened.then(desk.tell_cost, costly, inputs.estimate, **quiet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from .curves import CURVES, draw_curves, save_curves, which_tab
 from .desk import Desk, numbered_runs, own_folder, with_others
 from .fields import made_with
 from .parts import Results
+from .studio import open_curves
 from .visits import Run
 from .wire import collecting, file_data, follow, hear, shown
 
@@ -41,16 +43,18 @@ class Explorer:
             self.answer, results.run, results.studio, trigger_mode="multiple", concurrency_limit=None, **plain
         )
         about, drawn = [results.curves_word, results.layer, results.run], [results.timeline, results.cell]
-        tab, named = gr.State(""), gr.State("")
+        tab, named, turn = gr.State(""), gr.State(""), gr.State(0)
         chosen = results.tabs.select(which_tab, None, tab, **quiet)
+        opened = opened.then(open_curves, results.run, about[:2], **quiet)
         pair = [tab, results.other, results.moment, results.run]
         offered = [results.other, results.moment, results.name, results.delete, named]
         for event in (chosen, opened):
-            event.then(self.follow_curves, [tab, *about], drawn, **quiet)
             ready = event.then(self.others, [results.run, named], offered, **quiet)
-            ready.then(self.compare, pair, results.compared, **plain)
-        follow([about[0].input, about[1].input], self.follow_curves, [tab, *about], drawn, **latest, **quiet)
-        follow([results.other.input, results.moment.input], self.compare, pair, results.compared, **latest, **plain)
+            ready.then(time.monotonic_ns, None, turn, **quiet)  # one handler draws a tab: what was asked last stays
+        inputs = [about[0].input, about[1].input, turn.change]
+        follow(inputs, self.follow_curves, [tab, *about], drawn, **latest, **quiet)
+        inputs = [results.other.input, results.moment.input, turn.change]
+        follow(inputs, self.compare, pair, results.compared, **latest, **plain)
         layer = gr.Textbox(visible=False, label="Layer")  # a program has not been offered the choices of a page
         asked = [results.curves_word, layer, results.run]
         gr.Button(visible=False).click(self.show_curves, asked, drawn, api_name="curves", api_visibility=api_visibility)
