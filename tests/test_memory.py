@@ -1,8 +1,8 @@
 """What an edit needs is told before it begins, and what does not fit is done otherwise."""
 
 import gc
-import mmap
 import math
+import mmap
 from dataclasses import replace
 
 import psutil
