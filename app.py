@@ -107,6 +107,8 @@ def build(
         agents = os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         live = quiet | {"queue": False, "trigger_mode": "always_last"}
+        latest: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": 4}
+        each: dict[str, Any] = {"trigger_mode": "multiple"}  # what follows an event is else lost while it is under way
         plain = quiet | {"postprocess": False}
 
         # What you want: the fields follow each other.
@@ -148,8 +150,13 @@ def build(
         told = [*own, advanced.changes]
         page.follow([part.change for part in told], page.in_turn(page.own_mask), told, inputs.own_mask, **live)
         inputs.trim.trim(page.in_turn(page.take_trim), advanced.frames, [advanced.start, advanced.fps], **live)
-        filled = inputs.examples.click(
-            lambda index: page.fill_example(shipped[index]), inputs.examples, inputs.all, **plain
+        filled = page.follow(
+            [inputs.examples.click],
+            lambda index: page.fill_example(shipped[index]),
+            inputs.examples,
+            inputs.all,
+            **latest,
+            **plain,
         )
         inputs.settings.upload(lambda file: page.fill_settings(file, offered), inputs.settings, inputs.all[1:], **plain)
         page.follow(
@@ -255,21 +262,22 @@ def build(
         arrived = demo.load(desk.arrive, [token, query], results.outputs, js=recalled, concurrency_limit=None, **plain)
         filled_in = demo.load(desk.recall, [token, query], [*inputs.all, lent], js=held, **plain)
         filled_in.then(None, js=browser.FREE, **quiet)
-        chosen = results.choice.input(desk.show_run, results.choice, results.outputs, **plain)
-        chosen.success(desk.fill_run, results.run, inputs.all, **plain)
-        chosen.success(lambda: False, None, lent, **quiet)
+        chosen = page.follow([results.choice.input], desk.show_run, results.choice, results.outputs, **latest, **plain)
+        chosen.success(desk.fill_run, results.run, inputs.all, **each, **plain)
+        chosen.success(lambda: False, None, lent, **each, **quiet)
         results.status.change(None, results.status, inputs.progress, js=browser.PROGRESS, **quiet)
-        filled.success(lambda index: desk.show_example(shipped[index]), inputs.examples, results.outputs, **plain)
-        filled.success(lambda: None, None, results.choice, **quiet)
+        filled.success(
+            lambda index: desk.show_example(shipped[index]), inputs.examples, results.outputs, **each, **plain
+        )
+        filled.success(lambda: None, None, results.choice, **each, **quiet)
         # A run is shown before its reconstruction and its figures are there, and comes once more with them.
-        latest: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": 4}
         opened = page.follow(
             [results.run.change], page.in_turn(page.open_studio), results.run, results.studio, **latest, **plain
         )
-        opened.then(page.open_sheet, results.run, [results.word, results.frame, *results.masks], **quiet)
-        opened.then(page.open_link, results.run, results.link, **quiet)
-        opened.then(page.open_null_text, results.run, results.null_text, **quiet)
-        opened.then(desk.tell_cost, costly, inputs.estimate, **quiet)
+        opened.then(page.open_sheet, results.run, [results.word, results.frame, *results.masks], **each, **quiet)
+        opened.then(page.open_link, results.run, results.link, **each, **quiet)
+        opened.then(page.open_null_text, results.run, results.null_text, **each, **quiet)
+        opened.then(desk.tell_cost, costly, inputs.estimate, **each, **quiet)
         for name, button in results.extras.items():
             made = button.click(desk.adds_file(name), results.run, results.files, **plain)
             made.success(None, js=browser.fetch(name), **quiet)
@@ -284,7 +292,7 @@ def build(
         for finished in edits:
             finished.success(None, js=browser.REVEAL, **quiet)
         for finished in (*edits, arrived):
-            finished.success(desk.history, results.run, [results.choice, results.history], **quiet)
+            finished.success(desk.history, results.run, [results.choice, results.history], **each, **quiet)
         gr.on(
             [results.word.input, results.frame.input],
             page.show_masks,

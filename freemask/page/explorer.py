@@ -38,6 +38,7 @@ class Explorer:
         """The events of the tabs; `opened` is the one after which another edit is shown."""
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         plain = quiet | {"postprocess": False}
+        each = quiet | {"trigger_mode": "multiple"}  # what follows an event is else lost while it is under way
         latest: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": 4}
         results.studio.ask(
             self.answer, results.run, results.studio, trigger_mode="multiple", concurrency_limit=None, **plain
@@ -45,12 +46,12 @@ class Explorer:
         about, drawn = [results.curves_word, results.layer, results.run], [results.timeline, results.cell]
         tab, named, turn = gr.State(""), gr.State(""), gr.State(0)
         chosen = results.tabs.select(which_tab, None, tab, **quiet)
-        opened = opened.then(open_curves, results.run, about[:2], **quiet)
+        opened = opened.then(open_curves, results.run, about[:2], **each)
         pair = [tab, results.other, results.moment, results.run]
         offered = [results.other, results.moment, results.name, results.delete, named]
         for event in (chosen, opened):
-            ready = event.then(self.others, [results.run, named], offered, **quiet)
-            ready.then(time.monotonic_ns, None, turn, **quiet)  # one handler draws a tab: what was asked last stays
+            ready = event.then(self.others, [results.run, named], offered, **each)
+            ready.then(time.monotonic_ns, None, turn, **each)  # one handler draws a tab: what was asked last stays
         inputs = [about[0].input, about[1].input, turn.change]
         follow(inputs, self.follow_curves, [tab, *about], drawn, **latest, **quiet)
         inputs = [results.other.input, results.moment.input, turn.change]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from playwright.sync_api import expect
 from visitor import Tab
 
+import freemask.page
 from freemask.settings import examples
 
 
@@ -23,10 +25,11 @@ def test_all_that_an_edit_needs_is_seen_without_scrolling(tab: Tab, width: int, 
         assert box and box["y"] >= 0 and box["y"] + box["height"] <= bar["y"], part
 
 
-def test_every_tab_of_every_example_opens(tab: Tab, shipped: str) -> None:
+def test_every_tab_of_every_example_opens(tab: Tab, shipped: str, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tab(shipped, 1440, 900)
     page.get_by_role("tab", name="Curves").click()
-    for example, button in zip(examples(), page.locator("#examples .gallery-item").all(), strict=True):
+    buttons = page.locator("#examples .gallery-item").all()
+    for example, button in zip(examples(), buttons, strict=True):
         button.click()
         expect(page.locator("#notebook")).to_contain_text(f"prompt='{example.settings.source}'")
         page.get_by_role("tab", name="Downloads").click()
@@ -43,3 +46,11 @@ def test_every_tab_of_every_example_opens(tab: Tab, shipped: str) -> None:
         expect(cell).to_have_attribute("aria-label", re.compile(figures))
         page.get_by_role("tab", name="Curves").click()
         expect(page.locator(".toast-body.error")).to_have_count(0)
+    fill = freemask.page.fill_example
+    monkeypatch.setattr(freemask.page, "fill_example", lambda one: (time.sleep(1), fill(one))[1])
+    for button in buttons[1:4]:  # who looks through them quickly gets the last
+        button.click()
+    last = examples()[3].settings
+    expect(page.get_by_label("What it should show")).to_have_value(last.edit)
+    expect(page.locator("#notebook")).to_contain_text(f"prompt='{last.source}'")
+    expect(page.locator(".toast-body.error")).to_have_count(0)
