@@ -220,7 +220,7 @@ def test_every_method_is_a_preset(task):
 
 
 def test_one_scene_four_methods(tmp_path):
-    options = Options(methods=("copy", "plain", "freemask-adaptive", "freemask-oracle"), steps=6, frames=4)
+    options = Options(methods=("copy", "plain", "freemask-adaptive", "freemask-oracle"), steps=5, frames=2)
     run = dict(limit=1, seed=DEVELOP, tasks=["attribute"])
     table = finish(benchmark_steps("mini", tmp_path, options, **run))
     lines = {line["method"]: line for line in table["rows"]}
@@ -379,11 +379,13 @@ def test_what_is_compared_takes_turns(monkeypatch):
 
 
 def test_a_profile_accounts_for_the_time():
-    told = CliRunner().invoke(app, ["profile", "--steps", "2", "--repeats", "1", "--frames", "2", "--features", "host"])
+    told = CliRunner().invoke(
+        app, ["profile", "--steps", "2", "--repeats", "1", "--frames", "2", "--features", "host", "--size", "64x64"]
+    )
     assert not told.exception, told.exception
     figures = json.loads(told.stdout.splitlines()[-1])
     table, row = figures["table"], figures["row_tflop"]
-    assert (figures["frames"], figures["size"], figures["dtype"]) == (2, [128, 128], "float32")
+    assert (figures["frames"], figures["size"], figures["dtype"]) == (2, [64, 64], "float32")
     assert table["invert"]["tflop"] == pytest.approx(2 * row, abs=1e-3)
     assert figures["memory"]["features"] == "host"
     assert 0 < table["edit"]["share"] < 1.5 and "tflop" not in table["decode"]
@@ -405,7 +407,7 @@ def test_a_profile_that_is_stopped_tells_what_it_has(monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr("freemask.bench.profile.beside_peer", stopped)
-    command = ["profile", "--steps", "3", "--ratio-steps", "2", "--repeats", "1", "--frames", "1"]
+    command = ["profile", "--steps", "3", "--ratio-steps", "2", "--repeats", "1", "--frames", "1", "--size", "64x64"]
     told = CliRunner().invoke(app, command)
     assert told.exit_code == 130
     early, late = (json.loads(line) for line in told.stdout.splitlines())

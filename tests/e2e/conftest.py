@@ -48,10 +48,10 @@ def shipped(tap: Tap, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         yield url
 
 
-@pytest.fixture
-def real(clip: Path, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def real(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page over the mini backbone, with an example of two steps."""
-    with served(parts.diffusion, tmp_path / "served", [example(clip, steps=2)], judge=True) as url:
+    with served(parts.diffusion, tmp_path_factory.mktemp("real"), [example(clip, steps=2)], judge=True) as url:
         yield url
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 from visitor import EDIT, PATIENCE, SOURCE, Tab, Tap, edited, explorer, fill, press_edit, report, state, visit
@@ -59,6 +58,11 @@ def test_a_phone_has_edit_in_reach_and_is_shown_what_comes(tab: Tab, address: st
     tap.flowing.set()
     state(page, "done")
     assert page.evaluate(named) == "none"
+    for dark in (False, True):  # it scrolls one way only
+        page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
+        for shown in ("Downloads", "Sheet", "Curves", "Compare", "Report"):
+            page.get_by_role("tab", name=shown).click()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_a_reloaded_tab_finds_its_job(page: Page, clip: Path, tap: Tap) -> None:
@@ -77,12 +81,18 @@ def test_a_reloaded_tab_finds_its_job(page: Page, clip: Path, tap: Tap) -> None:
     explorer(page, words="car")
 
 
-def test_visitors_see_their_own_files_only(page: Page, browser: Browser, address: str, clip: Path) -> None:
+def test_visitors_are_told_their_place_and_see_their_own_files_only(
+    page: Page, browser: Browser, address: str, clip: Path, tap: Tap
+) -> None:
     other = browser.new_context(reduced_motion="reduce").new_page()
     visit(other, address)
-    for one in (page, other):
+    tap.flowing.clear()
+    for one, told in ((page, "running"), (other, "waiting")):
         fill(one, clip)
         press_edit(one)
+        state(one, told)
+    expect(other.locator(".fm-status")).to_contain_text("1 job is ahead of yours")
+    tap.flowing.set()
     files = []
     for one in (page, other):
         state(one, "done")
@@ -96,13 +106,17 @@ def test_visitors_see_their_own_files_only(page: Page, browser: Browser, address
     other.context.close()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_serious_violation_of_accessibility(tab: Tab, address: str, clip: Path, theme: str) -> None:
-    page = tab(f"{address}?__theme={theme}")
+def test_no_serious_violation_of_accessibility(tab: Tab, address: str, clip: Path) -> None:
+    page = tab(f"{address}?__theme=light")
     edited(page, clip)
-    found = Axe().run(page).response["violations"]
-    serious = {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")}
-    assert not serious
+    for theme in ("light", "dark"):
+        if theme == "dark":
+            visit(page, f"{address}?__theme=dark")
+            explorer(page)  # of the edit that was made
+        assert page.locator("body.dark").count() == (theme == "dark")
+        found = Axe().run(page).response["violations"]
+        serious = {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")}
+        assert not serious
 
 
 def test_cancel_stops_the_run_and_keeps_the_fields(page: Page, clip: Path, tap: Tap) -> None:
@@ -154,27 +168,3 @@ def test_an_edit_is_shown_before_it_is_checked(page: Page, clip: Path, tap: Tap)
     explorer(page)
     expect(page.locator(".fm-status")).to_contain_text("nothing was measured")
     expect(page.get_by_label("What it should show")).to_have_value(EDIT)
-
-
-def test_the_queue_tells_a_visitors_place(page: Page, tab: Tab, address: str, clip: Path, tap: Tap) -> None:
-    fill(page, clip)
-    tap.flowing.clear()
-    press_edit(page)
-    state(page, "running")
-    other = tab(address)
-    fill(other, clip)
-    press_edit(other)
-    state(other, "waiting")
-    expect(other.locator(".fm-status")).to_contain_text("1 job is ahead of yours")
-    tap.flowing.set()
-    state(page, "done")
-    state(other, "done")
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_phone_scrolls_one_way_only(tab: Tab, address: str, clip: Path, theme: str) -> None:
-    page = tab(f"{address}?__theme={theme}", 390, 844)
-    edited(page, clip)
-    for tab in ("Downloads", "Sheet", "Curves", "Compare", "Report"):
-        page.get_by_role("tab", name=tab).click()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390

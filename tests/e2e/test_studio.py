@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
-from visitor import PATIENCE, Tab, edit_example, edited, explorer, fill, paint, press_edit, report, state
+from visitor import PATIENCE, edited, explorer, fill, paint, press_edit, report, state
 
 from freemask.families.sites import short_site
 from freemask.page import bodies
@@ -74,39 +74,6 @@ def test_a_word_of_no_prompt_is_looked_for_and_its_mask_used(page: Page, clip: P
     assert report(page)["mask"]["origin"] == "painted"
 
 
-def test_a_layer_is_seen_in_full(tab: Tab, real: str) -> None:
-    """Its heads, of which some make the mask; its features; and what a place attends to, by mouse and keyboard."""
-    page = tab(real)
-    edit_example(page)
-    view, line = page.get_by_label("View", exact=True), page.locator(".fm-layer-view > p[role=status]")
-    heads = page.locator(".fm-head-tile")
-    view.select_option("heads")
-    expect(heads.first).to_be_visible()
-    count = heads.count()
-    assert count > 1
-    figure = page.locator(".fm-inspector dd").first
-    before = figure.text_content()
-    heads.first.click()
-    expect(figure).not_to_have_text(str(before))
-    expect(page.get_by_role("button", name="Edit with this row")).to_be_hidden()
-    view.select_option("features")
-    expect(line).to_have_text("")
-    expect(heads.first).to_be_hidden()
-    view.select_option("a place")
-    canvas = page.locator(".fm-view canvas").first
-    expect(page.locator(".fm-spot").first).to_be_visible()
-    place = page.locator(".fm-spot").first.get_attribute("style")
-    canvas.click(position={"x": 20, "y": 20})
-    moved = page.locator(".fm-spot").first
-    expect(moved).not_to_have_attribute("style", str(place))
-    place = moved.get_attribute("style")
-    canvas.press("ArrowDown")
-    expect(moved).not_to_have_attribute("style", str(place))
-    expect(page.locator(".fm-layer-view")).to_contain_text(re.compile(r"In words: \w+ [\d.]+ %"))
-    page.get_by_role("button", name="Edit with this cell").click()
-    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
-
-
 def test_curves_are_drawn_when_their_tab_opens_and_leave_as_files(page: Page, clip: Path) -> None:
     edited(page, clip)
     figure = page.locator("#timeline img")
@@ -121,18 +88,6 @@ def test_curves_are_drawn_when_their_tab_opens_and_leave_as_files(page: Page, cl
         page.get_by_role("button", name="Table (CSV)").click()
     told = Path(download.value.path()).read_text().splitlines()
     assert told[0] == "word,layer,timestep,area,iou,flicker,entropy,x,y" and len(told) > 6
-
-
-def test_attention_is_bent_and_the_edit_made_again(tab: Tab, real: str) -> None:
-    page = tab(real)
-    edit_example(page)
-    cell = str(explorer(page).get_attribute("data-cell"))
-    page.get_by_label("Bend this word's attention").select_option("muted")
-    page.get_by_role("button", name="Edit bent").click()
-    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
-    site, timestep = cell.split("@")
-    assert report(page)["settings"]["bend"] == f"{short_site(site)}@{timestep}: car scale 0"
-    expect(page.locator(".fm-history")).to_contain_text("bend")
 
 
 def test_two_edits_stand_beside_each_other(page: Page, clip: Path) -> None:
@@ -153,20 +108,6 @@ def test_two_edits_stand_beside_each_other(page: Page, clip: Path) -> None:
     expect(page.get_by_label("2: my")).to_have_count(0)
     expect(page.get_by_label("1: a blue car driving on the grass")).to_be_checked()
     expect(page.locator("#differ")).to_contain_text("Edit once more")
-
-
-def test_a_second_edit_begins_at_denoising(tab: Tab, real: str) -> None:
-    page = tab(real)
-    edit_example(page)
-    explorer(page, words="car")
-    assert report(page)["unet"]["invert"]["forwards"] == 2
-    expect(page.locator("#estimate")).to_contain_text("as measured on this server")
-    page.get_by_role("button", name="Edit with this row").click()
-    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
-    expect(page.locator(".fm-status")).to_contain_text("begun at denoising")
-    told = report(page)
-    assert told["unet"]["invert"]["forwards"] == 0
-    assert (told["mask"]["origin"], told["mask"]["timestep"]) == ("picked", "every")
 
 
 def test_a_painted_mask_is_used(page: Page, clip: Path) -> None:

@@ -1,0 +1,69 @@
+"""The studio in a real browser over the mini backbone: what is asked of a model itself."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import expect
+from visitor import PATIENCE, Tab, edit_example, explorer, report
+
+from freemask.families.sites import short_site
+
+
+def test_a_layer_is_seen_in_full(tab: Tab, real: str) -> None:
+    """Its heads, of which some make the mask; its features; and what a place attends to, by mouse and keyboard."""
+    page = tab(real)
+    edit_example(page)
+    view, line = page.get_by_label("View", exact=True), page.locator(".fm-layer-view > p[role=status]")
+    heads = page.locator(".fm-head-tile")
+    view.select_option("heads")
+    expect(heads.first).to_be_visible()
+    count = heads.count()
+    assert count > 1
+    figure = page.locator(".fm-inspector dd").first
+    before = figure.text_content()
+    heads.first.click()
+    expect(figure).not_to_have_text(str(before))
+    expect(page.get_by_role("button", name="Edit with this row")).to_be_hidden()
+    view.select_option("features")
+    expect(line).to_have_text("")
+    expect(heads.first).to_be_hidden()
+    view.select_option("a place")
+    canvas = page.locator(".fm-view canvas").first
+    expect(page.locator(".fm-spot").first).to_be_visible()
+    place = page.locator(".fm-spot").first.get_attribute("style")
+    canvas.click(position={"x": 20, "y": 20})
+    moved = page.locator(".fm-spot").first
+    expect(moved).not_to_have_attribute("style", str(place))
+    place = moved.get_attribute("style")
+    canvas.press("ArrowDown")
+    expect(moved).not_to_have_attribute("style", str(place))
+    expect(page.locator(".fm-layer-view")).to_contain_text(re.compile(r"In words: \w+ [\d.]+ %"))
+    page.get_by_role("button", name="Edit with this cell").click()
+    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
+
+
+def test_attention_is_bent_and_the_edit_made_again(tab: Tab, real: str) -> None:
+    page = tab(real)
+    edit_example(page)
+    cell = str(explorer(page).get_attribute("data-cell"))
+    page.get_by_label("Bend this word's attention").select_option("muted")
+    page.get_by_role("button", name="Edit bent").click()
+    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
+    site, timestep = cell.split("@")
+    assert report(page)["settings"]["bend"] == f"{short_site(site)}@{timestep}: car scale 0"
+    expect(page.locator(".fm-history")).to_contain_text("bend")
+
+
+def test_a_second_edit_begins_at_denoising(tab: Tab, real: str) -> None:
+    page = tab(real)
+    edit_example(page)
+    explorer(page, words="car")
+    assert report(page)["unet"]["invert"]["forwards"] == 2
+    expect(page.locator("#estimate")).to_contain_text("as measured on this server")
+    page.get_by_role("button", name="Edit with this row").click()
+    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
+    expect(page.locator(".fm-status")).to_contain_text("begun at denoising")
+    told = report(page)
+    assert told["unet"]["invert"]["forwards"] == 0
+    assert (told["mask"]["origin"], told["mask"]["timestep"]) == ("picked", "every")
