@@ -173,7 +173,7 @@ def test_the_guidance_left_out_is_the_backbones(clip: Path, tmp_path: Path, monk
 def test_methods_are_a_choice_beside_the_four_tasks(address: str, clip: Path, tmp_path: Path) -> None:
     client, short = (
         visitor(address, tmp_path),
-        {"clip": handle_file(str(clip)), "source": SOURCE, "edit": EDIT, "steps": 2},
+        {"clip": handle_file(str(clip)), "source": SOURCE, "edit": EDIT, "steps": 2, "frames": 2},
     )
     with gr.Blocks():
         assert [name for _, name in page.Inputs.build([], backbone="mini").task.choices] == list(task_names())

@@ -86,6 +86,7 @@ class Memory:
 
     def reset(self) -> None:
         gc.collect()
+        gc.freeze()  # what is left, libraries above all, is not looked through before each case
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
@@ -98,7 +99,7 @@ class Memory:
 
     def _watch(self) -> None:
         while True:
-            time.sleep(0.004)
+            time.sleep(0.02)  # who takes a GiB lives longer
             for task in Path("/proc/self/task").iterdir():
                 try:
                     children = (task / "children").read_text().split()
