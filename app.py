@@ -274,7 +274,6 @@ def build(
         opened = page.follow(
             [results.run.change], page.in_turn(page.open_studio), results.run, results.studio, **latest, **plain
         )
-        opened.then(page.open_sheet, results.run, [results.word, results.frame, *results.masks], **each, **quiet)
         opened.then(page.open_link, results.run, results.link, **each, **quiet)
         opened.then(page.open_null_text, results.run, results.null_text, **each, **quiet)
         opened.then(desk.tell_cost, costly, inputs.estimate, **each, **quiet)

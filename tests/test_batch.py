@@ -345,7 +345,7 @@ def five(clips, tmp_path_factory):
         1: [("0001_car", "a [red car] driving on the grass", "a [red bus] driving on the grass")],
         3: [
             ("0001_car", CAR.replace("red", "[red]"), CAR.replace("red", "[blue]")),
-            ("0002_bus", "a car and a [car]", "a car and a [bus]"),
+            ("0002_bus", "a car or a [car]", "a car or a [bus]"),
         ],
         6: [("0002_bus", CAR, "the grass")],
     }

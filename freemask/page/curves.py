@@ -15,9 +15,9 @@ from ..presets import SELECTION_TAU
 from ..validation import refuse_unknown
 from .visits import Run
 
-__all__ = ["CURVES", "TABLES", "draw_curves", "first_tau", "save_curves", "which_tab"]
+__all__ = ["CURVES", "SHEET", "TABLES", "draw_curves", "first_tau", "save_curves", "which_tab"]
 
-CURVES = "Curves"  # the tab
+CURVES, SHEET = "Curves", "Sheet"  # the tabs
 TABLES = {"curves.csv": "Table (CSV)", "curves.pdf": "Figure (PDF)"}
 
 

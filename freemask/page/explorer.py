@@ -21,7 +21,7 @@ from .curves import CURVES, draw_curves, save_curves, which_tab
 from .desk import Desk, numbered_runs, own_folder, with_others
 from .fields import made_with
 from .parts import Results
-from .studio import open_curves
+from .studio import follow_sheet, open_tabs
 from .visits import Run
 from .wire import collecting, file_data, follow, hear, shown
 
@@ -46,12 +46,14 @@ class Explorer:
         about, drawn = [results.curves_word, results.layer, results.run], [results.timeline, results.cell]
         tab, named, turn = gr.State(""), gr.State(""), gr.State(0)
         chosen = results.tabs.select(which_tab, None, tab, **quiet)
-        opened = opened.then(open_curves, results.run, about[:2], **each)
+        sheet = [results.word, results.frame]
+        opened = opened.then(open_tabs, results.run, [*sheet, *about[:2]], **each)
         pair = [tab, results.other, results.moment, results.run]
         offered = [results.other, results.moment, results.name, results.delete, named]
         for event in (chosen, opened):
             ready = event.then(self.others, [results.run, named], offered, **each)
             ready.then(time.monotonic_ns, None, turn, **each)  # one handler draws a tab: what was asked last stays
+        follow([turn.change], follow_sheet, [tab, *sheet, results.run], results.masks, **latest, **quiet)
         inputs = [about[0].input, about[1].input, turn.change]
         follow(inputs, self.follow_curves, [tab, *about], drawn, **latest, **quiet)
         inputs = [results.other.input, results.moment.input, turn.change]

@@ -18,7 +18,7 @@ from . import status
 from .advanced import PACES, Advanced, first_pace
 from .changes import CHOOSE
 from .compare import COMPARE
-from .curves import CURVES, TABLES
+from .curves import CURVES, SHEET, TABLES
 from .wording import INFERRED
 
 __all__ = ["Inputs", "Results", "toy_world"]
@@ -256,7 +256,7 @@ class Results:
                 with gr.Row(elem_id="extras"):
                     extras = {name: gr.Button(title, size="sm", min_width=120) for name, title in EXTRAS.items()}
                 link = gr.HTML("", elem_id="link")
-            with gr.Tab("Sheet", id="sheet-tab"):
+            with gr.Tab(SHEET, id="sheet-tab"):
                 with gr.Row():
                     word = gr.Dropdown([], label="Word", interactive=True, allow_custom_value=True, min_width=140)
                     frame = gr.Slider(1, MOST_FRAMES, 1, step=1, label="Frame", interactive=True, buttons=[])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 from dataclasses import asdict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -25,7 +26,7 @@ from ..words.positions import numbered
 from ..words.prompts import align, find_word, words
 from . import status
 from .changes import change_shown, with_cell
-from .curves import first_tau
+from .curves import SHEET, first_tau
 from .desk import VIDEOS
 from .fields import changed_fields, fill_run, link, same_clip
 from .visits import Run
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
     from ..masks.mmc import Codebook
 
 __all__ = [
-    "open_curves",
+    "follow_sheet",
     "open_link",
     "open_null_text",
-    "open_sheet",
     "open_studio",
+    "open_tabs",
     "show_masks",
     "take_bend",
     "take_cell",
@@ -184,34 +185,37 @@ def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
     return sheet, _curves(run)
 
 
-def open_sheet(run: Run | None) -> tuple[Any, ...]:
-    """The choices of word and frame for another edit, and its first sheet; nothing before the first edit."""
+def open_tabs(run: Run | None) -> tuple[Any, ...]:
+    """What the tabs offer of another edit: the sheet's word and frame, the curves' word and layer. The edited word and
+    the mask's own layer are chosen."""
     if run is None:
-        return gr.Dropdown(choices=[], value=None), gr.Slider(1, MOST_FRAMES, value=1), None, None
+        none = gr.Dropdown(choices=[], value=None)
+        return none, gr.Slider(1, MOST_FRAMES, value=1), none, none
     index = read_index(run.folder)
-    at = find_word(run.report["settings"]["source"], run.report["words"]["word"])
     names = numbered(index["tokens"])
-    word = names[at[-1]]
-    choices = gr.Dropdown(choices=names, value=word, interactive=True)
-    frames = gr.Slider(1, max(2, index["frames"]), value=1, interactive=index["frames"] > 1)
-    return choices, frames, *show_masks(word, 1, run)
-
-
-def open_curves(run: Run | None) -> tuple[Any, Any]:
-    """The choices of word and layer of the curves for another edit: the edited word, the mask's own layer."""
-    if run is None:
-        return gr.Dropdown(choices=[], value=None), gr.Dropdown(choices=[], value=None)
-    index = read_index(run.folder)
-    word = numbered(index["tokens"])[find_word(run.report["settings"]["source"], run.report["words"]["word"])[-1]]
-    layer = short_site(run.report["mask"]["site"])
+    word = names[find_word(run.report["settings"]["source"], run.report["words"]["word"])[-1]]
     return (
-        gr.Dropdown(choices=numbered(index["tokens"]), value=word),
-        gr.Dropdown(choices=[site["short"] for site in index["sites"]], value=layer),
+        gr.Dropdown(choices=names, value=word),
+        gr.Slider(1, max(2, index["frames"]), value=1, interactive=index["frames"] > 1),
+        gr.Dropdown(choices=names, value=word),
+        gr.Dropdown(choices=[site["short"] for site in index["sites"]], value=short_site(run.report["mask"]["site"])),
     )
+
+
+def follow_sheet(tab: str, word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
+    """The sheet of the edit that is shown, where its tab is open: pictures that are not seen are not drawn."""
+    if run is None:
+        return None, None
+    return show_masks(word, frame, run) if tab == SHEET else (gr.skip(), gr.skip())
 
 
 def _curves(run: Run) -> Any:
     from ..masks.mmc import read_codebook
 
     book = read_codebook(run.report["settings"]["backbone"])
-    return curves_figure(asdict(book)) if book else None
+    return _drawn(json.dumps(asdict(book))) if book else None
+
+
+@lru_cache(maxsize=8)  # one of a backbone
+def _drawn(codebook: str) -> Any:
+    return curves_figure(json.loads(codebook))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..families.sites import short_site
 from ..settings import DRAWN
-from .sheets import PAPER, SCREEN, Image, Ink, dress, padded, pixels
+from .sheets import PAPER, SCREEN, Image, Ink, dress, pixels
 
 __all__ = ["curves_csv", "notebook_cell", "save_word_curves", "word_curves_figure"]
 
@@ -37,7 +37,8 @@ def save_word_curves(
 def _figure(curves: Curves, timesteps: Sequence[int], site: str, labels: Mapping[str, str], ink: Ink) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 6), dpi=120, facecolor=ink.ground, layout=padded())
+    figure = Figure(figsize=(11, 6), dpi=120, facecolor=ink.ground)
+    figure.subplots_adjust(0.06, 0.07, 0.98, 0.9, wspace=0.2, hspace=0.25)  # to find these takes as long as to draw
     for axes, (name, label) in zip(figure.subplots(2, 3).flat, labels.items(), strict=True):
         for other, figures in curves.items():
             if other != site:

@@ -6,7 +6,6 @@ dark page.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,11 +279,12 @@ def distances_figure(distances: NDArray[np.float32], timesteps: Sequence[int]) -
 
 
 def pixels(figure: Any) -> Image:
-    """A figure on the screen's ground as a picture."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=SCREEN.ground)
-    picture = cv2.imdecode(np.frombuffer(buffer.getvalue(), np.uint8), cv2.IMREAD_COLOR_RGB)
-    return np.asarray(picture, np.uint8)
+    """A figure as a picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3].copy()
 
 
 def save_codebook_figure(

@@ -32,6 +32,7 @@ def test_upload_and_edit(page: Page, clip: Path) -> None:
     explorer(page, words="car,grass")
     several.uncheck()  # one is left
     explorer(page, words="car")
+    expect(page.locator("#sheet img")).to_have_count(0)  # it is drawn when it is seen
     page.get_by_role("tab", name="Sheet").click()
     expect(page.locator("#sheet img")).to_be_visible()
     assert report(page)["words"]["word"] == "car"
