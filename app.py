@@ -107,8 +107,6 @@ def build(
         agents = os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         live = quiet | {"queue": False, "trigger_mode": "always_last"}
-        latest: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": 4}
-        each: dict[str, Any] = {"trigger_mode": "multiple"}  # what follows an event is else lost while it is under way
         plain = quiet | {"postprocess": False}
 
         # What you want: the fields follow each other.
@@ -155,7 +153,7 @@ def build(
             lambda index: page.fill_example(shipped[index]),
             inputs.examples,
             inputs.all,
-            **latest,
+            **page.LATEST,
             **plain,
         )
         inputs.settings.upload(lambda file: page.fill_settings(file, offered), inputs.settings, inputs.all[1:], **plain)
@@ -262,21 +260,23 @@ def build(
         arrived = demo.load(desk.arrive, [token, query], results.outputs, js=recalled, concurrency_limit=None, **plain)
         filled_in = demo.load(desk.recall, [token, query], [*inputs.all, lent], js=held, **plain)
         filled_in.then(None, js=browser.FREE, **quiet)
-        chosen = page.follow([results.choice.input], desk.show_run, results.choice, results.outputs, **latest, **plain)
-        chosen.success(desk.fill_run, results.run, inputs.all, **each, **plain)
-        chosen.success(lambda: False, None, lent, **each, **quiet)
+        chosen = page.follow(
+            [results.choice.input], desk.show_run, results.choice, results.outputs, **page.LATEST, **plain
+        )
+        chosen.success(desk.fill_run, results.run, inputs.all, **page.EACH, **plain)
+        chosen.success(lambda: False, None, lent, **page.EACH, **quiet)
         results.status.change(None, results.status, inputs.progress, js=browser.PROGRESS, **quiet)
         filled.success(
-            lambda index: desk.show_example(shipped[index]), inputs.examples, results.outputs, **each, **plain
+            lambda index: desk.show_example(shipped[index]), inputs.examples, results.outputs, **page.EACH, **plain
         )
-        filled.success(lambda: None, None, results.choice, **each, **quiet)
+        filled.success(lambda: None, None, results.choice, **page.EACH, **quiet)
         # A run is shown before its reconstruction and its figures are there, and comes once more with them.
         opened = page.follow(
-            [results.run.change], page.in_turn(page.open_studio), results.run, results.studio, **latest, **plain
+            [results.run.change], page.in_turn(page.open_studio), results.run, results.studio, **page.LATEST, **plain
         )
-        opened.then(page.open_link, results.run, results.link, **each, **quiet)
-        opened.then(page.open_null_text, results.run, results.null_text, **each, **quiet)
-        opened.then(desk.tell_cost, costly, inputs.estimate, **each, **quiet)
+        opened.then(page.open_link, results.run, results.link, **page.EACH, **quiet)
+        opened.then(page.open_null_text, results.run, results.null_text, **page.EACH, **quiet)
+        opened.then(desk.tell_cost, costly, inputs.estimate, **page.EACH, **quiet)
         for name, button in results.extras.items():
             made = button.click(desk.adds_file(name), results.run, results.files, **plain)
             made.success(None, js=browser.fetch(name), **quiet)
@@ -291,7 +291,7 @@ def build(
         for finished in edits:
             finished.success(None, js=browser.REVEAL, **quiet)
         for finished in (*edits, arrived):
-            finished.success(desk.history, results.run, [results.choice, results.history], **each, **quiet)
+            finished.success(desk.history, results.run, [results.choice, results.history], **page.EACH, **quiet)
         gr.on(
             [results.word.input, results.frame.input],
             page.show_masks,
@@ -300,8 +300,7 @@ def build(
             api_name="masks",
             api_visibility="undocumented" if agents else "public",
             show_progress="hidden",
-            trigger_mode="always_last",
-            concurrency_limit=4,
+            **page.LATEST,
         )
         history = [results.choice, results.history]
         for event in (results.name.submit, results.name.blur):

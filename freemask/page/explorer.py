@@ -23,7 +23,7 @@ from .fields import made_with
 from .parts import Results
 from .studio import follow_sheet, open_tabs
 from .visits import Run
-from .wire import collecting, file_data, follow, hear, shown
+from .wire import EACH, LATEST, collecting, file_data, follow, hear, in_turn, shown
 
 __all__ = ["Explorer"]
 
@@ -38,8 +38,7 @@ class Explorer:
         """The events of the tabs; `opened` is the one after which another edit is shown."""
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         plain = quiet | {"postprocess": False}
-        each = quiet | {"trigger_mode": "multiple"}  # what follows an event is else lost while it is under way
-        latest: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": 4}
+        each = quiet | EACH
         results.studio.ask(
             self.answer, results.run, results.studio, trigger_mode="multiple", concurrency_limit=None, **plain
         )
@@ -47,17 +46,17 @@ class Explorer:
         tab, named, turn = gr.State(""), gr.State(""), gr.State(0)
         chosen = results.tabs.select(which_tab, None, tab, **quiet)
         sheet = [results.word, results.frame]
-        opened = opened.then(open_tabs, results.run, [*sheet, *about[:2]], **each)
+        opened = opened.then(in_turn(open_tabs), results.run, [*sheet, *about[:2]], **each)
         pair = [tab, results.other, results.moment, results.run]
         offered = [results.other, results.moment, results.name, results.delete, named]
         for event in (chosen, opened):
-            ready = event.then(self.others, [results.run, named], offered, **each)
+            ready = event.then(in_turn(self.others), [results.run, named], offered, **each)
             ready.then(time.monotonic_ns, None, turn, **each)  # one handler draws a tab: what was asked last stays
-        follow([turn.change], follow_sheet, [tab, *sheet, results.run], results.masks, **latest, **quiet)
+        follow([turn.change], follow_sheet, [tab, *sheet, results.run], results.masks, **LATEST, **quiet)
         inputs = [about[0].input, about[1].input, turn.change]
-        follow(inputs, self.follow_curves, [tab, *about], drawn, **latest, **quiet)
+        follow(inputs, self.follow_curves, [tab, *about], drawn, **LATEST, **quiet)
         inputs = [results.other.input, results.moment.input, turn.change]
-        follow(inputs, self.compare, pair, results.compared, **latest, **plain)
+        follow(inputs, self.compare, pair, results.compared, **LATEST, **plain)
         layer = gr.Textbox(visible=False, label="Layer")  # a program has not been offered the choices of a page
         asked = [results.curves_word, layer, results.run]
         gr.Button(visible=False).click(self.show_curves, asked, drawn, api_name="curves", api_visibility=api_visibility)

@@ -22,8 +22,22 @@ from ..errors import FreeMaskError, SettingError, StorageError
 from ..pictures.mask_zip import MASK_COUNT, MASK_SIDE
 from ..pictures.word_maps import unpack_bits
 
-__all__ = ["collecting", "file_data", "follow", "hear", "in_turn", "painted_masks", "picture_uri", "poster", "shown"]
+__all__ = [
+    "EACH",
+    "LATEST",
+    "collecting",
+    "file_data",
+    "follow",
+    "hear",
+    "in_turn",
+    "painted_masks",
+    "picture_uri",
+    "poster",
+    "shown",
+]
 
+LATEST: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": 4}  # of events that come while it works
+EACH: dict[str, Any] = {"trigger_mode": "multiple"}  # for what follows an event: else it is lost while it is under way
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 

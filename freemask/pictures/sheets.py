@@ -284,7 +284,7 @@ def pixels(figure: Any) -> Image:
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return np.array(canvas.buffer_rgba())[..., :3].copy()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def save_codebook_figure(

@@ -50,7 +50,8 @@ def shipped(tap: Tap, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 
 @pytest.fixture(scope="module")
 def real(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page over the mini backbone, with an example of two steps."""
+    """The page over the mini backbone, with an example of two steps; for a module without `address`, since all pages of
+    a process have their files where the last one served has them."""
     with served(parts.diffusion, tmp_path_factory.mktemp("real"), [example(clip, steps=2)], judge=True) as url:
         yield url
 

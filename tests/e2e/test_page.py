@@ -38,7 +38,9 @@ def test_upload_and_edit(page: Page, clip: Path) -> None:
     assert report(page)["words"]["word"] == "car"
 
 
-def test_a_phone_has_edit_in_reach_and_is_shown_what_comes(tab: Tab, address: str, clip: Path, tap: Tap) -> None:
+def test_a_phone_has_edit_in_reach_is_shown_what_comes_and_scrolls_one_way(
+    tab: Tab, address: str, clip: Path, tap: Tap
+) -> None:
     page = tab(address, 390, 844)
     fill(page, clip)
     button = page.get_by_role("button", name="Edit", exact=True)

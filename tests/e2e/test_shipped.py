@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 from visitor import Tab
 
 import freemask.page
-from freemask.settings import examples
+from freemask.settings import Example, examples
 
 
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (1280, 720)])
@@ -47,7 +48,12 @@ def test_every_tab_of_every_example_opens(tab: Tab, shipped: str, monkeypatch: p
         page.get_by_role("tab", name="Curves").click()
         expect(page.locator(".toast-body.error")).to_have_count(0)
     fill = freemask.page.fill_example
-    monkeypatch.setattr(freemask.page, "fill_example", lambda one: (time.sleep(1), fill(one))[1])
+
+    def slowly(example: Example) -> list[Any]:
+        time.sleep(1)
+        return fill(example)
+
+    monkeypatch.setattr(freemask.page, "fill_example", slowly)
     for button in buttons[1:4]:  # who looks through them quickly gets the last
         button.click()
     last = examples()[3].settings
