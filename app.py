@@ -105,7 +105,7 @@ def build(
                 sessions[request.session_hash].config_values.clear()
 
         agents = os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        quiet = page.QUIET
         live = quiet | {"queue": False, "trigger_mode": "always_last"}
         plain = quiet | {"postprocess": False}
 
@@ -246,9 +246,8 @@ def build(
                     inputs.all,
                     results.outputs,
                     postprocess=False,
-                    show_progress="hidden",
                     trigger_mode="multiple",  # else a press just after Cancel is lost; the desk refuses a second edit
-                    api_visibility="private",
+                    **quiet,
                     **watching,
                 )
             )
@@ -298,9 +297,7 @@ def build(
             [results.word, results.frame, results.run],
             results.masks,
             api_name="masks",
-            api_visibility="undocumented" if agents else "public",
-            show_progress="hidden",
-            **page.LATEST,
+            **page.LATEST | quiet | {"api_visibility": "undocumented" if agents else "public"},
         )
         history = [results.choice, results.history]
         for event in (results.name.submit, results.name.blur):

@@ -24,13 +24,14 @@ from .preview import make_preview
 from .programs import program_inputs
 from .studio import open_link, open_null_text, open_studio, show_masks, take_bend, take_cell
 from .visits import Run
-from .wire import EACH, LATEST, follow, in_turn
+from .wire import EACH, LATEST, QUIET, follow, in_turn
 from .wording import follow_difference, follow_prompts, take_word
 from .world import tell_world
 
 __all__ = [
     "EACH",
     "LATEST",
+    "QUIET",
     "Body",
     "Desk",
     "Estimates",

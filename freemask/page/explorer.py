@@ -23,7 +23,7 @@ from .fields import made_with
 from .parts import Results
 from .studio import follow_sheet, open_tabs
 from .visits import Run
-from .wire import EACH, LATEST, collecting, file_data, follow, hear, in_turn, shown
+from .wire import EACH, LATEST, QUIET, collecting, file_data, follow, hear, in_turn, shown
 
 __all__ = ["Explorer"]
 
@@ -36,25 +36,25 @@ class Explorer:
 
     def wire(self, results: Results, opened: Any, *, api_visibility: str) -> None:
         """The events of the tabs; `opened` is the one after which another edit is shown."""
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        plain = quiet | {"postprocess": False}
-        each = quiet | EACH
+        plain = QUIET | {"postprocess": False}
+        each = QUIET | EACH
         results.studio.ask(
             self.answer, results.run, results.studio, trigger_mode="multiple", concurrency_limit=None, **plain
         )
         about, drawn = [results.curves_word, results.layer, results.run], [results.timeline, results.cell]
-        tab, named, turn = gr.State(""), gr.State(""), gr.State(0)
-        chosen = results.tabs.select(which_tab, None, tab, **quiet)
+        tab, turn = gr.State(""), gr.State(0)
+        told, offered = gr.Textbox(visible=False), gr.Textbox(visible=False)  # whose the fields are, in the browser too
+        chosen = results.tabs.select(which_tab, None, tab, **QUIET)
         sheet = [results.word, results.frame]
-        opened = opened.then(in_turn(open_tabs), results.run, [*sheet, *about[:2]], **each)
+        opened = opened.then(in_turn(open_tabs), results.run, [*sheet, *about[:2], told], **each)
         pair = [tab, results.other, results.moment, results.run]
-        offered = [results.other, results.moment, results.name, results.delete, named]
+        others = [results.other, results.moment, results.name, results.delete, offered]
         for event in (chosen, opened):
-            ready = event.then(in_turn(self.others), [results.run, named], offered, **each)
+            ready = event.then(in_turn(self.others), [results.run, told, offered], others, **each)
             ready.then(time.monotonic_ns, None, turn, **each)  # one handler draws a tab: what was asked last stays
-        follow([turn.change], follow_sheet, [tab, *sheet, results.run], results.masks, **LATEST, **quiet)
+        follow([turn.change], follow_sheet, [tab, *sheet, offered, results.run], results.masks, **LATEST, **QUIET)
         inputs = [about[0].input, about[1].input, turn.change]
-        follow(inputs, self.follow_curves, [tab, *about], drawn, **LATEST, **quiet)
+        follow(inputs, self.follow_curves, [tab, offered, *about], drawn, **LATEST, **QUIET)
         inputs = [results.other.input, results.moment.input, turn.change]
         follow(inputs, self.compare, pair, results.compared, **LATEST, **plain)
         layer = gr.Textbox(visible=False, label="Layer")  # a program has not been offered the choices of a page
@@ -62,7 +62,7 @@ class Explorer:
         gr.Button(visible=False).click(self.show_curves, asked, drawn, api_name="curves", api_visibility=api_visibility)
         for name, button in results.tables.items():
             made = button.click(self.adds_curves(name), about, results.files, **plain)
-            made.success(None, js=browser.fetch(name), **quiet)
+            made.success(None, js=browser.fetch(name), **QUIET)
 
     async def answer(
         self, run: Run | None, event: gr.EventData, request: gr.Request
@@ -109,9 +109,13 @@ class Explorer:
             return draw_curves(run, own_folder(run, self._desk.visit(request)), str(word), str(layer))
         raise shown(errors[0])
 
-    def follow_curves(self, tab: str, word: str, layer: str, run: Run | None, request: gr.Request) -> tuple[Any, Any]:
-        """The same for the page, where their tab is open."""
-        return self.show_curves(word, layer, run, request) if run and tab == CURVES else (gr.skip(), gr.skip())
+    def follow_curves(
+        self, tab: str, offered: str, word: str, layer: str, run: Run | None, request: gr.Request
+    ) -> tuple[Any, Any]:
+        """The same for the page, where their tab is open. `offered`: whose words the fields offer; another edit's are
+        not looked for."""
+        seen = run and (tab, offered) == (CURVES, run.folder.name)
+        return self.show_curves(word, layer, run, request) if seen else (gr.skip(), gr.skip())
 
     def adds_curves(self, name: str) -> Callable[[str, str, Run | None, gr.Request], list[Any]]:
         """A handler that makes that file of the curves, and gives it with the others."""
@@ -127,17 +131,21 @@ class Explorer:
 
         return add
 
-    def others(self, shown: Run | None, named: str, request: gr.Request) -> tuple[Any, ...]:
+    def others(self, shown: Run | None, told: str, offered: str, request: gr.Request) -> tuple[Any, ...]:
         """The runs that the shown one can be compared with, and what can be done with it where it is the visitor's. Its
-        name is told once, so that it stays under the hands of who types another; `named` is the run whose name was."""
+        name is told once, so that it stays under the hands of who types another. `told` is the edit whose words the
+        fields offer, and `offered` that of the last answer: where it is no longer the shown one, the next asks again.
+        """
         visit, here = self._desk.visit(request), shown.folder.name if shown else ""
+        if told != here:
+            return (gr.skip(),) * 5
         names = [(label, name) for label, name in numbered_runs(visit.runs) if name != here]
         mine = visit.holds(shown)
         frames = shown.report["clip"]["frames"] if shown else 1
         return (
             gr.Dropdown(choices=names, value=names[-1][1] if names else None, visible=bool(names)),
             gr.Slider(1, max(2, frames), value=1, interactive=frames > 1, visible=bool(names)),
-            gr.skip() if here and here == named else gr.Textbox(shown.name if shown and mine else "", visible=mine),
+            gr.skip() if here and here == offered else gr.Textbox(shown.name if shown and mine else "", visible=mine),
             gr.Button(visible=mine),
             here,
         )

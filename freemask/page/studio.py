@@ -186,11 +186,11 @@ def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
 
 
 def open_tabs(run: Run | None) -> tuple[Any, ...]:
-    """What the tabs offer of another edit: the sheet's word and frame, the curves' word and layer. The edited word and
-    the mask's own layer are chosen."""
+    """What the tabs offer of another edit: the sheet's word and frame, the curves' word and layer, and which edit it
+    is. The edited word and the mask's own layer are chosen."""
     if run is None:
         none = gr.Dropdown(choices=[], value=None)
-        return none, gr.Slider(1, MOST_FRAMES, value=1), none, none
+        return none, gr.Slider(1, MOST_FRAMES, value=1), none, none, ""
     index = read_index(run.folder)
     names = numbered(index["tokens"])
     word = names[find_word(run.report["settings"]["source"], run.report["words"]["word"])[-1]]
@@ -199,14 +199,16 @@ def open_tabs(run: Run | None) -> tuple[Any, ...]:
         gr.Slider(1, max(2, index["frames"]), value=1, interactive=index["frames"] > 1),
         gr.Dropdown(choices=names, value=word),
         gr.Dropdown(choices=[site["short"] for site in index["sites"]], value=short_site(run.report["mask"]["site"])),
+        run.folder.name,
     )
 
 
-def follow_sheet(tab: str, word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
-    """The sheet of the edit that is shown, where its tab is open: pictures that are not seen are not drawn."""
+def follow_sheet(tab: str, word: str, frame: float, offered: str, run: Run | None) -> tuple[Any, Any]:
+    """The sheet of the edit that is shown, where its tab is open: pictures that are not seen are not drawn. `offered`:
+    whose words the fields offer; another edit's are not looked for."""
     if run is None:
         return None, None
-    return show_masks(word, frame, run) if tab == SHEET else (gr.skip(), gr.skip())
+    return show_masks(word, frame, run) if (tab, offered) == (SHEET, run.folder.name) else (gr.skip(), gr.skip())
 
 
 def _curves(run: Run) -> Any:

@@ -25,6 +25,7 @@ from ..pictures.word_maps import unpack_bits
 __all__ = [
     "EACH",
     "LATEST",
+    "QUIET",
     "collecting",
     "file_data",
     "follow",
@@ -38,6 +39,9 @@ __all__ = [
 
 LATEST: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": 4}  # of events that come while it works
 EACH: dict[str, Any] = {"trigger_mode": "multiple"}  # for what follows an event: else it is lost while it is under way
+# No field shows a handler's progress. Told of none, the browser leaves the fields alone: else it copies all that every
+# field holds at each step of any handler, most of the time that a chosen example takes.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -62,7 +66,7 @@ def follow(triggers: list[Any], handler: Callable[..., Any], *given: Any, **opti
     Gradio gives an event to all its listeners again when one of them had to wait for another's answer, so two such
     listeners keep each other busy without end. Here the event only sets off the handler, which is then alone to wait.
     """
-    apart = gr.on(triggers, None, js="() => []", show_progress="hidden", api_visibility="private")
+    apart = gr.on(triggers, None, js="() => []", **QUIET)
     return apart.then(handler, *given, **options)
 
 
