@@ -273,8 +273,6 @@ def build(
         opened = page.follow(
             [results.run.change], page.in_turn(page.open_studio), results.run, results.studio, **page.LATEST, **plain
         )
-        opened.then(page.open_link, results.run, results.link, **page.EACH, **quiet)
-        opened.then(page.open_null_text, results.run, results.null_text, **page.EACH, **quiet)
         opened.then(desk.tell_cost, costly, inputs.estimate, **page.EACH, **quiet)
         for name, button in results.extras.items():
             made = button.click(desk.adds_file(name), results.run, results.files, **plain)
@@ -301,7 +299,7 @@ def build(
         )
         history = [results.choice, results.history]
         for event in (results.name.submit, results.name.blur):
-            event(desk.rename, [results.name, results.run], history, **quiet)
+            event(desk.rename, [results.name, results.offered, results.run], history, **quiet)
         gone = results.delete.click(desk.delete, results.run, results.outputs, **plain)
         gone.success(desk.history, results.run, history, **quiet)
         page.Explorer(desk).wire(results, opened, api_visibility="undocumented" if agents else "public")

@@ -387,6 +387,24 @@ def test_a_deletion_waits_for_the_edit(clip: Path, gate: Gate, tmp_path: Path) -
             desk.delete(run, request)
 
 
+def test_a_name_is_that_of_the_run_whose_field_it_was_typed_into(clip: Path, tmp_path: Path) -> None:
+    """Who leaves the field by the button that deletes its run gives the name to no other."""
+    request = SimpleNamespace(session_hash="a")
+    with Worker() as worker:
+        desk = page.Desk(worker, painted, folder=tmp_path)
+        list(desk.arrive("t" * 32, "", request))
+        first, second = (
+            list(desk.edit(request, **(fields(None, steps=2, seed=seed) | {"clip": str(clip)})))[-1][-1]
+            for seed in (0, 1)
+        )
+        usual = first.name
+        desk.rename("  mine ", second.folder.name, first, request)
+        assert (first.name, second.name) == (usual, "mine")
+        desk.delete(second, request)
+        told, _ = desk.rename("hers", second.folder.name, first, request)
+        assert first.name == usual and told.choices == [(f"1: {usual}", first.folder.name)]
+
+
 def test_a_question_ends_with_its_visit(clip: Path, tmp_path: Path) -> None:
     """Else it would make the folder anew that has just gone."""
     request = SimpleNamespace(session_hash="a")

@@ -1,8 +1,8 @@
-"""The batch's groups on Ray Data: an actor a GPU, or a few cores, each with the backbone loaded once.
+"""The batch's groups on Ray: an actor a GPU, or a few cores, each with the backbone loaded once.
 
 Without `RAY_ADDRESS` that is this machine's own processors or GPUs, with it a cluster's: each of its machines then has
 this code and FreeMask's requirements, and sees the manifest's clips and the batch's folder under the same paths.
-A group whose worker dies is given to another, which goes on behind the edits that are done.
+A worker that dies is begun anew with its group, and goes on behind the edits that are done.
 """
 
 from __future__ import annotations
@@ -39,28 +39,23 @@ def run_groups(
     os.environ.setdefault("RAY_worker_niceness", "0")  # else workers starve beside anything else
     try:
         import ray
-        from ray.data import ActorPoolStrategy, DataContext
     except ImportError:
         raise SettingError(
             "A batch on several workers runs on Ray: pip install -r requirements-batch.txt, or take --shard 1/1."
         ) from None
     _start(ray)
     try:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = False
         size, each = _shares(ray.nodes(), len(groups), workers)
-        items = [{"out": str(out.resolve()), "group": _packed(group), "extras": extras} for group in groups]
-        done = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            Worker,
-            batch_size=1,
-            compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
-            num_cpus=each.get("CPU"),
-            num_gpus=each.get("GPU"),
-        )
-        for row in done.iter_rows():
-            yield from json.loads(row["folders"])
+        anew = {"max_restarts": -1, "max_task_retries": -1}  # an edit that ends its workers fails after a few
+        begun = ray.remote(Worker).options(num_cpus=each.get("CPU", 0), num_gpus=each.get("GPU", 0), **anew)
+        left = ((str(out.resolve()), _packed(group), extras) for group in groups)
+        busy = {(one := begun.remote()).make.remote(*next(left)): one for _ in range(size)}
+        while busy:
+            (done,), _ = ray.wait(list(busy))
+            worker = busy.pop(done)
+            if given := next(left, None):
+                busy[worker.make.remote(*given)] = worker
+            yield from ray.get(done)
     finally:
         ray.shutdown()
 
@@ -68,16 +63,14 @@ def run_groups(
 def _start(ray: Any) -> None:
     """Joins the cluster, or starts this machine's own; once more where it is too busy to answer in time."""
     cluster = os.environ.get("RAY_ADDRESS")
-    own: dict[str, Any] = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    own: dict[str, Any] = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    told: dict[str, Any] = {"address": cluster, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
+    if not cluster:
+        os.environ["PYTHONPATH"] = path  # of the workers, which then need no environment made for them
     for last in (False, True):
         try:
-            ray.init(
-                **({"address": cluster} if cluster else own),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": {"PYTHONPATH": path}},
-            )
+            ray.init(**(told if cluster else own), log_to_driver=False, logging_level=logging.ERROR)
             return
         except Exception as error:  # Ray raises bare ones
             ray.shutdown()
@@ -91,10 +84,8 @@ def _start(ray: Any) -> None:
 class Worker:
     """Makes one group after the other; its process keeps the backbone loaded."""
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        each = zip(batch["out"], batch["group"], batch["extras"], strict=True)
-        made = [list(make_group(Path(out), _unpacked(str(group)), extras=bool(more))) for out, group, more in each]
-        return {"folders": [json.dumps(folders) for folders in made]}
+    def make(self, out: str, group: str, extras: bool) -> list[str]:
+        return list(make_group(Path(out), _unpacked(group), extras=extras))
 
 
 def _shares(nodes: Sequence[dict[str, Any]], groups: int, asked: int | None) -> tuple[int, dict[str, float]]:

@@ -22,7 +22,7 @@ from .look import cards, header, theme
 from .parts import Inputs, Results, toy_world
 from .preview import make_preview
 from .programs import program_inputs
-from .studio import open_link, open_null_text, open_studio, show_masks, take_bend, take_cell
+from .studio import open_studio, show_masks, take_bend, take_cell
 from .visits import Run
 from .wire import EACH, LATEST, QUIET, follow, in_turn
 from .wording import follow_difference, follow_prompts, take_word
@@ -56,8 +56,6 @@ __all__ = [
     "header",
     "in_turn",
     "make_preview",
-    "open_link",
-    "open_null_text",
     "open_studio",
     "outliving",
     "own_mask",

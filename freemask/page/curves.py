@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-
 from ..clips.ffmpeg import whole
 from ..families.sites import short_site
 from ..pictures.curves import curves_csv, notebook_cell, save_word_curves, word_curves_figure
@@ -15,7 +13,7 @@ from ..presets import SELECTION_TAU
 from ..validation import refuse_unknown
 from .visits import Run
 
-__all__ = ["CURVES", "SHEET", "TABLES", "draw_curves", "first_tau", "save_curves", "which_tab"]
+__all__ = ["CURVES", "SHEET", "TABLES", "draw_curves", "first_tau", "save_curves"]
 
 CURVES, SHEET = "Curves", "Sheet"  # the tabs
 TABLES = {"curves.csv": "Table (CSV)", "curves.pdf": "Figure (PDF)"}
@@ -25,11 +23,6 @@ def first_tau(report: dict[str, Any]) -> float:
     """Where cells are cut at first: not as a consensus is."""
     mask = report["mask"]
     return float(SELECTION_TAU["codebook"] if mask["origin"] == "consensus" else mask["tau"])
-
-
-def which_tab(event: gr.SelectData) -> str:
-    """The name of the tab that was opened."""
-    return str(event.value)
 
 
 def _measured(run: Run, concepts: Path | None, word: str, layer: str) -> tuple[Any, list[int], str]:

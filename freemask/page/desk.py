@@ -206,11 +206,13 @@ class Desk:
         choices = gr.Radio(choices=names, value=value, visible=bool(names))
         return choices, status.history([(one.report, poster(one.folder / "edited.mp4")) for one in runs])
 
-    def rename(self, name: str, run: Run | None, request: gr.Request) -> tuple[Any, str]:
-        """Another name for the run that is shown, where it is the visitor's; and the history with it."""
+    def rename(self, name: str, offered: str, run: Run | None, request: gr.Request) -> tuple[Any, str]:
+        """Another name for the run whose name the field `offered`, where it is the visitor's: it may have been deleted
+        since, or another is shown. And the history with it."""
         visit = self.visit(request)
-        if run and visit.holds(run):
-            visit.rename(run, " ".join(str(name).split())[:100])
+        for one in visit.runs:
+            if one.folder.name == offered:
+                visit.rename(one, " ".join(str(name).split())[:100])
         return self.history(run, request)
 
     def delete(self, run: Run | None, request: gr.Request) -> tuple[Any, ...]:

@@ -17,11 +17,11 @@ from ..pictures.word_maps import concept_file
 from ..words.prompts import words
 from . import browser, status
 from .compare import COMPARE, compare_runs
-from .curves import CURVES, draw_curves, save_curves, which_tab
+from .curves import CURVES, SHEET, draw_curves, save_curves
 from .desk import Desk, numbered_runs, own_folder, with_others
 from .fields import made_with
 from .parts import Results
-from .studio import follow_sheet, open_tabs
+from .studio import open_tabs, show_masks
 from .visits import Run
 from .wire import EACH, LATEST, QUIET, collecting, file_data, follow, hear, in_turn, shown
 
@@ -41,21 +41,19 @@ class Explorer:
         results.studio.ask(
             self.answer, results.run, results.studio, trigger_mode="multiple", concurrency_limit=None, **plain
         )
-        about, drawn = [results.curves_word, results.layer, results.run], [results.timeline, results.cell]
-        tab, turn = gr.State(""), gr.State(0)
-        told, offered = gr.Textbox(visible=False), gr.Textbox(visible=False)  # whose the fields are, in the browser too
-        chosen = results.tabs.select(which_tab, None, tab, **QUIET)
-        sheet = [results.word, results.frame]
-        opened = opened.then(in_turn(open_tabs), results.run, [*sheet, *about[:2], told], **each)
-        pair = [tab, results.other, results.moment, results.run]
-        others = [results.other, results.moment, results.name, results.delete, offered]
-        for event in (chosen, opened):
-            ready = event.then(in_turn(self.others), [results.run, told, offered], others, **each)
-            ready.then(time.monotonic_ns, None, turn, **each)  # one handler draws a tab: what was asked last stays
-        follow([turn.change], follow_sheet, [tab, *sheet, offered, results.run], results.masks, **LATEST, **QUIET)
-        inputs = [about[0].input, about[1].input, turn.change]
-        follow(inputs, self.follow_curves, [tab, offered, *about], drawn, **LATEST, **QUIET)
-        inputs = [results.other.input, results.moment.input, turn.change]
+        sheet, about = [results.word, results.frame], [results.curves_word, results.layer, results.run]
+        drawn, pair = [results.timeline, results.cell], [results.other, results.moment, results.run]
+        offered = results.offered
+        tab, turns = gr.State(""), {name: gr.State(0) for name in (SHEET, CURVES, COMPARE)}
+        others = [results.other, results.moment, results.name, results.delete, *turns.values()]
+        tabs = [*sheet, *about[:2], results.link, results.null_text, offered]
+        opened.then(in_turn(self.open_run), [tab, results.run, offered], [*tabs, *others], **each)
+        results.tabs.select(in_turn(self.open_tab), [results.run, offered], [tab, *others], **each)
+        inputs = [turns[SHEET].change]
+        follow(inputs, self.follow_sheet, [*sheet, results.run, offered], results.masks, **LATEST, **QUIET)
+        inputs = [turns[CURVES].change, results.curves_word.input, results.layer.input]
+        follow(inputs, self.follow_curves, [*about, offered], drawn, **LATEST, **QUIET)
+        inputs = [turns[COMPARE].change, results.other.input, results.moment.input]
         follow(inputs, self.compare, pair, results.compared, **LATEST, **plain)
         layer = gr.Textbox(visible=False, label="Layer")  # a program has not been offered the choices of a page
         asked = [results.curves_word, layer, results.run]
@@ -110,12 +108,18 @@ class Explorer:
         raise shown(errors[0])
 
     def follow_curves(
-        self, tab: str, offered: str, word: str, layer: str, run: Run | None, request: gr.Request
+        self, word: str, layer: str, run: Run | None, offered: str, request: gr.Request
     ) -> tuple[Any, Any]:
-        """The same for the page, where their tab is open. `offered`: whose words the fields offer; another edit's are
-        not looked for."""
-        seen = run and (tab, offered) == (CURVES, run.folder.name)
-        return self.show_curves(word, layer, run, request) if seen else (gr.skip(), gr.skip())
+        """The same for the page; the words of another edit than `run` are not looked for."""
+        if run is None or offered != run.folder.name:
+            return gr.skip(), gr.skip()
+        return self.show_curves(word, layer, run, request)
+
+    def follow_sheet(self, word: str, frame: float, run: Run | None, offered: str) -> tuple[Any, Any]:
+        """The sheet of the edit that is shown, for the page; the words of another are not looked for."""
+        if run is None:
+            return None, None
+        return show_masks(word, frame, run) if offered == run.folder.name else (gr.skip(), gr.skip())
 
     def adds_curves(self, name: str) -> Callable[[str, str, Run | None, gr.Request], list[Any]]:
         """A handler that makes that file of the curves, and gives it with the others."""
@@ -131,14 +135,19 @@ class Explorer:
 
         return add
 
-    def others(self, shown: Run | None, told: str, offered: str, request: gr.Request) -> tuple[Any, ...]:
+    def open_tab(self, run: Run | None, offered: str, event: gr.SelectData, request: gr.Request) -> tuple[Any, ...]:
+        """The name of the tab that was opened, and what it needs."""
+        return str(event.value), *self._others(run, offered, str(event.value), request)
+
+    def open_run(self, tab: str, run: Run | None, offered: str, request: gr.Request) -> tuple[Any, ...]:
+        """What the tabs offer of another edit, and whose that is; and what the tab needs that is open."""
+        return *open_tabs(run), run.folder.name if run else "", *self._others(run, offered, tab, request)
+
+    def _others(self, shown: Run | None, offered: str, tab: str, request: gr.Request) -> tuple[Any, ...]:
         """The runs that the shown one can be compared with, and what can be done with it where it is the visitor's. Its
-        name is told once, so that it stays under the hands of who types another. `told` is the edit whose words the
-        fields offer, and `offered` that of the last answer: where it is no longer the shown one, the next asks again.
-        """
+        name is told once, so that it stays under the hands of who types another; `offered` is the run whose name was.
+        Last whose turn it is to be drawn: pictures that are not seen are not drawn."""
         visit, here = self._desk.visit(request), shown.folder.name if shown else ""
-        if told != here:
-            return (gr.skip(),) * 5
         names = [(label, name) for label, name in numbered_runs(visit.runs) if name != here]
         mine = visit.holds(shown)
         frames = shown.report["clip"]["frames"] if shown else 1
@@ -147,15 +156,13 @@ class Explorer:
             gr.Slider(1, max(2, frames), value=1, interactive=frames > 1, visible=bool(names)),
             gr.skip() if here and here == offered else gr.Textbox(shown.name if shown and mine else "", visible=mine),
             gr.Button(visible=mine),
-            here,
+            *(time.monotonic_ns() if name == tab else gr.skip() for name in (SHEET, CURVES, COMPARE)),
         )
 
-    def compare(self, tab: str, other: str, frame: float, run: Run | None, request: gr.Request) -> tuple[Any, ...]:
-        """The run that is shown beside another of this visitor's, where their tab is open."""
+    def compare(self, other: str, frame: float, run: Run | None, request: gr.Request) -> tuple[Any, ...]:
+        """The run that is shown beside another of this visitor's."""
         visit = self._desk.visit(request)
         second = next((one for one in visit.runs if one.folder.name == other), None)
-        if tab != COMPARE:
-            return (gr.skip(),) * 4
         if run is None or second is None:
             return status.note("Edit once more to compare two edits."), None, None, None
         with collecting() as errors:

@@ -226,6 +226,7 @@ class Results:
     files: gr.File
     extras: dict[str, gr.Button]  # by the names of the files that they make
     run: gr.State
+    offered: gr.Textbox  # whose words and name the fields offer, in the browser as they are
 
     @property
     def outputs(self) -> list[Any]:
@@ -312,7 +313,7 @@ class Results:
                     visible=False,
                 )
                 report = gr.JSON(label="Report", elem_id="json")
-        run = gr.State(None)
+        run, offered = gr.State(None), gr.Textbox(visible=False)
         return cls(
             line,
             source,
@@ -345,4 +346,5 @@ class Results:
             files,
             extras,
             run,
+            offered,
         )

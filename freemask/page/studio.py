@@ -26,7 +26,7 @@ from ..words.positions import numbered
 from ..words.prompts import align, find_word, words
 from . import status
 from .changes import change_shown, with_cell
-from .curves import SHEET, first_tau
+from .curves import first_tau
 from .desk import VIDEOS
 from .fields import changed_fields, fill_run, link, same_clip
 from .visits import Run
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from ..masks.mmc import Codebook
 
 __all__ = [
-    "follow_sheet",
-    "open_link",
-    "open_null_text",
     "open_studio",
     "open_tabs",
     "show_masks",
@@ -131,7 +128,7 @@ def _costs(book: Codebook | None, index: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def open_link(run: Run | None) -> str:
+def _link(run: Run | None) -> str:
     """A link that fills the page's fields with a run's settings."""
     if run is None:
         return ""
@@ -141,7 +138,7 @@ def open_link(run: Run | None) -> str:
     )
 
 
-def open_null_text(run: Run | None) -> Any:
+def _null_text(run: Run | None) -> Any:
     """The curve of a run's null-text optimisation, where it had one."""
     curve = run.folder / NULL_TEXT if run else None
     return gr.Image(str(curve), visible=True) if curve and curve.exists() else gr.Image(None, visible=False)
@@ -186,11 +183,11 @@ def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
 
 
 def open_tabs(run: Run | None) -> tuple[Any, ...]:
-    """What the tabs offer of another edit: the sheet's word and frame, the curves' word and layer, and which edit it
-    is. The edited word and the mask's own layer are chosen."""
+    """What the tabs offer of another edit: the sheet's word and frame, the curves' word and layer, the link to its
+    settings and its null-text curve. The edited word and the mask's own layer are chosen."""
     if run is None:
         none = gr.Dropdown(choices=[], value=None)
-        return none, gr.Slider(1, MOST_FRAMES, value=1), none, none, ""
+        return none, gr.Slider(1, MOST_FRAMES, value=1), none, none, _link(None), _null_text(None)
     index = read_index(run.folder)
     names = numbered(index["tokens"])
     word = names[find_word(run.report["settings"]["source"], run.report["words"]["word"])[-1]]
@@ -199,16 +196,9 @@ def open_tabs(run: Run | None) -> tuple[Any, ...]:
         gr.Slider(1, max(2, index["frames"]), value=1, interactive=index["frames"] > 1),
         gr.Dropdown(choices=names, value=word),
         gr.Dropdown(choices=[site["short"] for site in index["sites"]], value=short_site(run.report["mask"]["site"])),
-        run.folder.name,
+        _link(run),
+        _null_text(run),
     )
-
-
-def follow_sheet(tab: str, word: str, frame: float, offered: str, run: Run | None) -> tuple[Any, Any]:
-    """The sheet of the edit that is shown, where its tab is open: pictures that are not seen are not drawn. `offered`:
-    whose words the fields offer; another edit's are not looked for."""
-    if run is None:
-        return None, None
-    return show_masks(word, frame, run) if (tab, offered) == (SHEET, run.folder.name) else (gr.skip(), gr.skip())
 
 
 def _curves(run: Run) -> Any:

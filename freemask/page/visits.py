@@ -91,9 +91,10 @@ class Visit:
             self.drop()
 
     def rename(self, run: Run, name: str) -> None:
-        """Another name for a run; "" for the first."""
+        """Another name for a run; "" for the first. One that is just being deleted needs none."""
         path = run.folder / NAME
-        path.write_text(name, encoding="utf-8") if name else path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            path.write_text(name, encoding="utf-8") if name else path.unlink()
 
     def holds(self, run: Run | None) -> bool:
         """Whether a run is one of the last, rather than another's or what ships."""

@@ -59,11 +59,10 @@ def test_every_tab_of_every_example_opens(tab: Tab, shipped: str, monkeypatch: p
 
     held: list[Route] = []
     page.route(
-        re.compile("/queue/join"), lambda one: held.append(one) if asks(one.request, "open_tabs") else one.continue_()
+        re.compile("/queue/join"), lambda one: held.append(one) if asks(one.request, "open_run") else one.continue_()
     )
-    with page.expect_request(lambda one: asks(one, "follow_curves")):
-        page.get_by_role("tab", name="Report").click()
-    with page.expect_request(lambda one: asks(one, "open_tabs")):
+    page.get_by_role("tab", name="Report").click()
+    with page.expect_request(lambda one: asks(one, "open_run")):
         buttons[0].click()
     with page.expect_request(lambda one: asks(one, "follow_curves")):
         page.get_by_role("tab", name="Curves").click()  # while its fields still offer the words of the edit before
