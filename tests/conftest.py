@@ -1,24 +1,29 @@
-"""Tiny random models and moving clips, made once."""
+"""Tiny random models and moving clips, made once. The process that hands the tests out imports none of their
+libraries."""
+
+from __future__ import annotations
 
 import gc
 import os
+from typing import TYPE_CHECKING
 
-# each worker of the suite has a core: threads that wait for one another's in every process they start cost far more
-os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("FREEMASK_TEST_THREADS", "1"))
-
-import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
-from tiny import tiny_image_unet, tiny_motion_unet, tiny_scheduler, tiny_unet
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from freemask.clips.video import Clip
-from freemask.families.unet3d import UNet3D
-from freemask.methods.editor import Editor
+if TYPE_CHECKING:
+    from freemask.clips.video import Clip
+    from freemask.methods.editor import Editor
 
-torch.set_num_threads(int(os.environ.get("FREEMASK_TEST_THREADS", 1)))  # the models are too small for more to pay
-gc.freeze()  # what the libraries hold is not looked through again each time that memory is freed
+THREADS = os.environ.get("FREEMASK_TEST_THREADS", "1")
+# each worker of the suite has a core: threads that wait for one another's in every process they start cost far more
+os.environ.setdefault("OMP_NUM_THREADS", THREADS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lean():
+    import torch
+
+    torch.set_num_threads(int(THREADS))  # the models are too small for more to pay
+    gc.freeze()  # what the libraries hold is not looked through again each time that memory is freed
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +36,14 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture(scope="session")
 def editor(tokenizer) -> Editor:
     """An editor on a random UNet3D with grids /1, /2, /4 and an autoencoder of factor 4."""
+    import torch
+    from diffusers import AutoencoderTiny
+    from tiny import tiny_scheduler, tiny_unet
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from freemask.families.unet3d import UNet3D
+    from freemask.methods.editor import Editor
+
     torch.manual_seed(0)
     vae = AutoencoderTiny(
         latent_channels=4,
@@ -58,6 +71,10 @@ def editor(tokenizer) -> Editor:
 @pytest.fixture(scope="session")
 def clip() -> Clip:
     """Four frames of 32 × 32 with a bright square that moves."""
+    import numpy as np
+
+    from freemask.clips.video import Clip
+
     frames = np.full((4, 32, 32, 3), 60, np.uint8)
     for i in range(4):
         frames[i, 8:24, 4 + 3 * i : 16 + 3 * i] = (220, 80, 40)
@@ -67,22 +84,32 @@ def clip() -> Clip:
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory, editor):
     """A tiny random pipeline with an AutoencoderKL, saved in zeroscope's layout."""
+    from tiny import tiny_unet
+
     return _saved(tmp_path_factory.mktemp("backbone"), editor, tiny_unet())
 
 
 @pytest.fixture(scope="session")
 def image_pipeline(tmp_path_factory, editor):
     """The same of an image model, in Stable Diffusion's layout."""
+    from tiny import tiny_image_unet
+
     return _saved(tmp_path_factory.mktemp("image"), editor, tiny_image_unet())
 
 
 @pytest.fixture(scope="session")
 def motion_pipeline(tmp_path_factory, editor):
     """The same of an image model with motion modules, in AnimateDiff's layout."""
+    from tiny import tiny_motion_unet
+
     return _saved(tmp_path_factory.mktemp("motion"), editor, tiny_motion_unet())
 
 
 def _saved(path, editor, unet):
+    import torch
+    from diffusers import AutoencoderKL
+    from tiny import tiny_scheduler
+
     torch.manual_seed(0)
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8),

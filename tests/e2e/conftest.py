@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from tiny import write_disc
-from visitor import CHROMIUM, FLAGS, PATIENCE, Tab, Tap, example, served, visit
+from visitor import CHROMIUM, FLAGS, PATIENCE, Tab, Tap, edited, example, served, visit
 
 from freemask import page as parts
 
@@ -52,7 +52,9 @@ def shipped(tap: Tap, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 def real(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page over the mini backbone, with an example of two steps; for a module without `address`, since all pages of
     a process have their files where the last one served has them."""
-    with served(parts.diffusion, tmp_path_factory.mktemp("real"), [example(clip, steps=2)], judge=True) as url:
+    with served(
+        parts.diffusion, tmp_path_factory.mktemp("real"), [example(clip, steps=2, size=(64, 64))], judge=True
+    ) as url:
         yield url
 
 
@@ -67,19 +69,33 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def tab(context: BrowserContext) -> Iterator[Tab]:
-    """Opens an address in a tab of its own, of 1280 × 900 or another size: another visitor of the page."""
+    """Opens an address in a tab of its own, of 1280 × 900 or another size: another visitor of the page. Without an
+    address the tab is blank."""
     tabs = []
 
-    def open_tab(url: str, width: int = 1280, height: int = 900) -> Page:
+    def open_tab(url: str = "", width: int = 1280, height: int = 900) -> Page:
         tabs.append(opened := context.new_page())
         opened.set_default_timeout(1000 * PATIENCE)
         opened.set_viewport_size({"width": width, "height": height})
-        visit(opened, url)
+        if url:
+            visit(opened, url)
         return opened
 
     yield open_tab
     for opened in tabs:
         opened.close()
+
+
+@pytest.fixture(scope="module")
+def seen(context: BrowserContext, address: str, clip: Path, tap: Tap) -> Iterator[Page]:
+    """A page on which an edit was made, for all tests of a module that only look at it; another may follow on it."""
+    tap.flowing.set()
+    opened = context.new_page()
+    opened.set_default_timeout(1000 * PATIENCE)
+    visit(opened, address)
+    edited(opened, clip)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

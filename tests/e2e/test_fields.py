@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 from tiny import write_noise
-from visitor import EDIT, PATIENCE, SOURCE, Tab, Tap, fill, paint, press_edit, report, served, state, visit
+from visitor import EDIT, PATIENCE, SOURCE, Tab, Tap, fill, paint, press_edit, report, served, state
 
 from freemask.page.advanced import first_pace
 from freemask.pictures.mask_zip import save_mask_zip
 
 
-def test_a_word_is_chosen_where_it_stands(page: Page) -> None:
+def test_a_word_is_chosen_where_it_stands_or_typed(page: Page, clip: Path) -> None:
     page.get_by_label("What the clip shows").fill("a dog chasing a dog")
     page.get_by_label("What it should show").fill("a dog chasing a cat")
     word, dogs = page.get_by_label("Word that is edited"), page.locator("#aligned").get_by_role("button", name="dog")
@@ -28,11 +28,7 @@ def test_a_word_is_chosen_where_it_stands(page: Page) -> None:
     expect(dogs.nth(1)).to_have_attribute("aria-pressed", "false")
     page.get_by_label("What the clip shows").fill("a cat chasing a cow")
     expect(word).to_have_value("")  # what the prompt no longer holds
-
-
-def test_the_edited_word_can_be_typed(page: Page, clip: Path) -> None:
     fill(page, clip)
-    word = page.get_by_label("Word that is edited")
     word.press("ControlOrMeta+a")
     word.press_sequentially("grxss", delay=150)
     expect(page.locator("#aligned")).to_contain_text("'grxss' is not in the first prompt")
@@ -80,9 +76,10 @@ SLOW = """() => {
 }"""
 
 
-def test_nothing_is_written_into_fields_that_are_still_to_be_filled(page: Page) -> None:
+def test_nothing_is_written_into_fields_that_are_still_to_be_filled(tab: Tab, address: str) -> None:
+    page = tab()
     page.add_init_script(f"({SLOW})()")
-    page.goto(page.url + "?source=a+red+car&edit=a+blue+car&task=attribute")
+    page.goto(address + "?source=a+red+car&edit=a+blue+car&task=attribute")
     edit = page.get_by_label("What it should show")
     page.wait_for_function("document.querySelector('#columns')?.inert")
     edit.click()  # waits until it can be clicked
@@ -93,20 +90,23 @@ def test_nothing_is_written_into_fields_that_are_still_to_be_filled(page: Page) 
     expect(edit).to_have_value("a blue car now")
 
 
-def test_fields_that_cannot_be_filled_are_free_all_the_same(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fields_that_cannot_be_filled_are_free_all_the_same(
+    tab: Tab, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*given: Any) -> None:
         raise OSError
 
     monkeypatch.setattr("freemask.page.desk.follow_link", fail)
+    page = tab()
     page.clock.install()
-    page.goto(page.url + "?source=a+red+car")
+    page.goto(address + "?source=a+red+car")
     page.wait_for_function("document.querySelector('#columns')?.inert")
     page.clock.fast_forward(10_000)
     page.get_by_label("What it should show").click()
 
 
-def test_what_a_link_says_outlasts_the_upload(page: Page, clip: Path) -> None:
-    visit(page, page.url + "?source=a+red+car&edit=a+blue+car&task=attribute&site=up+3.0&timestep=241&start=0.2")
+def test_what_a_link_says_outlasts_the_upload(tab: Tab, address: str, clip: Path) -> None:
+    page = tab(address + "?source=a+red+car&edit=a+blue+car&task=attribute&site=up+3.0&timestep=241&start=0.2")
     tag = page.locator("#own-mask")
     expect(tag).to_contain_text("up 3.0, timestep 241")
     page.set_input_files("#clip input[type=file]", clip)
@@ -114,7 +114,7 @@ def test_what_a_link_says_outlasts_the_upload(page: Page, clip: Path) -> None:
     expect(tag).to_contain_text("up 3.0, timestep 241")
 
 
-def test_the_first_handle_moves_the_part(page: Page, clip: Path) -> None:
+def test_the_first_handle_moves_the_part_and_a_pace_sets_steps_and_solver_alone(page: Page, clip: Path) -> None:
     fill(page, clip)
     line = page.locator("#trim .fm-note")
     expect(line).to_have_text("8 frames from 0 s to 1 s")
@@ -122,9 +122,28 @@ def test_the_first_handle_moves_the_part(page: Page, clip: Path) -> None:
     expect(line).to_have_text("8 frames from 0.3 s to 1.3 s")
     page.get_by_label("End", exact=True).fill("0.5")  # no shorter than its frames: they would repeat
     expect(line).to_have_text("8 frames from 0 s to 1 s")
+    page.get_by_role("button", name="Advanced").click()
+    expect(page.get_by_label("α self")).to_have_value("")
+    usual, fast = page.get_by_label("Usual: "), page.get_by_label("Fast: ")
+    expect(page.get_by_label(first_pace())).to_be_checked()
+    usual.check()
+    fast.check()
+    steps = page.get_by_role("spinbutton", name="Steps")
+    expect(steps).to_have_value("15")
+    expect(page.get_by_label("DPM-Solver: exact in fewer steps", exact=True)).to_be_checked()
+    steps.fill("7")
+    steps.press("Enter")
+    expect(fast).not_to_be_checked()
+    expect(usual).not_to_be_checked()
+    press_edit(page)
+    state(page, "done")
+    told = report(page)["settings"]
+    assert (told["steps"], told["solver"], told["alpha_self"]) == (7, "dpm", None)  # who looks changes nothing
+    page.get_by_role("tab", name="Report").click()
+    expect(page.locator("#json")).to_contain_text(re.compile(r'"alpha_self":\s*null'))
 
 
-def test_uploaded_masks_are_used_or_refused(page: Page, clip: Path, tmp_path: Path) -> None:
+def test_uploads_are_used_or_refused_and_nothing_is_lost(page: Page, clip: Path, tmp_path: Path) -> None:
     fill(page, clip)
     page.get_by_role("button", name="Advanced").click()
     few, right = tmp_path / "few.zip", tmp_path / "right.zip"
@@ -141,13 +160,9 @@ def test_uploaded_masks_are_used_or_refused(page: Page, clip: Path, tmp_path: Pa
     press_edit(page)
     state(page, "done")
     assert report(page)["mask"]["origin"] == "painted"
-
-
-def test_a_bad_upload_is_told_and_nothing_is_lost(page: Page, clip: Path, tmp_path: Path) -> None:
-    fill(page, clip)
     bad = tmp_path / "notes.mp4"
     bad.write_text("no video at all")
-    page.get_by_role("button", name="Clear").click()
+    page.locator("#clip").get_by_label("Clear").click()
     page.set_input_files("#clip input[type=file]", bad)
     expect(page.locator("#facts .bad")).to_contain_text("notes.mp4")
     press_edit(page)
@@ -157,7 +172,7 @@ def test_a_bad_upload_is_told_and_nothing_is_lost(page: Page, clip: Path, tmp_pa
     expect(page.locator("#facts .bad")).to_contain_text("notes.mp4")
 
 
-def test_an_example_fills_every_field(page: Page) -> None:
+def test_an_example_fills_every_field_and_an_own_clip_takes_the_servers_pace(page: Page, clip: Path) -> None:
     page.get_by_role("button", name="Red car, blue car").click()
     expect(page.get_by_label("What the clip shows")).to_have_value(SOURCE)
     expect(page.get_by_label("What it should show")).to_have_value(EDIT)
@@ -165,46 +180,11 @@ def test_an_example_fills_every_field(page: Page) -> None:
     expect(page.get_by_label("Attribute", exact=True)).to_be_checked()
     expect(page.locator("#facts")).to_contain_text("64×64")
     page.get_by_role("button", name="Advanced").click()
-    expect(page.get_by_role("spinbutton", name="Steps")).to_have_value("6")
+    steps = page.get_by_role("spinbutton", name="Steps")
+    expect(steps).to_have_value("6")
     expect(page.get_by_label("τ", exact=True)).to_have_value("0.4")
     press_edit(page)
     state(page, "done")
-
-
-def test_looking_into_advanced_changes_nothing(page: Page, clip: Path) -> None:
-    fill(page, clip)
-    page.get_by_role("button", name="Advanced").click()
-    expect(page.get_by_label("α self")).to_have_value("")
-    press_edit(page)
-    state(page, "done")
-    page.get_by_role("tab", name="Report").click()
-    expect(page.locator("#json")).to_contain_text(re.compile(r'"alpha_self":\s*null'))
-
-
-def test_a_pace_sets_steps_and_solver(page: Page, clip: Path) -> None:
-    fill(page, clip)
-    page.get_by_role("button", name="Advanced").click()
-    usual, fast = page.get_by_label("Usual: "), page.get_by_label("Fast: ")
-    expect(page.get_by_label(first_pace())).to_be_checked()
-    usual.check()
-    fast.check()
-    steps = page.get_by_role("spinbutton", name="Steps")
-    expect(steps).to_have_value("15")
-    expect(page.get_by_label("DPM-Solver: exact in fewer steps", exact=True)).to_be_checked()
-    steps.fill("7")
-    steps.press("Enter")
-    expect(fast).not_to_be_checked()
-    expect(usual).not_to_be_checked()
-    press_edit(page)
-    state(page, "done")
-    assert {name: report(page)["settings"][name] for name in ("steps", "solver")} == {"steps": 7, "solver": "dpm"}
-
-
-def test_an_own_clip_takes_the_servers_pace_not_the_examples(page: Page, clip: Path) -> None:
-    page.get_by_role("button", name="Red car, blue car").click()
-    page.get_by_role("button", name="Advanced").click()
-    steps = page.get_by_role("spinbutton", name="Steps")
-    expect(steps).to_have_value("6")
     page.get_by_role("button", name="Clear").click()
     page.set_input_files("#clip input[type=file]", clip)
     expect(page.get_by_label(first_pace())).to_be_checked()

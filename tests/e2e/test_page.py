@@ -68,8 +68,20 @@ def test_a_phone_has_edit_in_reach_is_shown_what_comes_and_scrolls_one_way(
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_a_reloaded_tab_finds_its_job(page: Page, clip: Path, tap: Tap) -> None:
+def test_cancel_stops_the_run_and_a_reloaded_tab_finds_its_job(page: Page, clip: Path, tap: Tap) -> None:
     fill(page, clip)
+    tap.flowing.clear()
+    press_edit(page)
+    state(page, "running")
+    where = "(s) => [s.offsetTop, s.offsetHeight]"
+    before = page.locator(".fm-status").evaluate(where)
+    page.get_by_role("button", name="Cancel").click()
+    state(page, "cancelled")
+    tap.flowing.set()
+    assert tap.ended.wait(PATIENCE)
+    assert page.locator(".fm-status").evaluate(where) == before
+    expect(page.get_by_label("What the clip shows")).to_have_value(SOURCE)
+    expect(page.locator("#studio video")).to_have_count(0)
     tap.flowing.clear()
     press_edit(page)
     state(page, "running")
@@ -120,24 +132,6 @@ def test_no_serious_violation_of_accessibility(tab: Tab, address: str, clip: Pat
         found = Axe().run(page).response["violations"]
         serious = {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")}
         assert not serious
-
-
-def test_cancel_stops_the_run_and_keeps_the_fields(page: Page, clip: Path, tap: Tap) -> None:
-    fill(page, clip)
-    tap.flowing.clear()
-    press_edit(page)
-    state(page, "running")
-    where = "(s) => [s.offsetTop, s.offsetHeight]"
-    before = page.locator(".fm-status").evaluate(where)
-    page.get_by_role("button", name="Cancel").click()
-    state(page, "cancelled")
-    tap.flowing.set()
-    assert tap.ended.wait(PATIENCE)
-    assert page.locator(".fm-status").evaluate(where) == before
-    expect(page.get_by_label("What the clip shows")).to_have_value(SOURCE)
-    expect(page.locator("#studio video")).to_have_count(0)
-    press_edit(page)
-    state(page, "done")
 
 
 def test_an_edit_is_shown_before_it_is_checked(page: Page, clip: Path, tap: Tap) -> None:

@@ -15,8 +15,8 @@ from freemask.families.sites import short_site
 from freemask.page import bodies
 
 
-def test_the_frame_slider_moves_players_and_explorer(page: Page, clip: Path) -> None:
-    edited(page, clip)
+def test_the_frame_slider_moves_players_and_explorer(seen: Page) -> None:
+    page = seen
     slider = page.locator("#studio").get_by_role("slider", name=re.compile("^Frame"))
     slider.focus()
     for _ in range(8):
@@ -74,8 +74,8 @@ def test_a_word_of_no_prompt_is_looked_for_and_its_mask_used(page: Page, clip: P
     assert report(page)["mask"]["origin"] == "painted"
 
 
-def test_curves_are_drawn_when_their_tab_opens_and_leave_as_files(page: Page, clip: Path) -> None:
-    edited(page, clip)
+def test_curves_are_drawn_when_their_tab_opens_and_leave_as_files(seen: Page) -> None:
+    page = seen
     figure = page.locator("#timeline img")
     expect(figure).to_have_count(0)
     page.get_by_role("tab", name="Curves").click()
@@ -90,9 +90,9 @@ def test_curves_are_drawn_when_their_tab_opens_and_leave_as_files(page: Page, cl
     assert told[0] == "word,layer,timestep,area,iou,flicker,entropy,x,y" and len(told) > 6
 
 
-def test_two_edits_stand_beside_each_other(page: Page, clip: Path) -> None:
+def test_two_edits_stand_beside_each_other(seen: Page) -> None:
     """Equal ones differ in nothing; a name and a deletion are the visitor's own."""
-    edited(page, clip)
+    page = seen
     page.get_by_role("tab", name="Compare").click()
     expect(page.locator("#differ")).to_contain_text("Edit once more")
     press_edit(page)
@@ -129,8 +129,8 @@ def test_a_painted_mask_is_used(page: Page, clip: Path) -> None:
     expect(tag).to_be_hidden()
 
 
-def test_painting_holds_for_all_frames_unless_for_one_only(page: Page, clip: Path) -> None:
-    edited(page, clip)
+def test_painting_holds_for_all_frames_unless_for_one_only(seen: Page) -> None:
+    page = seen
     page.get_by_role("button", name="Paint", exact=True).click()
     panel = page.locator(".fm-paint")
     use, told = panel.get_by_role("button", name="Edit with the painting"), panel.locator("p[role=status]")

@@ -34,7 +34,7 @@ def plays(page: Page) -> None:
     assert page.locator(".toast-body").count() == 0
 
 
-def test_what_the_browser_cannot_play_has_a_preview(page: Page, uploads: Path) -> None:
+def test_what_the_browser_cannot_play_has_a_preview_and_pictures_are_taken(page: Page, uploads: Path) -> None:
     page.get_by_role("button", name="Red car, blue car").click()
     expect(page.locator("#clip video")).to_be_visible()
     page.locator("#clip").get_by_label("Clear").click()
@@ -48,22 +48,19 @@ def test_what_the_browser_cannot_play_has_a_preview(page: Page, uploads: Path) -
     page.set_input_files("#clip input[type=file]", uploads / "a.webp")
     plays(page)
     expect(page.locator("#facts")).to_contain_text(" fps")
-
-
-@pytest.mark.parametrize("name", ["a.gif", "still.png"])
-def test_pictures_are_taken(page: Page, uploads: Path, name: str) -> None:
-    page.get_by_role("button", name="Red car, blue car").click()
-    expect(page.locator("#clip video")).to_be_visible()
-    page.locator("#clip").get_by_label("Clear").click()
-    with page.expect_file_chooser() as choosing:
-        page.locator("#clip button.upload-container").click()
-    assert "image/gif" in str(choosing.value.element.get_attribute("accept"))
-    choosing.value.set_files(uploads / name)
-    plays(page)
-    expect(page.locator("#facts")).to_contain_text("a still" if name == "still.png" else " fps")
-    press_edit(page)
-    state(page, "done")
-    assert report(page)["clip"]["frames"] == (1 if name == "still.png" else 4)
+    for name, kind, frames in (("a.gif", " fps", 4), ("still.png", "a still", 1)):
+        page.locator("#clip").get_by_label("Clear").click()
+        expect(page.locator("#preview .fm-note")).to_be_hidden()
+        with page.expect_file_chooser() as choosing:
+            page.locator("#clip button.upload-container").click()
+        assert "image/gif" in str(choosing.value.element.get_attribute("accept"))
+        choosing.value.set_files(uploads / name)
+        plays(page)
+        expect(page.locator("#facts")).to_contain_text(kind)
+        press_edit(page)
+        state(page, "running")
+        state(page, "done")
+        assert report(page)["clip"]["frames"] == frames
 
 
 DROP = """async ([kind, name, type, base64]) => {
