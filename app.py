@@ -53,6 +53,7 @@ LAUNCH: dict[str, Any] = {
     "theme": page.theme(),
     "css_paths": [HERE / "static" / "style.css"],
     "css": page.cards(examples()),
+    "head": browser.HEAD,
     "allowed_paths": [HERE / "static" / "clips", HERE / "static" / "examples"],
     "max_file_size": "200mb",
     "ssr_mode": False,

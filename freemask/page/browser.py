@@ -4,7 +4,14 @@ import json
 
 from .advanced import PACES
 
-__all__ = ["ARRIVE", "FOLLOW_PACE", "FREE", "HOLD", "LET_GO", "PROGRESS", "REVEAL", "TAKE_PACE", "fetch"]
+__all__ = ["ARRIVE", "FOLLOW_PACE", "FREE", "HEAD", "HOLD", "LET_GO", "PROGRESS", "REVEAL", "TAKE_PACE", "fetch"]
+
+# Gradio's video field fetches an ffmpeg of 32 MB with each clip, for a trimmer of its own. The page has another, so the
+# one is hidden and the other never comes.
+HEAD = """<script>{
+    const real = window.fetch;
+    window.fetch = (...told) => (String(told[0]).includes("/static/ffmpeg/") ? new Promise(() => {}) : real(...told));
+}</script>"""
 
 _PACES = json.dumps({name: [pace["steps"], pace["solver"]] for name, pace in PACES.items()})
 # The steps and the solver of a pace, and the pace that has these, if any: here, where no answer can come late.

@@ -69,13 +69,15 @@ def proxied(upstream: str) -> Iterator[str]:
 
 @contextmanager
 def visiting(browser: Browser, address: str) -> Iterator[tuple[Page, list[str]]]:
-    """A page, and the requests that were answered badly or that left the address: none may leave for real."""
+    """A page, and the requests that were answered badly, that left the address, where none may leave for real, or
+    that fetch what the page does without."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
     strays: list[str] = []
     context.route("**/*", lambda route: route.continue_() if route.request.url.startswith(address) else route.abort())
     context.on(
         "request", lambda one: None if one.url.startswith((address, "data:", "blob:")) else strays.append(one.url)
     )
+    context.on("request", lambda one: strays.append(one.url) if "ffmpeg" in one.url else None)
     context.on("response", lambda one: strays.append(f"{one.status} {one.url}") if one.status >= 400 else None)
     page = context.new_page()
     page.on("pageerror", lambda error: strays.append(str(error)))

@@ -37,6 +37,7 @@ def plays(page: Page) -> None:
 def test_what_the_browser_cannot_play_has_a_preview_and_pictures_are_taken(page: Page, uploads: Path) -> None:
     page.get_by_role("button", name="Red car, blue car").click()
     expect(page.locator("#clip video")).to_be_visible()
+    expect(page.locator("#clip").get_by_label("Trim video")).to_be_hidden()  # the page has a trimmer of its own
     page.locator("#clip").get_by_label("Clear").click()
     for name in ("a.avi", "a.mov", "a.mp4"):
         page.set_input_files("#clip input[type=file]", uploads / name)
