@@ -167,9 +167,8 @@ def by_two(clips, tmp_path_factory):
     given = [row for k, name in enumerate(("one", "two", "three")) for row in rows(f"{name}.mp4")[k : k + 2]]
     out, path = tmp_path_factory.mktemp("two"), manifest(clips, given, "six.jsonl")
     pytest.importorskip("ray", reason="requirements-batch.txt is not installed")
-    command = [sys.executable, "-m", "freemask", "batch", str(path), "--out", str(out), "--workers", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["batch", str(path), "--out", str(out), "--workers", "2"])
+    assert done.exit_code == 0, done.output
     return out, path, done
 
 
@@ -218,7 +217,7 @@ def test_a_killed_workers_group_goes_on_behind_what_is_done(clips, tmp_path):
     """The worker dies in the middle of the second edit: the first stays, the second begins at its kept inversion."""
     pytest.importorskip("ray", reason="requirements-batch.txt is not installed")
     given = rows("one.mp4", changes=CHANGES[:2])
-    given = [row | {"steps": 16} for row in given]
+    given = [row | {"steps": 8} for row in given]
     edits = read_manifest(manifest(clips, given, "killed.jsonl"))
     begin(tmp_path, edits)
     killed = []
@@ -296,7 +295,7 @@ def test_a_fault_in_the_middle(clips, tmp_path, monkeypatch, error):
 
 def test_a_time_limit_keeps_what_is_done(clips, tmp_path):
     """SIGTERM in the middle of the second edit, as a scheduler sends it."""
-    path = manifest(clips, [row | {"steps": 16} for row in rows("one.mp4", changes=CHANGES[:2])], "limit.jsonl")
+    path = manifest(clips, [row | {"steps": 8} for row in rows("one.mp4", changes=CHANGES[:2])], "limit.jsonl")
     first, second = read_manifest(path)
     command = [sys.executable, "-m", "freemask", "batch", str(path), "--out", str(tmp_path), "--shard", "1/1"]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

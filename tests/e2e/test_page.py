@@ -6,13 +6,12 @@ from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
-from visitor import EDIT, PATIENCE, SOURCE, Tab, Tap, edited, explorer, fill, press_edit, report, state, visit
+from visitor import EDIT, PATIENCE, SOURCE, Tab, Tap, explorer, fill, press_edit, report, state, visit
 
 
-def test_upload_and_edit(page: Page, clip: Path) -> None:
-    fill(page, clip)
+def test_upload_and_edit(seen: Page) -> None:
+    page = seen
     expect(page.locator("#trim")).to_contain_text("8 frames from 0 s")
-    press_edit(page)
     state(page, "done")
     videos = page.locator("#studio video")
     expect(videos).to_have_count(3)
@@ -121,13 +120,11 @@ def test_visitors_are_told_their_place_and_see_their_own_files_only(
     other.context.close()
 
 
-def test_no_serious_violation_of_accessibility(tab: Tab, address: str, clip: Path) -> None:
-    page = tab(f"{address}?__theme=light")
-    edited(page, clip)
+def test_no_serious_violation_of_accessibility(seen: Page, address: str) -> None:
+    page = seen
     for theme in ("light", "dark"):
-        if theme == "dark":
-            visit(page, f"{address}?__theme=dark")
-            explorer(page)  # of the edit that was made
+        visit(page, f"{address}?__theme={theme}")
+        explorer(page)  # of the edit that was made
         assert page.locator("body.dark").count() == (theme == "dark")
         found = Axe().run(page).response["violations"]
         serious = {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")}
