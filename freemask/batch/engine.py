@@ -49,12 +49,13 @@ def run_groups(
         anew = {"max_restarts": -1, "max_task_retries": -1}  # an edit that ends its workers fails after a few
         begun = ray.remote(Worker).options(num_cpus=each.get("CPU", 0), num_gpus=each.get("GPU", 0), **anew)
         left = ((str(out.resolve()), _packed(group), extras) for group in groups)
-        busy = {(one := begun.remote()).make.remote(*next(left)): one for _ in range(size)}
+        busy = {worker.make.remote(*next(left)): worker for worker in [begun.remote() for _ in range(size)]}
         while busy:
             (done,), _ = ray.wait(list(busy))
             worker = busy.pop(done)
             if given := next(left, None):
                 busy[worker.make.remote(*given)] = worker
+            del worker  # where no group is left it ends, and what it had is free for one whose machine is gone
             yield from ray.get(done)
     finally:
         ray.shutdown()
