@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import gc
 import os
+import ssl
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", THREADS)
 def lean():
     import torch
 
+    # a client of the page's API reads all of the world's certificates for each file that it fetches, also without TLS
+    ssl.create_default_context = lru_cache(ssl.create_default_context)
     torch.set_num_threads(int(THREADS))  # the models are too small for more to pay
     gc.freeze()  # what the libraries hold is not looked through again each time that memory is freed
 
