@@ -7,17 +7,15 @@ A worker that dies is begun anew with its group, and goes on behind the edits th
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Generator, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError, first_line
 from ..families.specs import ROOT
-from ..settings import make_settings
 from .manifest import Edit
 from .work import make_group
 
@@ -48,7 +46,7 @@ def run_groups(
         size, each = _shares(ray.nodes(), len(groups), workers)
         anew = {"max_restarts": -1, "max_task_retries": -1}  # an edit that ends its workers fails after a few
         begun = ray.remote(Worker).options(num_cpus=each.get("CPU", 0), num_gpus=each.get("GPU", 0), **anew)
-        left = ((str(out.resolve()), _packed(group), extras) for group in groups)
+        left = ((out.resolve(), _resolved(group), extras) for group in groups)
         busy = {worker.make.remote(*next(left)): worker for worker in [begun.remote() for _ in range(size)]}
         while busy:
             (done,), _ = ray.wait(list(busy))
@@ -65,13 +63,13 @@ def _start(ray: Any) -> None:
     """Joins the cluster, or starts this machine's own; once more where it is too busy to answer in time."""
     cluster = os.environ.get("RAY_ADDRESS")
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    own: dict[str, Any] = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    told: dict[str, Any] = {"address": cluster, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
+    where: dict[str, Any] = {"address": cluster, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
     if not cluster:
+        where = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         os.environ["PYTHONPATH"] = path  # of the workers, which then need no environment made for them
     for last in (False, True):
         try:
-            ray.init(**(told if cluster else own), log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
             return
         except Exception as error:  # Ray raises bare ones
             ray.shutdown()
@@ -85,8 +83,8 @@ def _start(ray: Any) -> None:
 class Worker:
     """Makes one group after the other; its process keeps the backbone loaded."""
 
-    def make(self, out: str, group: str, extras: bool) -> list[str]:
-        return list(make_group(Path(out), _unpacked(group), extras=extras))
+    def make(self, out: Path, group: list[Edit], extras: bool) -> list[str]:
+        return list(make_group(out, group, extras=extras))
 
 
 def _shares(nodes: Sequence[dict[str, Any]], groups: int, asked: int | None) -> tuple[int, dict[str, float]]:
@@ -100,18 +98,12 @@ def _shares(nodes: Sequence[dict[str, Any]], groups: int, asked: int | None) -> 
     return size, {kind: 1 if kind == "GPU" else max(1, min(sum(each) // size, min(each)))}
 
 
-def _packed(group: Sequence[Edit]) -> str:
-    rows = []
+def _resolved(group: Sequence[Edit]) -> list[Edit]:
+    """The same edits with paths that hold wherever a worker begins."""
+    edits = []
     for edit in group:
         assert edit.settings
         masks = edit.settings.masks
-        settings = asdict(edit.settings) | {"masks": str(masks.resolve()) if masks else None}
-        rows.append([edit.name, str(edit.clip.resolve()), settings, edit.folder, edit.group])
-    return json.dumps(rows)
-
-
-def _unpacked(text: str) -> list[Edit]:
-    return [
-        Edit(name, Path(clip), make_settings(**settings), folder, group)
-        for name, clip, settings, folder, group in json.loads(text)
-    ]
+        settings = replace(edit.settings, masks=masks.resolve() if masks else None)
+        edits.append(replace(edit, clip=edit.clip.resolve(), settings=settings))
+    return edits

@@ -27,6 +27,8 @@ from .wire import EACH, LATEST, QUIET, collecting, file_data, follow, hear, in_t
 
 __all__ = ["Explorer"]
 
+DRAWN = SHEET, CURVES, COMPARE  # the tabs whose pictures are drawn when they are seen
+
 
 class Explorer:
     """The tabs and the studio's questions, at a desk."""
@@ -44,7 +46,7 @@ class Explorer:
         sheet, about = [results.word, results.frame], [results.curves_word, results.layer, results.run]
         drawn, pair = [results.timeline, results.cell], [results.other, results.moment, results.run]
         offered = results.offered
-        tab, turns = gr.State(""), {name: gr.State(0) for name in (SHEET, CURVES, COMPARE)}
+        tab, turns = gr.State(""), {name: gr.State(0) for name in DRAWN}
         others = [results.other, results.moment, results.name, results.delete, *turns.values()]
         tabs = [*sheet, *about[:2], results.link, results.null_text, offered]
         opened.then(in_turn(self.open_run), [tab, results.run, offered], [*tabs, *others], **each)
@@ -156,7 +158,7 @@ class Explorer:
             gr.Slider(1, max(2, frames), value=1, interactive=frames > 1, visible=bool(names)),
             gr.skip() if here and here == offered else gr.Textbox(shown.name if shown and mine else "", visible=mine),
             gr.Button(visible=mine),
-            *(time.monotonic_ns() if name == tab else gr.skip() for name in (SHEET, CURVES, COMPARE)),
+            *(time.monotonic_ns() if name == tab else gr.skip() for name in DRAWN),
         )
 
     def compare(self, other: str, frame: float, run: Run | None, request: gr.Request) -> tuple[Any, ...]:

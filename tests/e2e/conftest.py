@@ -63,6 +63,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
     """What the tabs of `page` and `tab` share: the files of Gradio's own, which are then loaded once. Their visitor
     wants no motion, so results stand still until they are played."""
     opened = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    opened.set_default_timeout(1000 * PATIENCE)
     yield opened
     opened.close()
 
@@ -75,7 +76,6 @@ def tab(context: BrowserContext) -> Iterator[Tab]:
 
     def open_tab(url: str = "", width: int = 1280, height: int = 900) -> Page:
         tabs.append(opened := context.new_page())
-        opened.set_default_timeout(1000 * PATIENCE)
         opened.set_viewport_size({"width": width, "height": height})
         if url:
             visit(opened, url)
@@ -91,7 +91,6 @@ def seen(context: BrowserContext, address: str, clip: Path, tap: Tap) -> Iterato
     """A page on which an edit was made, for all tests of a module that only look at it; another may follow on it."""
     tap.flowing.set()
     opened = context.new_page()
-    opened.set_default_timeout(1000 * PATIENCE)
     visit(opened, address)
     edited(opened, clip)
     yield opened
