@@ -308,6 +308,7 @@ def build(
         demo.unload(desk.leave)
         demo.unload(forget)
     demo.queue(max_size=20, default_concurrency_limit=4)
+    demo._queue.sleep_when_free = 0.01  # seconds; Gradio itself looks for work a thousand times in each, at rest too
     return demo
 
 

@@ -23,12 +23,12 @@ SOURCE, EDIT, STEPS = "a red car on the grass", "a blue bus on the grass", 4
 
 @pytest.fixture(scope="module", params=["pipeline", "image_pipeline", "motion_pipeline"])
 def editor(request):
-    return Editor(replace(load_backbone(str(request.getfixturevalue(request.param)), "cpu"), native_frames=8))
+    return Editor(replace(load_backbone(str(request.getfixturevalue(request.param)), "cpu"), native_frames=4))
 
 
 @pytest.fixture(scope="module")
 def trace(editor):
-    clip = Clip(np.random.default_rng(3).integers(0, 255, (12, 32, 48, 3), dtype=np.uint8), 8.0)
+    clip = Clip(np.random.default_rng(3).integers(0, 255, (6, 32, 48, 3), dtype=np.uint8), 8.0)
     return editor.invert(clip, prompt=SOURCE, steps=STEPS)
 
 

@@ -3,12 +3,12 @@ them. In the place of CUDA graphs, operations are traced and run again: likewise
 
 import gc
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from freemask.clips.video import Clip
 from freemask.families import graphs
@@ -44,11 +44,15 @@ def traced(run):
 
     def again():
         new = {}
+
+        def now(x):
+            return [now(one) for one in x] if isinstance(x, list | tuple) else new.get(id(x), x)
+
         for function, args, kwargs, out in operations.seen:
-            args, kwargs = tree_map(lambda x: new.get(id(x), x), (args, kwargs))
-            for old, one in zip(tree_leaves(out), tree_leaves(function(*args, **kwargs)), strict=True):
-                new[id(old)] = one
-        return [new.get(id(x), x) for x in told]
+            got = function(*now(args), **{name: now(x) for name, x in kwargs.items()})
+            several = isinstance(out, list | tuple)
+            new |= {id(old): one for old, one in zip(out if several else [out], got if several else [got], strict=True)}
+        return now(told)
 
     return again
 
@@ -64,15 +68,20 @@ def always(backbone):
 FAMILIES = ("pipeline", "image_pipeline", "motion_pipeline")
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@lru_cache  # a fixture would be made anew for each case of the edits
+def of_folder(path):
+    return Editor(replace(load_backbone(str(path), "cpu"), native_frames=4))
+
+
+@pytest.fixture(params=FAMILIES)
 def editor(request):
-    return Editor(replace(load_backbone(str(request.getfixturevalue(request.param)), "cpu"), native_frames=8))
+    return of_folder(request.getfixturevalue(request.param))
 
 
 @pytest.fixture(scope="module")
 def clip():
     """Not square, and longer than the video models see at once."""
-    return Clip(np.random.default_rng(3).integers(0, 255, (12, 32, 48, 3), dtype=np.uint8), 8.0)
+    return Clip(np.random.default_rng(3).integers(0, 255, (6, 32, 48, 3), dtype=np.uint8), 8.0)
 
 
 def close(a, b, relative=1e-4):
@@ -98,7 +107,7 @@ def test_an_inversion_by_recordings(editor, clip, monkeypatch, solver):
         options = {"prompt": SOURCE, "steps": STEPS, "solver": solver, "store": preset, "usage": usage}
         traces.append(editor.invert(clip, **options))
     ours, theirs = traces[1], traces[0]
-    spans = len(editor.spans(12))
+    spans = len(editor.spans(6))
     kinds = 3 + (editor.backbone.network.__name__ != "UNet2DConditionModel") + (solver == "dpm")
     assert used.why == "" and used.recorded == used.forwards - kinds and used.rows >= STEPS * spans
     assert all(close(ours.latents[t], theirs.latents[t]) for t in theirs.latents) and alike(ours.maps, theirs.maps)

@@ -373,8 +373,10 @@ def test_sound_too_short_or_absent_is_left_out(loud: Path, source: Path, tmp_pat
     clip = read_clip(loud, start=1.0)
     write_clip(tmp_path / "short.mp4", clip, audio_from=loud, start=1.0)
     assert ": Audio: " not in streams(tmp_path / "short.mp4")
-    write_clip(tmp_path / "absent.mp4", clip, audio_from=source)
-    assert ": Audio: " not in streams(tmp_path / "absent.mp4")
+    assert probe(loud).sound and not probe(source).sound
+    for name in (source, tmp_path / "gone.mp4"):
+        write_clip(tmp_path / "absent.mp4", clip, audio_from=name)
+        assert ": Audio: " not in streams(tmp_path / "absent.mp4")
 
 
 def test_sound_begins_at_start(tmp_path: Path) -> None:

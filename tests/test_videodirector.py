@@ -42,8 +42,8 @@ def noise_clip(frames, seed=3):
 
 @pytest.fixture(scope="module")
 def trace(motion):
-    """8 frames, not square."""
-    return motion.invert(noise_clip(8), prompt=SOURCE, steps=3)
+    """4 frames, not square."""
+    return motion.invert(noise_clip(4), prompt=SOURCE, steps=3)
 
 
 def preset(**changes):
@@ -115,7 +115,7 @@ def test_rows_that_were_not_optimised_are_the_encoders_own(motion, trace):
     task = preset(director=replace(OFF, null_text_steps=0, stdg=1.0, guided="source"))
     done = run(motion, trace, task, preparing=usage)
     null = motion.backbone.text([""])
-    assert torch.equal(done.prepared["null"], null.expand(3, 8, -1, -1))
+    assert torch.equal(done.prepared["null"], null.expand(3, 4, -1, -1))
     assert done.prepared["losses"].shape == (3, 1) and usage.forwards == 3 * (2 + 2) and usage.backwards == 3
 
 
@@ -123,7 +123,7 @@ def test_rows_that_were_not_optimised_are_the_encoders_own(motion, trace):
 def test_the_distance_to_the_pivot_never_rises_and_falls(motion, trace, null_text):
     done = run(motion, trace, directed(null_text=null_text, null_text_steps=4), guidance=7.5)
     losses = done.prepared["losses"]
-    assert done.prepared["null"].shape[1] == (8 if null_text == "multi-frame" else 1)
+    assert done.prepared["null"].shape[1] == (4 if null_text == "multi-frame" else 1)
     assert (losses.diff(dim=1).nan_to_num(0.0) <= 0).all()
     assert (losses.nan_to_num(torch.inf).amin(1) < losses[:, 0]).any()
 
@@ -138,12 +138,12 @@ def test_rows_of_their_own_reach_the_pivots_nearer_than_one_for_all(motion, trac
 
 
 def test_the_network_is_optimised_at_the_clips_own_spans(motion, trace, monkeypatch):
-    """10 frames, of which the network sees 4 at once: running spans again for their gradients changes nothing."""
-    few = Editor(replace(motion.backbone, native_frames=4))
-    long = few.invert(noise_clip(10), prompt=SOURCE, steps=2)
+    """5 frames, of which the network sees 2 at once: running spans again for their gradients changes nothing."""
+    few = Editor(replace(motion.backbone, native_frames=2))
+    long = few.invert(noise_clip(5), prompt=SOURCE, steps=2)
     task = directed(null_text_steps=2)
     made = run(few, long, task).prepared
-    assert made["null"].shape[:2] == (2, 10) and made["reached"].shape == long.latents[-1].shape
+    assert made["null"].shape[:2] == (2, 5) and made["reached"].shape == long.latents[-1].shape
     assert (made["losses"][:, -1] < made["losses"][:, 0]).any()
     monkeypatch.setattr(videodirector, "checkpoint", lambda run, x, **_: run(x))
     assert close(run(few, long, task).prepared["null"], made["null"])
@@ -152,9 +152,9 @@ def test_the_network_is_optimised_at_the_clips_own_spans(motion, trace, monkeypa
 @pytest.mark.parametrize("fixture", ["pipeline", "image_pipeline", "motion_pipeline"])
 def test_running_blocks_anew_for_their_gradients_changes_nothing(request, fixture, monkeypatch):
     """As on a GPU, also with rows of text a frame and in several spans."""
-    backbone = replace(load_backbone(str(request.getfixturevalue(fixture)), "cpu"), native_frames=4)
+    backbone = replace(load_backbone(str(request.getfixturevalue(fixture)), "cpu"), native_frames=2)
     task, found = directed(null_text_steps=2, stdg=50.0), []
-    trace = Editor(backbone).invert(noise_clip(6), prompt=SOURCE, steps=2)
+    trace = Editor(backbone).invert(noise_clip(3), prompt=SOURCE, steps=2)
     for again in (False, True):
         monkeypatch.setattr(videodirector, "_is_short", lambda _, again=again: again)
         found.append(run(Editor(backbone), trace, task))
@@ -221,7 +221,7 @@ def test_the_guidance_draws_the_edit_to_the_pivot(motion, trace):
     """A step with it is nearer in what it compares than one without, in both stages."""
     stdg = STDG(motion.backbone, Director(zeta_f=0.5), Usage())
     text = motion.backbone.text([SOURCE]).clone()
-    t, at = trace.timesteps[1], np.zeros((8, *trace.grid), bool)
+    t, at = trace.timesteps[1], np.zeros((4, *trace.grid), bool)
     pivot = trace.latents[t].clone()
     x = pivot + 0.3 * torch.randn(pivot.shape, generator=torch.Generator().manual_seed(0))
     g = stdg.gradient(x, pivot, t, text, text, 0.5, at)
@@ -254,7 +254,7 @@ def test_hidden_columns_take_no_part():
 def test_a_mask_of_everything_leaves_self_attention_to_the_edit(request, fixture):
     """In every family, the image model's keys of other frames included."""
     editor = Editor(load_backbone(str(request.getfixturevalue(fixture)), "cpu"))
-    trace = editor.invert(noise_clip(8), prompt=SOURCE, steps=2)
+    trace = editor.invert(noise_clip(4), prompt=SOURCE, steps=2)
     every = np.ones_like(half(trace))
     on, off = (preset(alpha_self=0.0, director=replace(OFF, sa_ii=ii)) for ii in (True, False))
     alone = run(editor, trace, off, mask=every).latents
@@ -273,14 +273,14 @@ def test_a_place_hides_the_background(motion, trace):
 @pytest.mark.parametrize("fixture", ["pipeline", "image_pipeline", "motion_pipeline"])
 def test_rows_one_at_a_time_give_the_same(request, fixture):
     editor = Editor(load_backbone(str(request.getfixturevalue(fixture)), "cpu"))
-    trace = editor.invert(noise_clip(8), prompt=SOURCE, steps=3)
+    trace = editor.invert(noise_clip(4), prompt=SOURCE, steps=3)
     task = replace(directed(null_text_steps=1), alpha_self=0.4)
     assert close(run(editor, trace, task, one_row=True).latents, run(editor, trace, task).latents)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm"])
 def test_twice_is_the_same_and_leaves_nothing_behind(motion, solver):
-    trace = motion.invert(noise_clip(8), prompt=SOURCE, steps=3, solver=solver)
+    trace = motion.invert(noise_clip(4), prompt=SOURCE, steps=3, solver=solver)
     stock = dict(motion.backbone.unet.attn_processors)
     task = directed(null_text_steps=2)
     one, two = (run(motion, trace, task) for _ in range(2))

@@ -38,7 +38,8 @@ class VideoInfo:
     the YUV matrix that an untagged stream is read by, as browsers do: bt709 from 720 lines on, else bt601; it is empty
     where the stream is tagged. `still` says that there is one frame only, `picture` that Pillow reads it, and `timed`
     that the container tells when a frame is shown, as AVI does not. `interlaced` says which frames have two fields:
-    none, those that their decoder tells of ("interlaced"), or "all", where the header alone tells.
+    none, those that their decoder tells of ("interlaced"), or "all", where the header alone tells. `sound` says that
+    there is a stream of it.
     """
 
     width: int
@@ -52,6 +53,7 @@ class VideoInfo:
     picture: bool = False
     timed: bool = True
     interlaced: Literal["", "interlaced", "all"] = ""
+    sound: bool = False
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -85,7 +87,7 @@ def _probe(path: Path, size: int, changed: int) -> VideoInfo:
     video = next((s for s in streams if ": Video: " in s and "(attached pic)" not in s), None)
     if video is None:
         raise _not_a_video(path, log, streams)
-    info = _parse(path, header, video)
+    info = replace(_parse(path, header, video), sound=any(": Audio: " in s for s in streams))
     decoded = re.findall(rb"^frame=(\d+)", first.stdout, re.MULTILINE)
     if not decoded or decoded[-1] == b"0":
         raise undecodable(path, info.codec)

@@ -198,11 +198,19 @@ def _decode(
     return np.frombuffer(done.stdout, np.uint8, whole * w * h * 3).reshape(whole, h, w, 3).copy()
 
 
+def _is_heard(source: str | Path) -> bool:
+    """Whether a video has sound; one that is gone by now has none."""
+    try:
+        return probe(source).sound
+    except ClipError:
+        return False
+
+
 @contextmanager
 def _sound(source: str | Path | None, start: float, seconds: float, beside: Path) -> Iterator[list[str]]:
     """The arguments that add `seconds` of the source's sound, none where it has less; its samples live meanwhile
     `beside` a file that is being written."""
-    if source is None:
+    if source is None or not _is_heard(source):
         yield []
         return
     raw = ["-f", "s16le", "-ar", str(_SOUND_RATE), "-ac", "2"]

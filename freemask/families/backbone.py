@@ -71,6 +71,12 @@ class Backbone(ABC):
         """How many frames the autoencoder takes at once."""
         return 1 if self.low_vram else CHUNK
 
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in; the library itself looks through all modules for it, at each call."""
+        told: torch.dtype = self.unet.dtype
+        return told
+
     @property
     def vae_factor(self) -> int:
         """How many pixels one latent cell stands for, along a side."""
@@ -177,7 +183,7 @@ class Backbone(ABC):
     def cross_keys(self, site: Site, text: Tensor) -> Tensor:
         """The keys (n, heads, k, d) of text (n, k, d) at a cross site."""
         attn: Any = self.unet.get_submodule(site.name)
-        return rearrange(attn.to_k(text.to(self.unet.dtype)), "n k (heads d) -> n heads k d", heads=attn.heads)
+        return rearrange(attn.to_k(text.to(self.dtype)), "n k (heads d) -> n heads k d", heads=attn.heads)
 
     @abstractmethod
     def asked(self, latents: tuple[int, ...], text: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

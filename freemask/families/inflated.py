@@ -88,7 +88,7 @@ class Inflated(Backbone):
             yield
 
     def output(self, x: Tensor, t: int | Tensor, text: Tensor) -> Tensor:
-        dtype, frames = self.unet.dtype, x.shape[2]
+        dtype, frames = self.dtype, x.shape[2]
         z, told = rearrange(x.to(dtype), "b c f h w -> (b f) c h w"), per_frame(text.to(dtype), frames)
         out = self.unet(z, t, encoder_hidden_states=told).sample.float()
         return rearrange(out, "(b f) c h w -> b c f h w", f=frames)

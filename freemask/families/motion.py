@@ -28,8 +28,8 @@ class Motion(Backbone):
         return latents, (text[0] * latents[2], *text[1:])
 
     def output(self, x: Tensor, t: int | Tensor, text: Tensor) -> Tensor:
-        told = per_frame(text.to(self.unet.dtype), x.shape[2])
-        return self.unet(x.to(self.unet.dtype), t, encoder_hidden_states=told).sample.float()
+        told = per_frame(text.to(self.dtype), x.shape[2])
+        return self.unet(x.to(self.dtype), t, encoder_hidden_states=told).sample.float()
 
 
 def add_motion(unet: UNet2DConditionModel, adapter: Path, **weights: object) -> UNetMotionModel:

@@ -29,12 +29,12 @@ class UNet3D(Backbone):
     def over(self, frames: int, hooks: Mapping[Site, Hook] | None = None, text: Tensor | None = None) -> Iterator[None]:
         each = None
         if text is not None and text.ndim == 4:  # the network itself knows one row for all frames
-            each = per_frame(text.to(self.unet.dtype), frames)
+            each = per_frame(text.to(self.dtype), frames)
             hooks = {**{site: plainly for site in self.sites if site.kind == "cross"}, **(hooks or {})}
         with installed(self.unet, hooks or {}, text=each):
             yield
 
     def output(self, x: Tensor, t: int | Tensor, text: Tensor) -> Tensor:
-        dtype = self.unet.dtype
+        dtype = self.dtype
         told = text if text.ndim == 3 else text[:, 0]
         return self.unet(x.to(dtype), t, encoder_hidden_states=told.to(dtype)).sample.float()

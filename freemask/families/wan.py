@@ -174,7 +174,7 @@ class Wan(Backbone):
 
     def cross_keys(self, site: Site, text: Tensor) -> Tensor:
         attn = self.unet.get_submodule(site.name)
-        told = self.unet.condition_embedder.text_embedder(text.to(self.unet.dtype))
+        told = self.unet.condition_embedder.text_embedder(text.to(self.dtype))
         return rearrange(attn.norm_k(attn.to_k(told)), "n k (heads d) -> n heads k d", heads=attn.heads)
 
     def asked(self, latents: tuple[int, ...], text: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -186,7 +186,7 @@ class Wan(Backbone):
             yield
 
     def output(self, x: Tensor, t: int | Tensor, text: Tensor) -> Tensor:
-        dtype = self.unet.dtype
+        dtype = self.dtype
         label = torch.as_tensor(t, device=x.device).expand(len(x))
         return self.unet(x.to(dtype), label, text.to(dtype)).sample.float()
 

@@ -95,6 +95,12 @@ def test_cancel_stops_the_run_and_a_reloaded_tab_finds_its_job(page: Page, clip:
     explorer(page, words="car")
 
 
+def players(page: Page) -> set[str]:
+    """The files of the players, once each has its own."""
+    expect(page.locator("#studio video[src]:not([src=''])")).to_have_count(3)
+    return set(page.locator("#studio video").evaluate_all("(players) => players.map((player) => player.src)"))
+
+
 def test_visitors_are_told_their_place_and_see_their_own_files_only(
     page: Page, browser: Browser, address: str, clip: Path, tap: Tap
 ) -> None:
@@ -111,12 +117,12 @@ def test_visitors_are_told_their_place_and_see_their_own_files_only(
     for one in (page, other):
         state(one, "done")
         explorer(one)
-        files.append(set(one.evaluate("Array.from(document.querySelectorAll('#studio video'), (v) => v.src)")))
+        files.append(players(one))
     assert len(files[0]) == len(files[1]) == 3 and not files[0] & files[1]
     other.reload()
     state(other, "done")
     explorer(other)
-    assert set(other.evaluate("Array.from(document.querySelectorAll('#studio video'), (v) => v.src)")) == files[1]
+    assert players(other) == files[1]
     other.context.close()
 
 
