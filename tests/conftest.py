@@ -20,6 +20,14 @@ THREADS = os.environ.get("FREEMASK_TEST_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", THREADS)
 
 
+LONG = "e2e", "hostile", "test_run.py", "test_graphs.py", "test_batch.py", "test_videodirector.py", "test_bench.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker of the suite is left with one at the end."""
+    items.sort(key=lambda item: next((k for k, name in enumerate(LONG) if name in item.path.parts), len(LONG)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def lean():
     import torch
@@ -27,7 +35,13 @@ def lean():
     # a client of the page's API reads all of the world's certificates for each file that it fetches, also without TLS
     ssl.create_default_context = lru_cache(ssl.create_default_context)
     torch.set_num_threads(int(THREADS))  # the models are too small for more to pay
-    gc.freeze()  # what the libraries hold is not looked through again each time that memory is freed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen(lean):
+    """What libraries and the tests before hold is not looked through again each time that memory is freed."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +52,8 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def editor(tokenizer) -> Editor:
-    """An editor on a random UNet3D with grids /1, /2, /4 and an autoencoder of factor 4."""
+def tiny_editor(tokenizer) -> Editor:
+    """`editor`, under a name that no module takes for its own: what is made of it is then made once."""
     import torch
     from diffusers import AutoencoderTiny
     from tiny import tiny_scheduler, tiny_unet
@@ -73,6 +87,12 @@ def editor(tokenizer) -> Editor:
 
 
 @pytest.fixture(scope="session")
+def editor(tiny_editor) -> Editor:
+    """An editor on a random UNet3D with grids /1, /2, /4 and an autoencoder of factor 4."""
+    return tiny_editor
+
+
+@pytest.fixture(scope="session")
 def clip() -> Clip:
     """Four frames of 32 × 32 with a bright square that moves."""
     import numpy as np
@@ -86,27 +106,27 @@ def clip() -> Clip:
 
 
 @pytest.fixture(scope="session")
-def pipeline(tmp_path_factory, editor):
+def pipeline(tmp_path_factory, tiny_editor):
     """A tiny random pipeline with an AutoencoderKL, saved in zeroscope's layout."""
     from tiny import tiny_unet
 
-    return _saved(tmp_path_factory.mktemp("backbone"), editor, tiny_unet())
+    return _saved(tmp_path_factory.mktemp("backbone"), tiny_editor, tiny_unet())
 
 
 @pytest.fixture(scope="session")
-def image_pipeline(tmp_path_factory, editor):
+def image_pipeline(tmp_path_factory, tiny_editor):
     """The same of an image model, in Stable Diffusion's layout."""
     from tiny import tiny_image_unet
 
-    return _saved(tmp_path_factory.mktemp("image"), editor, tiny_image_unet())
+    return _saved(tmp_path_factory.mktemp("image"), tiny_editor, tiny_image_unet())
 
 
 @pytest.fixture(scope="session")
-def motion_pipeline(tmp_path_factory, editor):
+def motion_pipeline(tmp_path_factory, tiny_editor):
     """The same of an image model with motion modules, in AnimateDiff's layout."""
     from tiny import tiny_motion_unet
 
-    return _saved(tmp_path_factory.mktemp("motion"), editor, tiny_motion_unet())
+    return _saved(tmp_path_factory.mktemp("motion"), tiny_editor, tiny_motion_unet())
 
 
 def _saved(path, editor, unet):

@@ -18,7 +18,7 @@ from transformers import ViTConfig, ViTModel
 from typer.testing import CliRunner
 
 from freemask.batch import figures, work
-from freemask.batch.engine import run_groups
+from freemask.batch.engine import _start, run_groups
 from freemask.batch.five import read_five
 from freemask.batch.index import write_index
 from freemask.batch.manifest import grouped, read_manifest, shard
@@ -210,9 +210,17 @@ def test_the_results_are_a_table_and_a_page(by_two):
         assert f'src="{row["folder"]}/poster.jpg"' in page and f'href="{row["folder"]}/edited.mp4"' in page
 
 
-def test_a_killed_workers_group_goes_on_behind_what_is_done(clips, tmp_path):
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray that was started before, and stays."""
+    ray = pytest.importorskip("ray", reason="requirements-batch.txt is not installed")
+    _start(ray)
+    yield ray
+    ray.shutdown()
+
+
+def test_a_killed_workers_group_goes_on_behind_what_is_done(cluster, clips, tmp_path):
     """The worker dies in the middle of the second edit: the first stays, the second begins at its kept inversion."""
-    pytest.importorskip("ray", reason="requirements-batch.txt is not installed")
     given = rows("one.mp4", changes=CHANGES[:2])
     given = [row | {"steps": 8} for row in given]
     edits = read_manifest(manifest(clips, given, "killed.jsonl"))
@@ -234,10 +242,10 @@ def test_a_killed_workers_group_goes_on_behind_what_is_done(clips, tmp_path):
     assert killed and [row["inversion"] for row in collect(tmp_path, edits)] == ["made", "kept from an earlier edit"]
 
 
-def test_more_workers_than_there_are_is_refused(clips, tmp_path):
-    pytest.importorskip("ray", reason="requirements-batch.txt is not installed")
+def test_more_workers_than_there_are_is_refused(cluster, clips, tmp_path):
     with pytest.raises(SettingError, match="10000 workers are asked"):
         list(run_groups(tmp_path, grouped(read_manifest(manifest(clips, rows("one.mp4")))), workers=10_000))
+    assert cluster.is_initialized()
 
 
 def test_without_ray_it_says_what_to_install(clips, tmp_path, monkeypatch):

@@ -532,17 +532,16 @@ def test_a_long_clip_is_seen_in_spans_of_the_native_length(editor, long_clip):
     assert trace.latents[CLEAN].shape[2] == 20
 
 
-@pytest.mark.parametrize("native", [8, 4])
+@pytest.mark.parametrize("native", [4, 3])
 def test_where_the_sources_features_come_from_makes_no_difference(editor, clip, native):
     """Replayed beside the edit or alone before it, stored on the device or in host RAM: by the maps of one inversion,
     since another batch's rounding may turn a mask's pixel."""
-    long = Clip(np.concatenate([clip.frames, clip.frames[::-1]]), clip.fps)
     own = spanning(editor, native)
-    trace = own.invert(long, prompt=SOURCE, steps=STEPS)
+    trace = own.invert(clip, prompt=SOURCE, steps=STEPS)
     wanted = run(own, trace, task("shape"))
     assert close(run(own, trace, task("shape"), one_row=True), wanted)
     for host in (False, True):
-        stored = own.invert(long, prompt=SOURCE, steps=STEPS, store=task("shape"), host=host)
+        stored = own.invert(clip, prompt=SOURCE, steps=STEPS, store=task("shape"), host=host)
         assert len(stored.features) and all(close(stored.latents[t], trace.latents[t]) for t in trace.latents)
         stored = replace(trace, features=stored.features)
         assert close(run(own, stored, task("shape")), wanted)

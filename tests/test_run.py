@@ -47,7 +47,9 @@ def done(tmp_path_factory):
     command += ["--edit", SHAPE.settings.edit, "--task", "shape", "--steps", "2", "--frames", "4"]
     # as many threads as the tests' own process: sums in another order would round otherwise
     env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    run = subprocess.run([*map(str, command), "--out", out], cwd=ROOT, capture_output=True, text=True, check=True, env=env)
+    run = subprocess.run(
+        [*map(str, command), "--out", out], cwd=ROOT, capture_output=True, text=True, check=True, env=env
+    )
     return out, json.loads(run.stdout.splitlines()[-1]), run.stderr
 
 

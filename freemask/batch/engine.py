@@ -41,7 +41,8 @@ def run_groups(
         raise SettingError(
             "A batch on several workers runs on Ray: pip install -r requirements-batch.txt, or take --shard 1/1."
         ) from None
-    _start(ray)
+    if own := not ray.is_initialized():  # whoever runs batches from Ray keeps it
+        _start(ray)
     try:
         size, each = _shares(ray.nodes(), len(groups), workers)
         anew = {"max_restarts": -1, "max_task_retries": -1}  # an edit that ends its workers fails after a few
@@ -56,7 +57,8 @@ def run_groups(
             del worker  # where no group is left it ends, and what it had is free for one whose machine is gone
             yield from ray.get(done)
     finally:
-        ray.shutdown()
+        if own:
+            ray.shutdown()
 
 
 def _start(ray: Any) -> None:

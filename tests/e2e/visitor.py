@@ -173,6 +173,6 @@ def report(page: Page) -> dict[str, Any]:
     """The report of the run that is shown, as its download tells it."""
     page.get_by_role("tab", name="Downloads").click()
     with page.expect_download() as download:
-        page.locator("#files a[download='report.json']").click()
+        page.locator("#files a[download='report.json']").evaluate("(link) => link.click()")  # which may be drawn anew
     told: dict[str, Any] = json.loads(Path(download.value.path()).read_text())
     return told
