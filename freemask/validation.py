@@ -6,6 +6,7 @@ import difflib
 import reprlib
 from collections.abc import Collection
 from dataclasses import fields
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def read_shipped(path: Path) -> dict[str, Any]:
 def validated(cls: type, values: dict[str, Any], where: str) -> Any:
     """An instance of a dataclass, or SettingError naming the field, its range and what was given."""
     try:
-        return TypeAdapter(cls).validate_python(values)
+        return _adapter(cls).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "?"
@@ -65,9 +66,15 @@ def validated(cls: type, values: dict[str, Any], where: str) -> Any:
         raise SettingError(f"{where}{message}") from None
 
 
+@cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+@lru_cache(maxsize=256)
 def _limits(cls: type, name: str) -> str:
     """The range or the choices of a field in words, "" where it has none."""
-    schema = TypeAdapter(cls).json_schema()["properties"].get(name, {})
+    schema = _adapter(cls).json_schema()["properties"].get(name, {})
     options = [schema, *schema.get("anyOf", [])]
     for option in options:
         option = option.get("prefixItems", [option])[0]
