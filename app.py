@@ -199,16 +199,12 @@ def build(
         )
         paced = [advanced.steps, advanced.solver]
         inputs.pace.input(None, inputs.pace, paced, js=browser.TAKE_PACE, **quiet)
-        lent = gr.State(True)  # the pace is an example's or the page's own, none that the visitor chose
-        page.follow([inputs.clip.upload, inputs.clip.stop_recording], page.own_pace, lent, paced, **live)
-        page.follow(
-            [inputs.pace.input, *(part.input for part in paced), inputs.settings.upload],
-            lambda: False,
-            None,
-            lent,
-            **live,
-        )
-        filled.success(lambda: True, None, lent, **live)
+        lent = gr.Checkbox(True, visible=False)  # the pace is an example's or the page's own, none that was chosen
+        own = [inputs.clip.upload, inputs.clip.stop_recording]
+        gr.on(own, None, lent, paced, js=browser.own_pace(), **quiet)
+        choosing = [inputs.pace.input, *(part.input for part in paced), inputs.settings.upload]
+        gr.on(choosing, None, None, lent, js="() => false", **quiet)
+        filled.success(None, None, lent, js="() => true", **quiet)
         shown = [*paced, inputs.pace]
         gr.on([part.change for part in paced], None, shown, inputs.pace, js=browser.FOLLOW_PACE, **quiet)
         costly = [
@@ -264,7 +260,7 @@ def build(
             [results.choice.input], desk.show_run, results.choice, results.outputs, **page.LATEST, **plain
         )
         chosen.success(desk.fill_run, results.run, inputs.all, **page.EACH, **plain)
-        chosen.success(lambda: False, None, lent, **page.EACH, **quiet)
+        chosen.success(None, None, lent, js="() => false", **quiet)
         results.status.change(None, results.status, inputs.progress, js=browser.PROGRESS, **quiet)
         filled.success(
             lambda index: desk.show_example(shipped[index]), inputs.examples, results.outputs, **page.EACH, **plain

@@ -15,7 +15,6 @@ from .fields import (
     follow_task,
     follow_trim,
     own_mask,
-    own_pace,
     take_trim,
 )
 from .look import cards, header, theme
@@ -59,7 +58,6 @@ __all__ = [
     "open_studio",
     "outliving",
     "own_mask",
-    "own_pace",
     "painted_circles",
     "program_inputs",
     "show_masks",

@@ -2,9 +2,21 @@
 
 import json
 
-from .advanced import PACES
+from .advanced import PACES, first_pace
 
-__all__ = ["ARRIVE", "FOLLOW_PACE", "FREE", "HEAD", "HOLD", "LET_GO", "PROGRESS", "REVEAL", "TAKE_PACE", "fetch"]
+__all__ = [
+    "ARRIVE",
+    "FOLLOW_PACE",
+    "FREE",
+    "HEAD",
+    "HOLD",
+    "LET_GO",
+    "PROGRESS",
+    "REVEAL",
+    "TAKE_PACE",
+    "fetch",
+    "own_pace",
+]
 
 # Gradio's video field fetches an ffmpeg of 32 MB with each clip, for a trimmer of its own. The page has another, so the
 # one is hidden and the other never comes.
@@ -22,6 +34,14 @@ FOLLOW_PACE = f"""(steps, solver, shown) => {{
     const pace = Object.keys(paces).find(fits) ?? null;
     return pace === shown ? {{ __type__: "update" }} : pace;
 }}"""
+
+
+def own_pace() -> str:
+    """The steps and the solver for an own clip, where those that stand there are `lent` by an example: its edit was
+    made with them, and what suits this server suits another clip."""
+    skip = '{ __type__: "update" }'
+    return f"(lent) => lent ? {json.dumps(list(PACES[first_pace()].values()))} : [{skip}, {skip}]"
+
 
 # A tab keeps a token, so that after a reload it finds its job and its results.
 ARRIVE = """() => {

@@ -169,7 +169,7 @@ class Desk:
 
     def recall(self, token: str, query: str, request: gr.Request) -> list[Any]:
         """The fields of a page that was opened: as its link says, as the last edit of who comes back had them, or those
-        of the example that greets who comes first; and whether their pace is lent, as `own_pace` asks."""
+        of the example that greets who comes first; and whether their pace is lent, as `browser.own_pace` asks."""
         visit = self._visits.greet(token, request.session_hash or "")
         asked = visit.asked
         linked = follow_link(query, self._backbones)

@@ -27,7 +27,7 @@ from ..settings import Example, Settings, make_settings, read_settings, read_siz
 from ..words.positions import frames_told
 from ..words.prompts import usual_task
 from . import status
-from .advanced import PACES, TASK_OWN, Advanced, first_pace, task_own
+from .advanced import TASK_OWN, Advanced, task_own
 from .changes import ONE
 from .visits import Run
 from .wire import file_data, hear, picture_uri, shown
@@ -52,7 +52,6 @@ __all__ = [
     "made_with",
     "optional",
     "own_mask",
-    "own_pace",
     "read_fields",
     "same_clip",
     "take_trim",
@@ -157,13 +156,6 @@ def follow_task(task: str, method: str) -> tuple[Any, ...]:
 def follow_method(method: str) -> Any:
     """The chooser with what the method does in a sentence."""
     return gr.update(info=load_method(method).summary)
-
-
-def own_pace(lent: bool) -> tuple[Any, Any]:
-    """The steps and the solver for an own clip, where those that stand there are lent by an example: its edit was made
-    with them, and what suits this server suits another clip."""
-    pace = PACES[first_pace()]
-    return (pace["steps"], pace["solver"]) if lent else (gr.skip(), gr.skip())
 
 
 def fill_example(example: Example) -> list[Any]:
