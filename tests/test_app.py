@@ -1027,9 +1027,12 @@ def test_the_task_follows_the_prompts_until_one_is_chosen():
 
 
 def test_no_listener_that_may_wait_shares_its_event():
-    """Gradio gives an event to all its listeners again when one of them had to wait, so two would never end."""
+    """Gradio gives an event to all its listeners again when one of them had to wait, so two would never end. And its
+    queue still takes the pause between two looks that is given to it."""
     with Worker() as worker:
-        asked = app.build(worker, body=page.painted_circles).config["dependencies"]
+        demo = app.build(worker, body=page.painted_circles)
+    assert vars(gr.Blocks().queue()._queue)["sleep_when_free"] < vars(demo._queue)["sleep_when_free"]
+    asked = demo.config["dependencies"]
     listeners = defaultdict(list)
     for one in asked:
         if one["backend_fn"]:

@@ -18,7 +18,7 @@ from freemask.presets import load_preset
 from freemask.steps import finish
 
 pytestmark = pytest.mark.numeric
-SOURCE, EDIT, STEPS = "a red car on the grass", "a blue bus on the grass", 4
+SOURCE, EDIT, STEPS = "a red car on the grass", "a blue bus on the grass", 3
 
 
 @pytest.fixture(scope="module", params=["pipeline", "image_pipeline", "motion_pipeline"])

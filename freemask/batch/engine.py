@@ -26,7 +26,7 @@ def run_groups(
     out: Path, groups: Sequence[Sequence[Edit]], *, workers: int | None = None, extras: bool = False
 ) -> Generator[str, None, None]:
     """Makes the groups, several at once; yields each edit's folder name when its group is done. `workers` None means
-    one a GPU, or a core where there is none.
+    one a GPU, or a core where there is none. Ray that the caller has started is used, and goes on afterwards.
 
     Raises SettingError where Ray is not installed, or more workers are asked than there are GPUs or cores.
     """
