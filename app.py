@@ -36,7 +36,7 @@ import gradio as gr
 from freemask import page
 from freemask.errors import FreeMaskError
 from freemask.families.reach import obstacle, refusal, zero_gpu
-from freemask.families.specs import backbone_name, usual_guidance
+from freemask.families.specs import backbone_name
 from freemask.jobs.worker import Worker
 from freemask.page import browser, zero
 from freemask.presets import task_names
@@ -162,9 +162,8 @@ def build(
             [advanced.method.change], page.in_turn(page.follow_method), advanced.method, advanced.method, **live
         )
         page.follow([advanced.backbone.change], page.in_turn(page.toy_world), advanced.backbone, toy, **live)
-        page.follow(
-            [advanced.backbone.input], page.in_turn(usual_guidance), advanced.backbone, advanced.guidance, **live
-        )
+        guided = advanced.backbone, advanced.guidance
+        advanced.backbone.input(None, *guided, js=browser.usual_guidance(offered), **quiet)
         told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone, advanced.method]
         page.follow(
             [part.change for part in told],

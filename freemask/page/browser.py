@@ -1,7 +1,9 @@
 """What the page does in the browser alone: functions in JavaScript that Gradio's events call."""
 
 import json
+from collections.abc import Sequence
 
+from ..families import specs
 from .advanced import PACES, first_pace
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "TAKE_PACE",
     "fetch",
     "own_pace",
+    "usual_guidance",
 ]
 
 # Gradio's video field fetches an ffmpeg of 32 MB with each clip, for a trimmer of its own. The page has another, so the
@@ -41,6 +44,11 @@ def own_pace() -> str:
     made with them, and what suits this server suits another clip."""
     skip = '{ __type__: "update" }'
     return f"(lent) => lent ? {json.dumps(list(PACES[first_pace()].values()))} : [{skip}, {skip}]"
+
+
+def usual_guidance(offered: Sequence[str]) -> str:
+    """The guidance that suits a backbone of those offered."""
+    return f"(name) => ({json.dumps({name: specs.usual_guidance(name) for name in offered})})[name]"
 
 
 # A tab keeps a token, so that after a reload it finds its job and its results.

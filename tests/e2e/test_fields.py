@@ -211,8 +211,11 @@ def test_real_clips_are_offered_where_they_can_be_edited(
         page.get_by_role("button", name="Advanced").click()
         page.get_by_label("Backbone").click()
         zeroscope = page.get_by_role("option", name="zeroscope")
+        guidance = page.get_by_role("spinbutton", name="Guidance")
+        expect(guidance).to_have_value("3")
         if gpu:
             zeroscope.click()
+            expect(guidance).to_have_value("7.5")
             expect(page.locator("#toy")).not_to_contain_text("toy world")
             expect(page.locator("#caution")).to_be_hidden()
             expect(page.locator("#outside")).to_be_hidden()
