@@ -162,8 +162,8 @@ def build(
             [advanced.method.change], page.in_turn(page.follow_method), advanced.method, advanced.method, **live
         )
         page.follow([advanced.backbone.change], page.in_turn(page.toy_world), advanced.backbone, toy, **live)
-        guided = advanced.backbone, advanced.guidance
-        advanced.backbone.input(None, *guided, js=browser.usual_guidance(offered), **quiet)
+        usual = browser.usual_guidance(offered)
+        advanced.backbone.input(None, advanced.backbone, advanced.guidance, js=usual, **quiet)
         told = [inputs.source, inputs.edit, inputs.task, inputs.word, advanced.backbone, advanced.method]
         page.follow(
             [part.change for part in told],

@@ -169,7 +169,7 @@ def lever_steps(
     for name in only:
         refuse_unknown("lever", name, LEVERS)
     backbone = editor.backbone
-    device, dtype, factor = backbone.device, backbone.unet.dtype, backbone.vae_factor
+    device, dtype, factor = backbone.device, backbone.dtype, backbone.vae_factor
     w, h = editor.fit(size or backbone.native_size)
     shape = ROWS, int(backbone.unet.config["in_channels"]), frames, h // factor, w // factor
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)

@@ -163,7 +163,7 @@ def _against_arithmetic(
 ) -> dict[str, Any]:
     """The table of a whole edit, and its floor."""
     backbone = editor.backbone
-    rate = matrix_rate(backbone.device, backbone.unet.dtype)
+    rate = matrix_rate(backbone.device, backbone.dtype)
     row = row_flops(backbone, shape)
     report = finish(whole_edit(editor, clip, steps, (SOURCE, EDIT), features))
     table = {}

@@ -171,12 +171,12 @@ def selftest_steps(
         ),
     ]
     passed = all(check.passed for check in checks)
-    gib = count * backbone.unet.dtype.itemsize / 2**30
+    gib = count * backbone.dtype.itemsize / 2**30
     figures = {
         "backbone": backbone.name,
         "passed": passed,
         "device": str(backbone.device),
-        "dtype": str(backbone.unet.dtype).removeprefix("torch."),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
         "licence": spec.licence,
         "size": size,
         "frames": FRAMES,

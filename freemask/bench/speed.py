@@ -144,7 +144,7 @@ def circumstances(backbone: Backbone) -> dict[str, Any]:
     device = backbone.device
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else f"{device.type}, {torch.get_num_threads()} threads"
-    return {"backbone": backbone.name, "device": name, "dtype": str(backbone.unet.dtype).removeprefix("torch.")}
+    return {"backbone": backbone.name, "device": name, "dtype": str(backbone.dtype).removeprefix("torch.")}
 
 
 def _synchronize(device: torch.device) -> None:
@@ -222,7 +222,7 @@ def beside_peer(backbone: Backbone, steps: Steps[Any], shape: tuple[int, ...], n
     parts = {"vae": backbone.vae, "text_encoder": backbone.text_encoder, "tokenizer": backbone.tokenizer}
     pipe = TextToVideoSDPipeline(unet=backbone.unet, scheduler=backbone.scheduler, **parts)
     pipe.set_progress_bar_config(disable=True)
-    told = backbone.text(["", "a car"]).to(backbone.unet.dtype)
+    told = backbone.text(["", "a car"]).to(backbone.dtype)
     height, width = (side * backbone.vae_factor for side in shape[3:])
     ours, theirs, began = list[float](), list[float](), 0.0
 
