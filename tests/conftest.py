@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import ssl
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -88,8 +89,18 @@ def tiny_editor(tokenizer) -> Editor:
 
 @pytest.fixture(scope="session")
 def editor(tiny_editor) -> Editor:
-    """An editor on a random UNet3D with grids /1, /2, /4 and an autoencoder of factor 4."""
+    """An editor on a random UNet3D with grids /1 and /2, and an autoencoder of factor 4."""
     return tiny_editor
+
+
+@pytest.fixture(scope="session")
+def deep_editor(tiny_editor) -> Editor:
+    """The same with grids /1, /2 and /4."""
+    from tiny import tiny_unet
+
+    from freemask.methods.editor import Editor
+
+    return Editor(replace(tiny_editor.backbone, unet=tiny_unet(levels=3).eval().requires_grad_(False)))
 
 
 @pytest.fixture(scope="session")

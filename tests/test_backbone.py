@@ -39,7 +39,7 @@ class Bomb:
 
 def test_a_saved_pipeline_loads(pipeline):
     backbone = load_backbone(str(pipeline), "cpu")
-    assert (backbone.vae_factor, backbone.multiple, backbone.native_size) == (4, 16, (32, 32))
+    assert (backbone.vae_factor, backbone.multiple, backbone.native_size) == (4, 8, (32, 32))
     assert backbone.native_frames == 24 and load_backbone("mini", "cpu").native_frames == 8
     frames = np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8)
     latents = backbone.encode(frames)
@@ -192,8 +192,8 @@ def test_a_prompt_over_the_length_is_refused_in_our_words_alone(editor, caplog, 
     assert capfd.readouterr() == ("", "")
 
 
-def test_sites_are_named_by_kind_and_level(editor):
-    sites = editor.backbone.sites
+def test_sites_are_named_by_kind_and_level(deep_editor):
+    sites = deep_editor.backbone.sites
     cross = [s for s in sites if s.kind == "cross"]
     assert [s.level for s in cross] == [0, 1, 2, 1, 1, 0, 0]
     assert [s.short for s in cross[2:5]] == ["mid", "up 1.0", "up 1.1"]

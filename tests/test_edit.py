@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_scheduler
+from tiny import close, tiny_scheduler
 
 from freemask.clips.video import Clip, read_clip
 from freemask.errors import MaskError, PromptError, SettingError
@@ -67,10 +67,6 @@ def plain(editor: Editor, trace, prompt=EDIT, guidance=7.5, rescale=0.0, **optio
     alpha = levels(editor.backbone.scheduler, trace.timesteps)
     *_, (_, x) = denoise(predict, trace.latents[trace.timesteps[-1]], alpha, **options)
     return x
-
-
-def close(a, b, relative=1e-4):
-    return (a - b).abs().max() <= relative * b.abs().max()
 
 
 def session(editor, trace, preset, prompt=EDIT, **options):
@@ -224,13 +220,13 @@ def test_same_inputs_same_frames(editor, clip, trace):
     assert not torch.equal(first, run(editor, trace, task(), eta=0.5, seed=4))
 
 
-def test_frames_that_do_not_fit_are_refused(editor):
+def test_frames_that_do_not_fit_are_refused(deep_editor):
     for h, w in ((30, 32), (32, 30)):
         with pytest.raises(SettingError, match=f"{w}x{h} do not fit"):
-            editor.invert(Clip(np.zeros((1, h, w, 3), np.uint8), 8.0), prompt=SOURCE, steps=2)
-    assert editor.backbone.multiple == 16 and editor.backbone.native_size == (32, 32)
-    assert editor.fit((47, 15)) == (32, 16)  # down, but one multiple at least
-    assert editor.frame_size(128, 64) == (64, 32) and editor.frame_size(30, 100) == (32, 96)
+            deep_editor.invert(Clip(np.zeros((1, h, w, 3), np.uint8), 8.0), prompt=SOURCE, steps=2)
+    assert deep_editor.backbone.multiple == 16 and deep_editor.backbone.native_size == (32, 32)
+    assert deep_editor.fit((47, 15)) == (32, 16)  # down, but one multiple at least
+    assert deep_editor.frame_size(128, 64) == (64, 32) and deep_editor.frame_size(30, 100) == (32, 96)
 
 
 def test_any_grid_and_length(editor):
@@ -349,7 +345,8 @@ def test_changed_words_are_left_to_the_edit_after_their_window(editor, trace):
             assert torch.equal(out[..., ~changed], a0[..., ~changed])
 
 
-def test_only_grids_of_so_many_positions_are_fused(trace):
+def test_only_grids_of_so_many_positions_are_fused(deep_editor, clip):
+    trace = deep_editor.invert(clip, prompt=SOURCE, steps=2)
     kinds = ("self", "cross", "temporal")
     sites = [site for site in trace.sites if site.kind in kinds]
     count = {site: int(np.prod(site.grid(trace.grid))) for site in sites}
@@ -376,16 +373,15 @@ def test_the_released_code_swaps_source_and_edit_in_time(editor, trace):
 
 
 @pytest.mark.parametrize(("side", "level"), [(16, 0), (32, 2), (48, 2)])
-def test_the_released_codes_level_is_a_quarter_of_the_finest(editor, side, level):
+def test_the_released_codes_level_is_a_quarter_of_the_finest(deep_editor, side, level):
     """16 × 16 at 512²: two halvings, or none where that would leave under 8 × 8 positions."""
-    own = replace(editor.backbone)
     clip = Clip(np.random.default_rng(0).integers(0, 255, (1, 4 * side, 4 * side, 3), dtype=np.uint8), 8.0)
-    trace = Editor(own).invert(clip, prompt=SOURCE, steps=2)
+    trace = deep_editor.invert(clip, prompt=SOURCE, steps=2)
     t = trace.timesteps[0]
     preset = task("shape", "released")
     sites = [site for site in trace.sites if site.kind == "cross" and site.level == level]
     soft = np.mean([trace.word_map(t, site, find_word(SOURCE, "car")) for site in sites], axis=0)
-    plan = editor.plan_masks(trace, word="car", task=preset)
+    plan = deep_editor.plan_masks(trace, word="car", task=preset)
     assert np.array_equal(plan.object_at[t], resize(extract(soft, preset.tau), trace.grid))
 
 

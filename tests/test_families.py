@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
+from tiny import close
 
 from freemask.errors import BackboneError
 from freemask.families.attention import attend
@@ -42,10 +43,6 @@ def latents(backbone, rows=1, frames=FRAMES):
     return torch.randn(rows, 4, frames, 8, 12, generator=noise), backbone.text(["a car", "a red bus"][:rows])
 
 
-def alike(a, b):
-    return (a - b).norm() <= 1e-4 * b.norm()
-
-
 def test_every_family_is_tried_here():
     assert set(FAMILIES.values()) == {*KINDS, Wan}  # which `test_wan` tries
 
@@ -77,7 +74,7 @@ def test_hooks_are_met_in_order_and_change_nothing_of_themselves(backbone):
     plain = backbone.predict(x, 501, text)
     assert plain.shape == x.shape and plain.dtype == torch.float32
     assert torch.equal(backbone.predict(x, 501, text, hooks={}), plain)
-    assert alike(backbone.predict(x, 501, text, hooks=dict.fromkeys(backbone.sites, look)), plain)
+    assert close(backbone.predict(x, 501, text, hooks=dict.fromkeys(backbone.sites, look)), plain)
     assert tuple(met) == backbone.sites
 
 
@@ -86,7 +83,7 @@ def test_batch_rows_do_not_see_each_other(backbone):
     x, text = latents(backbone, rows=2)
     both = backbone.predict(x, 501, text)
     for i in range(2):
-        assert alike(both[i : i + 1], backbone.predict(x[i : i + 1], 501, text[i : i + 1]))
+        assert close(both[i : i + 1], backbone.predict(x[i : i + 1], 501, text[i : i + 1]))
 
 
 def test_stock_processors_come_back_after_an_error(backbone):
@@ -116,7 +113,7 @@ def test_attending_to_itself_alone_is_the_stock_model(image_model):
         alone = replace(image_model, inflation=inflation)
         with torch.inference_mode():
             stock = [image_model.unet(x[:, :, i], 501, encoder_hidden_states=text).sample for i in range(FRAMES)]
-        assert alike(alone.predict(x, 501, text), torch.stack(stock, 2))
+        assert close(alone.predict(x, 501, text), torch.stack(stock, 2))
 
 
 @pytest.mark.parametrize("attends", [("self", "middle"), ("middle",), ("previous", "first"), ("self", "last")])
@@ -168,7 +165,8 @@ def test_an_image_model_beside_a_motion_adapter_is_one_with_motion(
     joined = load_backbone(str(tmp_path), "cpu")
     assert type(joined) is Motion and joined.native_frames == backbone_spec(str(motion_pipeline)).frames == 16
     x, text = latents(joined)
-    assert torch.equal(joined.predict(x, 501, text), motion_model.predict(x, 501, text))
+    # weights of another file lie elsewhere in memory, where kernels may sum in another order
+    assert close(joined.predict(x, 501, text), motion_model.predict(x, 501, text))
     (tmp_path / "motion_adapter" / "config.json").write_text('{"_class_name": "MotionAdapter"}')
     with pytest.raises(BackboneError, match="motion_adapter could not be loaded"):
         load_backbone(str(tmp_path), "cpu")

@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -29,7 +30,7 @@ from tiny import write_disc
 from freemask import page
 from freemask.errors import DeviceLost, MemoryShortage, SettingError, StorageError
 from freemask.jobs.kept import DIGITS, KEPT, read_inversion, save_inversion
-from freemask.jobs.run import run_steps
+from freemask.jobs.run import load_editor, run_steps
 from freemask.jobs.worker import HandedBack, Worker
 from freemask.masks.mmc import read_codebook
 from freemask.masks.trace import save_trace
@@ -38,7 +39,7 @@ from freemask.page.visits import DAY, Run, Visits
 from freemask.page.wire import shown
 from freemask.presets import load_method, load_preset
 from freemask.settings import REPORT, make_settings
-from freemask.steps import Step, finish
+from freemask.steps import Step, finish, mapped
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 60.0
@@ -57,44 +58,27 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # kill -9
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from types import SimpleNamespace
-import torch
-from freemask import page
-from freemask.jobs.run import load_editor
-from freemask.jobs.worker import Worker
-from freemask.toyworld import likeness
+WRITING = {"keep": "invert", "write": "decode"}  # the step before which files are written
 
-clip, folder, token, given, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], eval(sys.argv[4]), sys.argv[5:]
 
-def die(*_, **__):
+def die(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
-def edit(stage):
-    def body(*asked):
-        for step in (steps := page.diffusion(*asked)):
-            if step.stage == stage and step.index == 1 - (stage == "load"):
-                die()
-            if step.stage == WRITING.get(stage):
-                os.replace = die  # by which a file that is whole takes its place
-            yield step
-    one = SimpleNamespace(session_hash="a")
-    desk = page.Desk(Worker(), body, folder=folder / stage, limit=1e9)
-    list(desk.arrive(token, "", one))
-    list(desk.edit(one, clip=str(clip), **given))
 
-WRITING = {"keep": "invert", "write": "decode"}
-torch.set_num_threads(1)
-load_editor("mini")
-for stage in names:
-    child = os.fork()
-    if not child:
-        edit(stage)
-        os._exit(0)
-    print(stage, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+def edit_until(stage: str, clip: Path, folder: Path) -> None:
+    """A visitor's edit on a server that is killed at that stage."""
+
+    def look(step: Step) -> Step:
+        if step.stage == stage and step.index == 1 - (stage == "load"):
+            die()
+        if step.stage == WRITING.get(stage):
+            os.replace = die  # by which a file that is whole takes its place
+        return step
+
+    one = SimpleNamespace(session_hash="a")
+    desk = page.Desk(Worker(), lambda *asked: mapped(page.diffusion(*asked), look), folder=folder, limit=LIMIT)
+    list(desk.arrive(TOKEN, "", one))
+    list(desk.edit(one, clip=str(clip), **GIVEN))
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +87,16 @@ def killed(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not hasattr(os, "fork"):
         pytest.skip("this system has no fork")
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-c", KILLED, clip, folder, TOKEN, repr(GIVEN), *STAGES]
-    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=5 * PATIENCE)
-    assert done.stdout.split("\n")[:-1] == [f"{stage} -9" for stage in STAGES], done.stderr
+    load_editor("mini")
+    for stage in STAGES:
+        child = os.fork()
+        if not child:
+            try:
+                signal.alarm(int(PATIENCE))
+                edit_until(stage, clip, folder / stage)
+            finally:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, stage
     return folder
 
 
@@ -351,12 +342,12 @@ def test_an_edit_without_room_for_its_videos_says_so_and_shows_nothing(
     out = tmp_path / "out"
     out.mkdir()
     (out / REPORT).write_text("{}")  # of an earlier edit
-    with largest(2000), pytest.raises(StorageError, match="cannot be written"):
+    with largest(500), pytest.raises(StorageError, match="cannot be written"):
         finish(run_steps(clip, QUICK, out, editor=editor))
     assert not (out / REPORT).exists() and not (out / "edited.mp4").exists() and not list(out.rglob("*.part"))
     monkeypatch.setattr("freemask.page.desk.obstacle", lambda name: None)
     one, served = SimpleNamespace(session_hash="a"), tmp_path / "served"
-    with Worker() as worker, largest(2000):
+    with Worker() as worker, largest(500):
         desk = page.Desk(worker, lambda *given: run_steps(*given[:3], editor=editor), folder=served)
         with pytest.raises(gr.Error, match="The server cannot write its files"):
             list(desk.edit(one, clip=str(clip), **GIVEN))

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
+from tiny import close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from freemask.clips.video import Clip
@@ -82,10 +83,6 @@ def editor(request):
 def clip():
     """Not square, and longer than the video models see at once."""
     return Clip(np.random.default_rng(3).integers(0, 255, (6, 32, 48, 3), dtype=np.uint8), 8.0)
-
-
-def close(a, b, relative=1e-4):
-    return float((a - b).abs().max()) <= relative * float(b.abs().max())
 
 
 def alike(ours, theirs):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import close
 
 from freemask.clips.video import Clip
 from freemask.errors import SettingError
@@ -39,10 +40,6 @@ def trace(editor):
 def run(editor, trace, preset, *, prompt=EDIT, guidance=7.5, **options):
     steps = editor.edit_steps(trace, prompt=prompt, task=preset, word="car", guidance=guidance, **options)
     return finish(steps).latents
-
-
-def close(a, b, relative=1e-4):
-    return (a - b).abs().max() <= relative * b.abs().max()
 
 
 def everywhere(trace, value):

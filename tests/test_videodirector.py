@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import close
 
 from freemask.clips.video import Clip
 from freemask.errors import SettingError
@@ -64,10 +65,6 @@ def half(trace):
     mask = np.zeros(trace.clip.frames.shape[:3], bool)
     mask[:, :, : mask.shape[2] // 2] = True
     return mask
-
-
-def close(a, b, relative=1e-4):
-    return (a - b).abs().max() <= relative * b.abs().max()
 
 
 def latents(frames, dtype=torch.float64, seed=0):

@@ -26,6 +26,11 @@ from freemask.families.sites import Site
 from freemask.masks.trace import SoftMap, Trace
 
 
+def close(a: torch.Tensor, b: torch.Tensor, relative: float = 1e-4) -> bool:
+    """Whether they differ by rounding alone: by that share of the largest value of b at most."""
+    return float((a - b).abs().max()) <= relative * float(b.abs().max())
+
+
 def write_disc(path: Path, *, frames: int = 12, fps: float = 8.0) -> Path:
     """A video of a red disc that crosses a green field of 64 × 64."""
     video = np.full((frames, 64, 64, 3), (60, 140, 60), np.uint8)
@@ -41,31 +46,31 @@ def write_noise(path: Path) -> Path:
     return path
 
 
-def tiny_unet() -> UNet3DConditionModel:
-    """A random text-to-video UNet with grids /1, /2, /4."""
-    return _tiny(UNet3DConditionModel, "3D", attention_head_dim=8)
+def tiny_unet(levels: int = 2) -> UNet3DConditionModel:
+    """A random text-to-video UNet with so many grids: /1, /2 and so on."""
+    return _tiny(UNet3DConditionModel, "3D", levels, attention_head_dim=8)
 
 
 def tiny_image_unet() -> UNet2DConditionModel:
     """A random image UNet of the same shape."""
-    return _tiny(UNet2DConditionModel, "2D", attention_head_dim=(2, 4, 4))
+    return _tiny(UNet2DConditionModel, "2D", attention_head_dim=(2, 4))
 
 
 def tiny_motion_unet() -> UNetMotionModel:
     """A random image UNet of the same shape with motion modules."""
-    heads = {"num_attention_heads": (2, 4, 4), "motion_num_attention_heads": 2}
+    heads = {"num_attention_heads": (2, 4), "motion_num_attention_heads": 2}
     return _tiny(UNetMotionModel, "Motion", **heads)
 
 
-def _tiny(kind: Any, ending: str, **heads: Any) -> Any:
+def _tiny(kind: Any, ending: str, levels: int = 2, **heads: Any) -> Any:
     torch.manual_seed(0)
     unet = kind(
         sample_size=8,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(16, 32, 32),
-        down_block_types=(*(f"CrossAttnDownBlock{ending}",) * 2, f"DownBlock{ending}"),
-        up_block_types=(f"UpBlock{ending}", *(f"CrossAttnUpBlock{ending}",) * 2),
+        block_out_channels=(16, 32, 32)[:levels],
+        down_block_types=(*(f"CrossAttnDownBlock{ending}",) * (levels - 1), f"DownBlock{ending}"),
+        up_block_types=(f"UpBlock{ending}", *(f"CrossAttnUpBlock{ending}",) * (levels - 1)),
         layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=24,
