@@ -16,7 +16,6 @@ finds its edits and inversions.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -37,6 +36,7 @@ from freemask import page
 from freemask.errors import FreeMaskError
 from freemask.families.reach import obstacle, refusal, zero_gpu
 from freemask.families.specs import backbone_name
+from freemask.jobs.arenas import share_arenas
 from freemask.jobs.worker import Worker
 from freemask.page import browser, zero
 from freemask.presets import task_names
@@ -47,7 +47,6 @@ HERE = Path(__file__).resolve().parent
 WAITING = 8  # jobs that may wait behind the running one
 DAY = 24 * 60 * 60
 CACHE_GB = 20.0
-M_ARENA_MAX, ARENAS = -8, 2  # glibc's name of the option, malloc.h
 TELLING = 1.0  # seconds in which pages hear that their edit was handed back
 LAUNCH: dict[str, Any] = {
     "theme": page.theme(),
@@ -317,13 +316,6 @@ def first_backbone() -> str:
         log.warning("FREEMASK_BACKBONE: %s The page begins with mini.", error)
         return "mini"
     return name
-
-
-def share_arenas() -> None:
-    """All threads allocate from few arenas, where the C library is glibc: else each of the many that Gradio answers in
-    keeps the most that it ever held."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, ARENAS)
 
 
 def end_on(worker: Worker) -> Callable[[], None]:

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -162,11 +163,19 @@ def edited(out, edits):
 
 
 @pytest.fixture(scope="module")
-def by_two(clips, tmp_path_factory):
+def cluster():
+    """Ray that was started before, and stays."""
+    ray = pytest.importorskip("ray", reason="requirements-batch.txt is not installed")
+    _start(ray)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def by_two(cluster, clips, tmp_path_factory):
     """Six edits of three clips, by two workers: each change that there is at least once."""
     given = [row for k, name in enumerate(("one", "two", "three")) for row in rows(f"{name}.mp4")[k : k + 2]]
     out, path = tmp_path_factory.mktemp("two"), manifest(clips, given, "six.jsonl")
-    pytest.importorskip("ray", reason="requirements-batch.txt is not installed")
     done = CliRunner().invoke(app, ["batch", str(path), "--out", str(out), "--workers", "2"])
     assert done.exit_code == 0, done.output
     return out, path, done
@@ -210,19 +219,10 @@ def test_the_results_are_a_table_and_a_page(by_two):
         assert f'src="{row["folder"]}/poster.jpg"' in page and f'href="{row["folder"]}/edited.mp4"' in page
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Ray that was started before, and stays."""
-    ray = pytest.importorskip("ray", reason="requirements-batch.txt is not installed")
-    _start(ray)
-    yield ray
-    ray.shutdown()
-
-
 def test_a_killed_workers_group_goes_on_behind_what_is_done(cluster, clips, tmp_path):
     """The worker dies in the middle of the second edit: the first stays, the second begins at its kept inversion."""
     given = rows("one.mp4", changes=CHANGES[:2])
-    given = [row | {"steps": 8} for row in given]
+    given = [row | {"steps": 4} for row in given]
     edits = read_manifest(manifest(clips, given, "killed.jsonl"))
     begin(tmp_path, edits)
     killed = []
@@ -246,6 +246,18 @@ def test_more_workers_than_there_are_is_refused(cluster, clips, tmp_path):
     with pytest.raises(SettingError, match="10000 workers are asked"):
         list(run_groups(tmp_path, grouped(read_manifest(manifest(clips, rows("one.mp4")))), workers=10_000))
     assert cluster.is_initialized()
+
+
+def test_ray_that_nobody_started_is_started_and_ended(clips, tmp_path, monkeypatch):
+    told = []
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}]
+    ray = SimpleNamespace(is_initialized=lambda: False, nodes=lambda: nodes)
+    ray.init, ray.shutdown = lambda **where: told.append(where["address"]), lambda: told.append("ended")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(SettingError, match="3 workers are asked, and there are 2 CPUs"):
+        list(run_groups(tmp_path, grouped(read_manifest(manifest(clips, rows("one.mp4")))), workers=3))
+    assert told == ["local", "ended"]
 
 
 def test_without_ray_it_says_what_to_install(clips, tmp_path, monkeypatch):
@@ -300,7 +312,7 @@ def test_a_fault_in_the_middle(clips, tmp_path, monkeypatch, error):
 
 def test_a_time_limit_keeps_what_is_done(clips, tmp_path):
     """SIGTERM in the middle of the second edit, as a scheduler sends it."""
-    path = manifest(clips, [row | {"steps": 8} for row in rows("one.mp4", changes=CHANGES[:2])], "limit.jsonl")
+    path = manifest(clips, [row | {"steps": 4} for row in rows("one.mp4", changes=CHANGES[:2])], "limit.jsonl")
     first, second = read_manifest(path)
 
     def end():

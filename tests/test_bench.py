@@ -220,7 +220,7 @@ def test_every_method_is_a_preset(task):
 
 
 def test_one_scene_four_methods(tmp_path):
-    options = Options(methods=("copy", "plain", "freemask-adaptive", "freemask-oracle"), steps=5, frames=2)
+    options = Options(methods=("copy", "plain", "freemask-adaptive", "freemask-oracle"), steps=3, frames=2)
     run = dict(limit=1, seed=DEVELOP, tasks=["attribute"])
     table = finish(benchmark_steps("mini", tmp_path, options, **run))
     lines = {line["method"]: line for line in table["rows"]}
@@ -305,7 +305,7 @@ def test_calibrate_writes_a_codebook_and_its_figure(tmp_path):
 
 
 def test_a_selftest_passes_on_what_ships(tmp_path):
-    done = CliRunner().invoke(app, ["selftest", "--steps", "10", "--out", str(tmp_path)])
+    done = CliRunner().invoke(app, ["selftest", "--steps", "6", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["passed"] and figures["codebook"] == "mini.json" and figures["size"] == [128, 128]

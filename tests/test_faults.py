@@ -518,11 +518,12 @@ def test_memory_that_runs_out_beside_an_edit_is_told_of() -> None:
 
 
 ARENAS = """
-import ctypes, threading, app
+import ctypes, threading
+from freemask.jobs.arenas import share_arenas
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype = libc.fdopen.restype = ctypes.c_void_p
 out = ctypes.c_void_p(libc.fdopen(1, b"w"))
-app.share_arenas()
+share_arenas()
 libc.malloc_info(0, out)
 gate = threading.Barrier(12)
 

@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
-from playwright.sync_api import expect
-from visitor import PATIENCE, Tab, edit_example, explorer, report
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+from visitor import edit_example, explorer, report, visit
 
 from freemask.families.sites import short_site
 
 
-def test_a_layer_is_seen_in_full(tab: Tab, real: str) -> None:
+@pytest.fixture(scope="module")
+def page(context: BrowserContext, real: str) -> Iterator[Page]:
+    """The page of a visitor who has made an edit; each test here makes another of it."""
+    opened = context.new_page()
+    visit(opened, real)
+    edit_example(opened)
+    yield opened
+    opened.close()
+
+
+def made(page: Page, press: str) -> None:
+    """Waits until the history tells of one edit more than before the button was pressed."""
+    runs = page.locator(".fm-history thead img")
+    before = max(runs.count(), 1)  # of one alone there is no history
+    page.get_by_role("button", name=press).click()
+    expect(runs).to_have_count(before + 1)
+
+
+def test_a_second_edit_begins_at_denoising(page: Page) -> None:
+    explorer(page, words="car")
+    assert report(page)["unet"]["invert"]["forwards"] == 2
+    expect(page.locator("#estimate")).to_contain_text("as measured on this server")
+    made(page, "Edit with this row")
+    expect(page.locator(".fm-status")).to_contain_text("begun at denoising")
+    told = report(page)
+    assert told["unet"]["invert"]["forwards"] == 0
+    assert (told["mask"]["origin"], told["mask"]["timestep"]) == ("picked", "every")
+
+
+def test_a_layer_is_seen_in_full(page: Page) -> None:
     """Its heads, of which some make the mask; its features; and what a place attends to, by mouse and keyboard."""
-    page = tab(real)
-    edit_example(page)
     view, line = page.get_by_label("View", exact=True), page.locator(".fm-layer-view > p[role=status]")
     heads = page.locator(".fm-head-tile")
     view.select_option("heads")
@@ -39,31 +68,13 @@ def test_a_layer_is_seen_in_full(tab: Tab, real: str) -> None:
     canvas.press("ArrowDown")
     expect(moved).not_to_have_attribute("style", str(place))
     expect(page.locator(".fm-layer-view")).to_contain_text(re.compile(r"In words: \w+ [\d.]+ %"))
-    page.get_by_role("button", name="Edit with this cell").click()
-    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
+    made(page, "Edit with this cell")
 
 
-def test_attention_is_bent_and_the_edit_made_again(tab: Tab, real: str) -> None:
-    page = tab(real)
-    edit_example(page)
+def test_attention_is_bent_and_the_edit_made_again(page: Page) -> None:
     cell = str(explorer(page).get_attribute("data-cell"))
     page.get_by_label("Bend this word's attention").select_option("muted")
-    page.get_by_role("button", name="Edit bent").click()
-    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
+    made(page, "Edit bent")
     site, timestep = cell.split("@")
     assert report(page)["settings"]["bend"] == f"{short_site(site)}@{timestep}: car scale 0"
     expect(page.locator(".fm-history")).to_contain_text("bend")
-
-
-def test_a_second_edit_begins_at_denoising(tab: Tab, real: str) -> None:
-    page = tab(real)
-    edit_example(page)
-    explorer(page, words="car")
-    assert report(page)["unet"]["invert"]["forwards"] == 2
-    expect(page.locator("#estimate")).to_contain_text("as measured on this server")
-    page.get_by_role("button", name="Edit with this row").click()
-    page.locator(".fm-history").wait_for(timeout=1000 * PATIENCE)
-    expect(page.locator(".fm-status")).to_contain_text("begun at denoising")
-    told = report(page)
-    assert told["unet"]["invert"]["forwards"] == 0
-    assert (told["mask"]["origin"], told["mask"]["timestep"]) == ("picked", "every")
