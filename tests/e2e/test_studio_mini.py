@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
-from visitor import edit_example, explorer, report, visit
+from visitor import edit_example, explorer, made, report, visit
 
 from freemask.families.sites import short_site
 
@@ -20,14 +20,6 @@ def page(context: BrowserContext, real: str) -> Iterator[Page]:
     edit_example(opened)
     yield opened
     opened.close()
-
-
-def made(page: Page, press: str) -> None:
-    """Waits until the history tells of one edit more than before the button was pressed."""
-    runs = page.locator(".fm-history thead img")
-    before = max(runs.count(), 1)  # of one alone there is no history
-    page.get_by_role("button", name=press).click()
-    expect(runs).to_have_count(before + 1)
 
 
 def test_a_second_edit_begins_at_denoising(page: Page) -> None:
@@ -77,4 +69,4 @@ def test_attention_is_bent_and_the_edit_made_again(page: Page) -> None:
     made(page, "Edit bent")
     site, timestep = cell.split("@")
     assert report(page)["settings"]["bend"] == f"{short_site(site)}@{timestep}: car scale 0"
-    expect(page.locator(".fm-history")).to_contain_text("bend")
+    expect(page.locator("#history .fm-history")).to_contain_text("bend")

@@ -157,8 +157,17 @@ def edit_example(page: Page) -> None:
     explorer(page)
 
 
-def paint(page: Page) -> None:
-    """Edits again with a stroke beside the mask in use."""
+def made(page: Page, press: str) -> int:
+    """The number of the edit that the button makes, once the history tells of it."""
+    runs = page.locator("#history thead img")
+    before = max(runs.count(), 1)  # of one alone there is no history
+    page.get_by_role("button", name=press).click()
+    expect(runs).to_have_count(before + 1)
+    return before + 1
+
+
+def paint(page: Page) -> int:
+    """Edits again with a stroke beside the mask in use; the number of that edit."""
     page.get_by_role("button", name="Paint", exact=True).click()
     box = page.locator("#studio canvas.fm-brush").bounding_box()
     assert box
@@ -166,7 +175,7 @@ def paint(page: Page) -> None:
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.3, steps=4)
     page.mouse.up()
-    page.get_by_role("button", name="Edit with the painting").click()
+    return made(page, "Edit with the painting")
 
 
 def report(page: Page) -> dict[str, Any]:
