@@ -34,10 +34,13 @@ def spared(page: Page) -> None:
 
 def test_every_tab_of_every_example_opens(tab: Tab, shipped: str, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tab(shipped, 1440, 900)
-    page.get_by_role("tab", name="Curves").click()
+    page.get_by_role("tab", name="Report").click()
     buttons = page.locator("#examples .gallery-item").all()
     for example, button in zip(examples(), buttons, strict=True):
         button.click()
+        expect(page.locator("#json")).to_contain_text(f'"{example.settings.source}"')
+        expect(page.locator("#json")).to_contain_text("reconstruction_psnr")
+        page.get_by_role("tab", name="Curves").click()
         expect(page.locator("#notebook")).to_contain_text(f"prompt='{example.settings.source}'")
         page.get_by_role("tab", name="Downloads").click()
         expect(page.locator("#files")).to_contain_text(re.compile(r"edited\s*\.mp4"))
@@ -46,12 +49,10 @@ def test_every_tab_of_every_example_opens(tab: Tab, shipped: str, monkeypatch: p
         page.get_by_role("tab", name="Compare").click()
         expect(page.locator("#differ")).to_contain_text("Edit once more")
         page.get_by_role("tab", name="Report").click()
-        expect(page.locator("#json")).to_contain_text("reconstruction_psnr")
         styled = "sketch" in button.inner_text()  # a style has no mask in use
         figures = r"area \d+ %$" if styled else r"area \d+ %, IoU with the mask in use \d\.\d\d"
         cell = page.locator("#studio [role=gridcell][tabindex='0']")
         expect(cell).to_have_attribute("aria-label", re.compile(figures))
-        page.get_by_role("tab", name="Curves").click()
         spared(page)
     names = page.evaluate("gradio_config.dependencies.map((one) => one.api_name)")
 
