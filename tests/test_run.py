@@ -137,10 +137,10 @@ def test_its_settings_make_the_same_edit_again(done, tmp_path):
     assert bad.exit_code == 2 and "holds no settings" in bad.stderr
 
 
-def test_null_text_is_kept_with_the_inversion(tmp_path):
+def test_null_text_is_kept_with_the_inversion(tmp_path, pipeline):
     """Stage 1 of VideoDirector: its files, figures and time, and a second edit that begins after it, as does one whose
     first was cancelled there."""
-    settings = replace(QUICK, method="videodirector", frames=2, null_text_steps=1)
+    settings = replace(QUICK, backbone=str(pipeline), method="videodirector", null_text_steps=1)
     kept = tmp_path / "kept"
     first = run_steps(SHAPE.clip, settings, tmp_path / "cancelled", kept=kept)
     next(step for step in first if step.stage == "edit")
@@ -168,10 +168,10 @@ def test_null_text_is_kept_with_the_inversion(tmp_path):
     assert fast["null_text"] is None and not (tmp_path / "fast" / "guided.mp4").exists()
 
 
-def test_a_second_edit_of_a_clip_begins_at_denoising(tmp_path):
+def test_a_second_edit_of_a_clip_begins_at_denoising(tmp_path, pipeline):
     """Also where the first was cancelled after its inversion. A kept inversion has no features: what is compared with
     its edit to the bit replays the source too, in the same batch shapes."""
-    settings = replace(QUICK, frames=2, features="replay")
+    settings = replace(QUICK, backbone=str(pipeline), features="replay")
     kept = tmp_path / "kept"
     first = run_steps(SHAPE.clip, settings, tmp_path / "cancelled", kept=kept)
     next(step for step in first if step.stage == "edit")
