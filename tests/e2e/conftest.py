@@ -13,7 +13,7 @@ from visitor import CHROMIUM, FLAGS, PATIENCE, Tab, Tap, edited, example, served
 from freemask import page as parts
 
 
-@pytest.fixture(scope="module")  # while it is open, its thread runs no other event loop
+@pytest.fixture(scope="package")  # while it is open, its thread runs no other event loop
 def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         pytest.skip(f"there is no browser at {CHROMIUM}")
