@@ -119,43 +119,22 @@ def clip() -> Clip:
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory, tiny_editor):
     """A tiny random pipeline with an AutoencoderKL, saved in zeroscope's layout."""
-    from tiny import tiny_unet
+    from tiny import save_pipeline, tiny_unet
 
-    return _saved(tmp_path_factory.mktemp("backbone"), tiny_editor, tiny_unet())
+    return save_pipeline(tmp_path_factory.mktemp("backbone"), tiny_editor.backbone, tiny_unet())
 
 
 @pytest.fixture(scope="session")
 def image_pipeline(tmp_path_factory, tiny_editor):
     """The same of an image model, in Stable Diffusion's layout."""
-    from tiny import tiny_image_unet
+    from tiny import save_pipeline, tiny_image_unet
 
-    return _saved(tmp_path_factory.mktemp("image"), tiny_editor, tiny_image_unet())
+    return save_pipeline(tmp_path_factory.mktemp("image"), tiny_editor.backbone, tiny_image_unet())
 
 
 @pytest.fixture(scope="session")
 def motion_pipeline(tmp_path_factory, tiny_editor):
     """The same of an image model with motion modules, in AnimateDiff's layout."""
-    from tiny import tiny_motion_unet
+    from tiny import save_pipeline, tiny_motion_unet
 
-    return _saved(tmp_path_factory.mktemp("motion"), tiny_editor, tiny_motion_unet())
-
-
-def _saved(path, editor, unet):
-    import torch
-    from diffusers import AutoencoderKL
-    from tiny import tiny_scheduler
-
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4,
-        norm_num_groups=4,
-    )
-    vae.save_pretrained(path / "vae")
-    unet.save_pretrained(path / "unet")
-    editor.backbone.text_encoder.save_pretrained(path / "text_encoder")
-    editor.backbone.tokenizer.save_pretrained(path / "tokenizer")
-    tiny_scheduler().save_pretrained(path / "scheduler")
-    return path
+    return save_pipeline(tmp_path_factory.mktemp("motion"), tiny_editor.backbone, tiny_motion_unet())

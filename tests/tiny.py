@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 from diffusers import (
+    AutoencoderKL,
     AutoencoderKLWan,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -51,18 +52,18 @@ def tiny_unet(levels: int = 2) -> UNet3DConditionModel:
     return _tiny(UNet3DConditionModel, "3D", levels, attention_head_dim=8)
 
 
-def tiny_image_unet() -> UNet2DConditionModel:
+def tiny_image_unet(levels: int = 2) -> UNet2DConditionModel:
     """A random image UNet of the same shape."""
-    return _tiny(UNet2DConditionModel, "2D", attention_head_dim=(2, 4))
+    return _tiny(UNet2DConditionModel, "2D", levels, attention_head_dim=(2, 4, 4)[:levels])
 
 
-def tiny_motion_unet() -> UNetMotionModel:
+def tiny_motion_unet(levels: int = 2) -> UNetMotionModel:
     """A random image UNet of the same shape with motion modules."""
-    heads = {"num_attention_heads": (2, 4), "motion_num_attention_heads": 2}
-    return _tiny(UNetMotionModel, "Motion", **heads)
+    heads = {"num_attention_heads": (2, 4, 4)[:levels], "motion_num_attention_heads": 2}
+    return _tiny(UNetMotionModel, "Motion", levels, **heads)
 
 
-def _tiny(kind: Any, ending: str, levels: int = 2, **heads: Any) -> Any:
+def _tiny(kind: Any, ending: str, levels: int, **heads: Any) -> Any:
     torch.manual_seed(0)
     unet = kind(
         sample_size=8,
@@ -116,6 +117,23 @@ def tiny_wan(folder: Path, *, patch: int = 2) -> Path:
         model.save_pretrained(folder / part)
     index = {"_class_name": "WanPipeline", "transformer_2": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def save_pipeline(folder: Path, backbone: Any, unet: Any) -> Path:
+    """Saves a random pipeline in zeroscope's layout: this network, the text encoder and the tokenizer of a tiny backbone,
+    and an AutoencoderKL."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+    parts = {"vae": vae, "unet": unet, "text_encoder": backbone.text_encoder, "tokenizer": backbone.tokenizer}
+    for part, model in (parts | {"scheduler": tiny_scheduler()}).items():
+        model.save_pretrained(folder / part)
     return folder
 
 
