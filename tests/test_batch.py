@@ -166,7 +166,9 @@ def edited(out, edits):
 def cluster():
     """Ray that was started before, and stays."""
     ray = pytest.importorskip("ray", reason="requirements-batch.txt is not installed")
+    ending = signal.getsignal(signal.SIGTERM)
     _start(ray)
+    assert signal.getsignal(signal.SIGTERM) == ending
     yield ray
     ray.shutdown()
 

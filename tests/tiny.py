@@ -121,8 +121,8 @@ def tiny_wan(folder: Path, *, patch: int = 2) -> Path:
 
 
 def save_pipeline(folder: Path, backbone: Any, unet: Any) -> Path:
-    """Saves a random pipeline in zeroscope's layout: this network, the text encoder and the tokenizer of a tiny backbone,
-    and an AutoencoderKL."""
+    """Saves a random pipeline in zeroscope's layout: this network, a tiny backbone's text encoder and tokenizer, and an
+    AutoencoderKL."""
     torch.manual_seed(0)
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8),

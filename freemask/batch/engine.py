@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,9 +71,13 @@ def _start(ray: Any) -> None:
     if not cluster:
         where = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         os.environ["PYTHONPATH"] = path  # of the workers, which then need no environment made for them
+    main = threading.current_thread() is threading.main_thread()
+    ending = signal.getsignal(signal.SIGTERM)  # which Ray takes for itself: it would end a batch without its results
     for last in (False, True):
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+            if main and ending is not None:
+                signal.signal(signal.SIGTERM, ending)
             return
         except Exception as error:  # Ray raises bare ones
             ray.shutdown()

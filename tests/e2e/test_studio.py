@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
-from visitor import PATIENCE, edited, explorer, made, paint, press_edit, report
+from visitor import PATIENCE, edited, explorer, fill, made, paint, press_edit, report, state
 
 from freemask.families.sites import short_site
 from freemask.page import bodies
@@ -28,6 +28,49 @@ def test_the_frame_slider_moves_players_and_explorer(seen: Page) -> None:
     assert max(times) - min(times) < 0.1 and min(times) > 0.1
     page.get_by_role("button", name="Wipe").click()
     expect(page.get_by_label("Divider between source and edit")).to_be_visible()
+
+
+def test_a_cell_is_picked_with_the_keyboard_and_used(page: Page, clip: Path) -> None:
+    fill(page, clip)
+    press_edit(page)
+    state(page, "done")
+    before = explorer(page).get_attribute("data-cell")
+    cell = page.locator("#studio [role=gridcell][tabindex='0']")
+    expect(cell).to_have_attribute(
+        "aria-label", re.compile(r"timestep \d+: area \d+ %, IoU with the mask in use 0\.\d\d")
+    )
+    cell.press("ArrowDown")
+    page.wait_for_function("b => document.querySelector('#studio [data-ready]').dataset.cell !== b", arg=before)
+    site, timestep = str(explorer(page).get_attribute("data-cell")).split("@")
+    page.locator("#studio [role=gridcell][tabindex='0']").press("Enter")
+    page.locator("#history .fm-history").wait_for(timeout=1000 * PATIENCE)
+    told = report(page)
+    assert told["mask"]["origin"] == "picked"
+    assert told["settings"]["timestep"] == int(timestep) and short_site(site) == told["settings"]["site"]
+    expect(page.locator("#history .fm-history")).to_contain_text("timestep")
+    page.get_by_label("1: a blue car driving on the grass").check()
+    page.get_by_role("tab", name="Report").click()
+    expect(page.locator("#json")).to_contain_text(re.compile(r'"origin":\s*"adaptive"'))
+
+
+def test_a_word_of_no_prompt_is_looked_for_and_its_mask_used(page: Page, clip: Path) -> None:
+    edited(page, clip)
+    field, hint = page.get_by_label("Another word"), page.locator("#studio .fm-hint p")
+    field.fill(", ,")
+    field.press("Enter")
+    expect(hint).to_contain_text("Write a word or a few")
+    field.fill("grass")  # a word of the prompt is that word
+    field.press("Enter")
+    explorer(page, words="grass")
+    field.fill("big  wheels")
+    field.press("Enter")
+    explorer(page, words="big wheels")
+    expect(page.locator("#studio .fm-chip", has_text="big wheels")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(".fm-inspector .fm-controls > .fm-note")).to_contain_text("never taught it")
+    page.get_by_label("View", exact=True).select_option("strongest word")
+    expect(page.locator(".fm-key")).to_contain_text(re.compile(r"\w+ \d+ %"))
+    made(page, "Edit with this cell")
+    assert report(page)["mask"]["origin"] == "painted"
 
 
 def test_curves_are_drawn_when_their_tab_opens_and_leave_as_files(seen: Page) -> None:
@@ -66,45 +109,22 @@ def test_two_edits_stand_beside_each_other(seen: Page) -> None:
     expect(page.locator("#differ")).to_contain_text("Edit once more")
 
 
-def test_a_cell_is_picked_with_the_keyboard_and_used(seen: Page) -> None:
-    page = seen
-    before = explorer(page, words="car").get_attribute("data-cell")
-    cell = page.locator("#studio [role=gridcell][tabindex='0']")
-    expect(cell).to_have_attribute(
-        "aria-label", re.compile(r"timestep \d+: area \d+ %, IoU with the mask in use 0\.\d\d")
-    )
-    cell.press("ArrowDown")
-    page.wait_for_function("b => document.querySelector('#studio [data-ready]').dataset.cell !== b", arg=before)
-    site, timestep = str(explorer(page).get_attribute("data-cell")).split("@")
-    page.locator("#studio [role=gridcell][tabindex='0']").press("Enter")
-    page.locator("#history .fm-history").wait_for(timeout=1000 * PATIENCE)  # the first edit was alone
+def test_a_painted_mask_is_used(page: Page, clip: Path) -> None:
+    edited(page, clip)
+    paint(page)
     told = report(page)
-    assert told["mask"]["origin"] == "picked"
-    assert told["settings"]["timestep"] == int(timestep) and short_site(site) == told["settings"]["site"]
-    expect(page.locator("#history .fm-history")).to_contain_text("timestep")
-    page.get_by_label("1: a blue car driving on the grass").check()
-    page.get_by_role("tab", name="Report").click()
-    expect(page.locator("#json")).to_contain_text(re.compile(r'"origin":\s*"adaptive"'))
-
-
-def test_a_word_of_no_prompt_is_looked_for_and_its_mask_used(seen: Page) -> None:
-    page = seen
-    field, hint = page.get_by_label("Another word"), page.locator("#studio .fm-hint p")
-    field.fill(", ,")
-    field.press("Enter")
-    expect(hint).to_contain_text("Write a word or a few")
-    field.fill("grass")  # a word of the prompt is that word
-    field.press("Enter")
-    explorer(page, words="grass")
-    field.fill("big  wheels")
-    field.press("Enter")
-    explorer(page, words="big wheels")
-    expect(page.locator("#studio .fm-chip", has_text="big wheels")).to_have_attribute("aria-pressed", "true")
-    expect(page.locator(".fm-inspector .fm-controls > .fm-note")).to_contain_text("never taught it")
-    page.get_by_label("View", exact=True).select_option("strongest word")
-    expect(page.locator(".fm-key")).to_contain_text(re.compile(r"\w+ \d+ %"))
-    made(page, "Edit with this cell")
-    assert report(page)["mask"]["origin"] == "painted"
+    assert told["mask"]["origin"] == "painted" and told["settings"]["masks"] == "masks.zip"
+    tag = page.locator("#own-mask")
+    expect(tag).to_contain_text("painted")
+    tag.click()
+    expect(tag).to_be_hidden()
+    press_edit(page)
+    expect(page.get_by_label("3: a blue car")).to_be_checked(timeout=1000 * PATIENCE)
+    assert report(page)["mask"]["origin"] != "painted"
+    page.get_by_label("2: a blue car").check()  # its fields come back with it
+    expect(tag).to_contain_text("painted")
+    page.locator("#clip").get_by_label("Clear").click()  # and a mask belongs to its clip
+    expect(tag).to_be_hidden()
 
 
 def test_painting_holds_for_all_frames_unless_for_one_only(seen: Page) -> None:
@@ -131,24 +151,6 @@ def test_painting_holds_for_all_frames_unless_for_one_only(seen: Page) -> None:
     expect(told).to_have_text(f"Without a mask: {none}.")
     made(page, "Edit with the painting")
     expect(page.locator("#own-mask")).to_contain_text(f"none on {none}.")
-
-
-def test_a_painted_mask_is_used(seen: Page) -> None:
-    page = seen
-    number = paint(page)
-    told = report(page)
-    assert told["mask"]["origin"] == "painted" and told["settings"]["masks"] == "masks.zip"
-    tag = page.locator("#own-mask")
-    expect(tag).to_contain_text("painted")
-    tag.click()
-    expect(tag).to_be_hidden()
-    press_edit(page)
-    expect(page.get_by_label(f"{number + 1}: a blue car")).to_be_checked(timeout=1000 * PATIENCE)
-    assert report(page)["mask"]["origin"] != "painted"
-    page.get_by_label(f"{number}: a blue car").check()  # its fields come back with it
-    expect(tag).to_contain_text("painted")
-    page.locator("#clip").get_by_label("Clear").click()  # and a mask belongs to its clip
-    expect(tag).to_be_hidden()
 
 
 def test_a_cell_without_a_usable_mask_offers_no_edit(page: Page, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,17 +157,16 @@ def edit_example(page: Page) -> None:
     explorer(page)
 
 
-def made(page: Page, press: str) -> int:
-    """The number of the edit that the button makes, once the history tells of it."""
+def made(page: Page, press: str) -> None:
+    """Waits until the history tells of the edit that the button makes."""
     runs = page.locator("#history thead img")
     before = max(runs.count(), 1)  # of one alone there is no history
     page.get_by_role("button", name=press).click()
     expect(runs).to_have_count(before + 1)
-    return before + 1
 
 
-def paint(page: Page) -> int:
-    """Edits again with a stroke beside the mask in use; the number of that edit."""
+def paint(page: Page) -> None:
+    """Edits again with a stroke beside the mask in use."""
     page.get_by_role("button", name="Paint", exact=True).click()
     box = page.locator("#studio canvas.fm-brush").bounding_box()
     assert box
@@ -175,7 +174,7 @@ def paint(page: Page) -> int:
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.3, steps=4)
     page.mouse.up()
-    return made(page, "Edit with the painting")
+    made(page, "Edit with the painting")
 
 
 def report(page: Page) -> dict[str, Any]:
