@@ -165,6 +165,8 @@ def test_an_image_model_beside_a_motion_adapter_is_one_with_motion(
     joined = load_backbone(str(tmp_path), "cpu")
     assert type(joined) is Motion and joined.native_frames == backbone_spec(str(motion_pipeline)).frames == 16
     x, text = latents(joined)
+    ours, theirs = joined.unet.state_dict(), motion_model.unet.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     # weights of another file lie elsewhere in memory, where kernels may sum in another order
     assert close(joined.predict(x, 501, text), motion_model.predict(x, 501, text))
     (tmp_path / "motion_adapter" / "config.json").write_text('{"_class_name": "MotionAdapter"}')

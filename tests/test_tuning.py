@@ -86,6 +86,8 @@ def test_an_untrained_folder_predicts_what_the_stock_model_does(image_pipeline, 
     stock.unet.half().float()  # as the folder keeps its weights
     x, text = latents(stock, rows=2)
     assert temporal_blocks(backbone.unet) and not temporal_blocks(stock.unet)
+    own = backbone.unet.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in stock.unet.state_dict().items())
     assert close(backbone.predict(x, 501, text), stock.predict(x, 501, text))
 
 
