@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 THREADS = os.environ.get("FREEMASK_TEST_THREADS", "1")
 # each worker of the suite has a core: threads that wait for one another's in every process they start cost far more
 os.environ.setdefault("OMP_NUM_THREADS", THREADS)
+gc.disable()  # what is imported while tests are collected stays, and need not be looked through again and again
 
 
 LONG = "e2e", "hostile", "test_run.py", "test_graphs.py", "test_batch.py", "test_videodirector.py", "test_bench.py"
@@ -33,6 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def lean():
     import torch
 
+    gc.enable()
     # a client of the page's API reads all of the world's certificates for each file that it fetches, also without TLS
     ssl.create_default_context = lru_cache(ssl.create_default_context)
     torch.set_num_threads(int(THREADS))  # the models are too small for more to pay

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from einops import rearrange
 from torch import Tensor
 
+from .networks import UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from .sites import Kind, Site
 
 __all__ = ["Hook", "attend", "find_sites", "installed", "plainly", "probabilities", "processed", "word_probabilities"]

@@ -210,7 +210,7 @@ class Results:
     curves_word: gr.Dropdown
     layer: gr.Dropdown
     timeline: gr.Image
-    cell: gr.Code
+    cell: gr.Textbox
     tables: dict[str, gr.Button]  # by the names of the files that they make
     other: gr.Dropdown
     moment: gr.Slider
@@ -287,7 +287,10 @@ class Results:
                 )
                 with gr.Row(elem_id="tables"):
                     tables = {name: gr.Button(title, size="sm", min_width=120) for name, title in TABLES.items()}
-                cell = gr.Code(label="In a notebook", language="python", interactive=False, elem_id="notebook")
+                # gr.Code would load an editor with the page, a quarter of all its scripts
+                cell = gr.Textbox(
+                    label="In a notebook", max_lines=40, interactive=False, buttons=["copy"], elem_id="notebook"
+                )
             with gr.Tab(COMPARE, id="compare-tab"):
                 with gr.Row():
                     other = gr.Dropdown([], label="Compare with", filterable=False, visible=False, min_width=200)
