@@ -76,8 +76,6 @@ def _start(ray: Any) -> None:
     for last in (False, True):
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
-            if main and ending is not None:
-                signal.signal(signal.SIGTERM, ending)
             return
         except Exception as error:  # Ray raises bare ones
             ray.shutdown()
@@ -86,6 +84,9 @@ def _start(ray: Any) -> None:
                 raise SettingError(
                     f"Ray cannot be started ({reason}): look at RAY_ADDRESS, or take --shard."
                 ) from error
+        finally:
+            if main and ending is not None:
+                signal.signal(signal.SIGTERM, ending)
 
 
 class Worker:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
-from visitor import PATIENCE, edited, explorer, fill, made, paint, press_edit, report, state
+from visitor import PATIENCE, edited, explorer, made, paint, press_edit, report
 
 from freemask.families.sites import short_site
 from freemask.page import bodies
@@ -31,10 +31,8 @@ def test_the_frame_slider_moves_players_and_explorer(seen: Page) -> None:
 
 
 def test_a_cell_is_picked_with_the_keyboard_and_used(page: Page, clip: Path) -> None:
-    fill(page, clip)
-    press_edit(page)
-    state(page, "done")
-    before = explorer(page).get_attribute("data-cell")
+    edited(page, clip)
+    before = explorer(page, words="car").get_attribute("data-cell")
     cell = page.locator("#studio [role=gridcell][tabindex='0']")
     expect(cell).to_have_attribute(
         "aria-label", re.compile(r"timestep \d+: area \d+ %, IoU with the mask in use 0\.\d\d")
