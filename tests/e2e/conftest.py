@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
 from tiny import write_disc
 from visitor import CHROMIUM, FLAGS, PATIENCE, Tab, Tap, edited, example, served, visit
 
 from freemask import page as parts
+
+BLANK = "about:blank"
+DESK: ViewportSize = {"width": 1280, "height": 900}
 
 
 @pytest.fixture(scope="package")  # while it is open, its thread runs no other event loop
@@ -60,41 +63,52 @@ def real(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """What the tabs of `page` and `tab` share: the files of Gradio's own, which are then loaded once. Their visitor
-    wants no motion, so results stand still until they are played."""
-    opened = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    """What the tabs of a module share: the files of Gradio's own, which are then loaded once. Their visitor wants no
+    motion, so results stand still until they are played."""
+    opened = browser.new_context(viewport=DESK, reduced_motion="reduce")
     opened.set_default_timeout(1000 * PATIENCE)
     yield opened
     opened.close()
 
 
-@pytest.fixture
-def tab(context: BrowserContext) -> Iterator[Tab]:
-    """Opens an address in a tab of its own, of 1280 × 900 or another size: another visitor of the page. Without an
-    address the tab is blank."""
-    tabs = []
+@pytest.fixture(scope="module")
+def window(context: BrowserContext) -> Page:
+    """The tab in which a module's tests open their pages one after another, which costs half of a tab for each. Whoever
+    comes next leaves what is there by `leave`."""
+    return context.new_page()
 
-    def open_tab(url: str = "", width: int = 1280, height: int = 900) -> Page:
-        tabs.append(opened := context.new_page())
-        opened.set_viewport_size({"width": width, "height": height})
-        if url:
-            visit(opened, url)
-        return opened
+
+def leave(window: Page) -> None:
+    """Closes the page in a tab, and with it all that the tab knows of its visitor."""
+    if window.url != BLANK:
+        window.evaluate("sessionStorage.clear()")
+        window.goto(BLANK)
+
+
+@pytest.fixture
+def tab(window: Page) -> Iterator[Tab]:
+    """Opens an address for a new visitor, in 1280 × 900 or another size; for one at a time."""
+
+    def open_tab(url: str, width: int = DESK["width"], height: int = DESK["height"]) -> Page:
+        leave(window)
+        window.set_viewport_size({"width": width, "height": height})
+        visit(window, url)
+        return window
 
     yield open_tab
-    for opened in tabs:
-        opened.close()
+    leave(window)
 
 
-@pytest.fixture(scope="module")
-def seen(context: BrowserContext, address: str, clip: Path, tap: Tap) -> Iterator[Page]:
-    """A page on which an edit was made, for all tests of a module that only look at it; another may follow on it."""
+@pytest.fixture
+def seen(window: Page, address: str, clip: Path, tap: Tap) -> Page:
+    """A page on which an edit was made. Tests that only look at it follow one another on it; another edit may be made
+    on it."""
     tap.flowing.set()
-    opened = context.new_page()
-    visit(opened, address)
-    edited(opened, clip)
-    yield opened
-    opened.close()
+    if window.url == BLANK:
+        window.set_viewport_size(DESK)
+        visit(window, address)
+        edited(window, clip)
+    return window
 
 
 @pytest.fixture

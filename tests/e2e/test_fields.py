@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 from tiny import write_noise
 from visitor import EDIT, PATIENCE, SOURCE, Tab, Tap, fill, paint, press_edit, report, served, state
 
@@ -76,8 +77,16 @@ SLOW = """() => {
 }"""
 
 
-def test_nothing_is_written_into_fields_that_are_still_to_be_filled(tab: Tab, address: str) -> None:
-    page = tab()
+@pytest.fixture
+def other(context: BrowserContext) -> Iterator[Page]:
+    """A tab of its own, which keeps the script or the clock that a test gives it."""
+    opened = context.new_page()
+    yield opened
+    opened.close()
+
+
+def test_nothing_is_written_into_fields_that_are_still_to_be_filled(other: Page, address: str) -> None:
+    page = other
     page.add_init_script(f"({SLOW})()")
     page.goto(address + "?source=a+red+car&edit=a+blue+car&task=attribute")
     edit = page.get_by_label("What it should show")
@@ -91,13 +100,13 @@ def test_nothing_is_written_into_fields_that_are_still_to_be_filled(tab: Tab, ad
 
 
 def test_fields_that_cannot_be_filled_are_free_all_the_same(
-    tab: Tab, address: str, monkeypatch: pytest.MonkeyPatch
+    other: Page, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*given: Any) -> None:
         raise OSError
 
     monkeypatch.setattr("freemask.page.desk.follow_link", fail)
-    page = tab()
+    page = other
     page.clock.install()
     page.goto(address + "?source=a+red+car")
     page.wait_for_function("document.querySelector('#columns')?.inert")

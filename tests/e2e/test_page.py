@@ -37,6 +37,17 @@ def test_upload_and_edit(seen: Page) -> None:
     assert report(page)["words"]["word"] == "car"
 
 
+def test_no_serious_violation_of_accessibility(seen: Page, address: str) -> None:
+    page = seen
+    for theme in ("light", "dark"):
+        visit(page, f"{address}?__theme={theme}")
+        explorer(page)  # of the edit that was made
+        assert page.locator("body.dark").count() == (theme == "dark")
+        found = Axe().run(page).response["violations"]
+        serious = {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")}
+        assert not serious
+
+
 def test_a_phone_has_edit_in_reach_is_shown_what_comes_and_scrolls_one_way(
     tab: Tab, address: str, clip: Path, tap: Tap
 ) -> None:
@@ -124,17 +135,6 @@ def test_visitors_are_told_their_place_and_see_their_own_files_only(
     explorer(other)
     assert players(other) == files[1]
     other.context.close()
-
-
-def test_no_serious_violation_of_accessibility(seen: Page, address: str) -> None:
-    page = seen
-    for theme in ("light", "dark"):
-        visit(page, f"{address}?__theme={theme}")
-        explorer(page)  # of the edit that was made
-        assert page.locator("body.dark").count() == (theme == "dark")
-        found = Axe().run(page).response["violations"]
-        serious = {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")}
-        assert not serious
 
 
 def test_an_edit_is_shown_before_it_is_checked(page: Page, clip: Path, tap: Tap) -> None:

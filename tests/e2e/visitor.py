@@ -53,7 +53,7 @@ FLAGS = [
     "--use-fake-ui-for-media-stream",
 ]
 PATIENCE = 30.0
-Tab = Callable[..., Page]  # opens an address in a tab of its own, `conftest.tab`
+Tab = Callable[..., Page]  # opens an address for a new visitor, `conftest.tab`
 SOURCE, EDIT = "a red car driving on the grass", "a blue car driving on the grass"
 expect.set_options(timeout=1000 * PATIENCE)
 
