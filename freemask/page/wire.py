@@ -39,8 +39,8 @@ __all__ = [
 
 LATEST: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_limit": 4}  # of events that come while it works
 EACH: dict[str, Any] = {"trigger_mode": "multiple"}  # for what follows an event: else it is lost while it is under way
-# No field shows a handler's progress. Told of none, the browser leaves the fields alone: else it copies all that every
-# field holds at each step of any handler, most of the time that a chosen example takes.
+# No field shows a handler's progress. Told of none, the browser copies at each step of any handler what the handlers
+# read, but not all that they fill, which would be most of the time that a chosen example takes.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 T = TypeVar("T")
 log = logging.getLogger(__name__)
