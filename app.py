@@ -249,7 +249,7 @@ def build(
         inputs.cancel.click(desk.cancel, None, results.status, queue=False, **quiet)
 
         # What came of it.
-        recalled = f"() => [({browser.ARRIVE})(), location.search]"
+        recalled = f"() => [({browser.ARRIVE})(), ({browser.QUERY})()]"
         held = f"() => {{ {browser.HOLD}; return ({recalled})(); }}"
         arrived = demo.load(desk.arrive, [token, query], results.outputs, js=recalled, concurrency_limit=None, **plain)
         filled_in = demo.load(desk.recall, [token, query], [*inputs.all, lent], js=held, **plain)
@@ -284,9 +284,10 @@ def build(
             finished.success(None, js=browser.REVEAL, **quiet)
         for finished in (*edits, arrived):
             finished.success(desk.history, results.run, [results.choice, results.history], **page.EACH, **quiet)
+        explorer = page.Explorer(desk)
         gr.on(
             [results.word.input, results.frame.input],
-            page.show_masks,
+            explorer.show_masks,
             [results.word, results.frame, results.run],
             results.masks,
             api_name="masks",
@@ -297,7 +298,7 @@ def build(
             event(desk.rename, [results.name, results.offered, results.run], history, **quiet)
         gone = results.delete.click(desk.delete, results.run, results.outputs, **plain)
         gone.success(desk.history, results.run, history, **quiet)
-        page.Explorer(desk).wire(results, opened, api_visibility="undocumented" if agents else "public")
+        explorer.wire(results, opened, api_visibility="undocumented" if agents else "public")
         demo.load(desk.tell_first_cost, costly, inputs.estimate, concurrency_limit=None, **quiet)
         demo.unload(desk.leave)
         demo.unload(forget)

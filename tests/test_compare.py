@@ -1,12 +1,14 @@
 """Two edits beside each other: equal ones differ by nothing."""
 
 import numpy as np
+import pytest
 
 from freemask.pictures.compare import FIRST, SECOND, difference_sheet, masks_strip
-from freemask.pictures.sheets import WordMaps
+from freemask.pictures.sheets import PAPER, SCREEN, WordMaps
 
 
-def test_a_difference_has_the_colour_of_the_stronger():
+@pytest.mark.parametrize("ink", [SCREEN, PAPER])
+def test_a_difference_has_the_colour_of_the_stronger(ink):
     index = WordMaps(
         tokens=("car",),
         edit_words=(),
@@ -20,10 +22,12 @@ def test_a_difference_has_the_colour_of_the_stronger():
     soft[:, 0, 0] = 0.5
     moved = np.roll(soft, 2, axis=2)
     cells = lambda first, second: {(t, index.sites[0]): one for t, one in zip((1, 21), (first, second), strict=True)}  # noqa: E731
-    equal = difference_sheet(index, cells(soft, soft), cells(soft, 3 * soft), frame=1, title="car")
-    apart = difference_sheet(index, cells(soft, soft), cells(soft, moved), frame=1, title="car")
+    equal = difference_sheet(index, cells(soft, soft), cells(soft, 3 * soft), frame=1, title="car", ink=ink)
+    apart = difference_sheet(index, cells(soft, soft), cells(soft, moved), frame=1, title="car", ink=ink)
     for colour in (FIRST, SECOND):
         assert not (equal == colour).all(-1).any() and (apart == colour).all(-1).any()
+    assert (equal[0, 0] == ink.rgb("ground")).all()
+    assert np.abs(equal[equal.shape[0] // 2].astype(int) - ink.rgb("ground")).max(-1).min() <= 20
     changed = np.flatnonzero((equal != apart).any((0, 2)))
     assert changed.max() < equal.shape[1] // 2  # the later timestep stands left
 

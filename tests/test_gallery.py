@@ -13,7 +13,7 @@ from freemask.errors import MaskError, SettingError
 from freemask.families.sites import short_site
 from freemask.pictures.mask_zip import read_mask_zip, save_mask_zip
 from freemask.pictures.sheets import (
-    CHOSEN,
+    SCREEN,
     Arrays,
     curves_figure,
     mask_sheet,
@@ -48,7 +48,7 @@ def stored(*, site: str = SITES[1], timestep: int = 201, grid: tuple[int, int] =
 
 def outlined(sheet: np.ndarray) -> tuple[int, int]:
     """Width and height of the box in the colour of chosen cells (labels in it stand left of and above the cells)."""
-    mask = (sheet == CHOSEN).all(-1)
+    mask = (sheet == SCREEN.rgb("chosen")).all(-1)
     long = np.flatnonzero(mask.sum(1) > 30)
     across = np.flatnonzero(mask[long[0]])
     return int(np.ptp(across)) + 1, int(np.ptp(long)) + 1
@@ -86,7 +86,7 @@ def test_the_outline_is_a_cell_or_the_row() -> None:
     assert row[0] > 2.9 * cell[0]
     assert row[1] == cell[1]
     none = mask_sheet(stored(site=""), "car", frame=0)
-    assert not (none == CHOSEN).all(-1).any()
+    assert not (none == SCREEN.rgb("chosen")).all(-1).any()
 
 
 def test_tall_and_wide_grids_keep_their_sides() -> None:
@@ -119,7 +119,7 @@ def test_curves() -> None:
     book = {"sites": SITES, "timesteps": [1, 201, 401], "site": SITES[1], "timestep": 201}
     picture = curves_figure(book | {"lmmc": [9.0, 2.0], "tmmc": [3.0, 2.5, 8.0]})
     assert picture.dtype == np.uint8 and picture.shape[2] == 3 and picture.shape[1] > picture.shape[0]
-    assert (np.abs(picture.astype(int) - CHOSEN).max(-1) < 8).any()
+    assert (np.abs(picture.astype(int) - SCREEN.rgb("chosen")).max(-1) < 8).any()
 
 
 def test_a_codebook_is_a_picture_and_a_document(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from .look import cards, header, theme
 from .parts import Inputs, Results, toy_world
 from .preview import make_preview
 from .programs import program_inputs
-from .studio import open_studio, show_masks, take_bend, take_cell
+from .studio import open_studio, take_bend, take_cell
 from .visits import Run
 from .wire import EACH, LATEST, QUIET, follow, in_turn
 from .wording import follow_difference, follow_prompts, take_word
@@ -60,7 +60,6 @@ __all__ = [
     "own_mask",
     "painted_circles",
     "program_inputs",
-    "show_masks",
     "take_bend",
     "take_cell",
     "take_changes",

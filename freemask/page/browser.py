@@ -14,6 +14,7 @@ __all__ = [
     "HOLD",
     "LET_GO",
     "PROGRESS",
+    "QUERY",
     "REVEAL",
     "TAKE_PACE",
     "fetch",
@@ -61,6 +62,8 @@ ARRIVE = """() => {
     try { sessionStorage.setItem("freemask", token); } catch { /* likewise */ }
     return token;
 }"""
+# The page's query, and last whether it is light, by which what is drawn for it is coloured.
+QUERY = """() => `${location.search}&__theme=${document.body.classList.contains("dark") ? "dark" : "light"}`"""
 # Until the fields are as this visitor is to find them nothing can be written into them, where it would be lost. Where
 # that fails no event follows, so after a while they are free all the same.
 FREE = """() => {

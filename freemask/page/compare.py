@@ -13,7 +13,7 @@ from ..clips.video import Clip, read_clip, side_by_side, write_clip
 from ..errors import ClipError, FreeMaskError
 from ..pictures.compare import difference_sheet, masks_strip
 from ..pictures.mask_zip import read_mask_zip
-from ..pictures.sheets import save_png
+from ..pictures.sheets import Ink, save_png
 from ..pictures.word_maps import read_index, read_maps, word_index
 from ..settings import MASKS
 from . import status
@@ -27,7 +27,9 @@ APART = "Their layers and timesteps differ, so their maps cannot be laid over ea
 SHAPES = "Their clips differ in length or size, so they do not play in step."
 
 
-def compare_runs(first: Run, second: Run, frame: int, into: Path) -> tuple[str, Path | None, Path | None, Path | None]:
+def compare_runs(
+    first: Run, second: Run, frame: int, into: Path, ink: Ink
+) -> tuple[str, Path | None, Path | None, Path | None]:
     """What differs between two runs, as HTML; and files in the folder `into`: the two edits side by side in step, the
     sheet of differences of the edited words' maps on a frame (from 0), and the outlines of both masks. What the two
     have not in common is left out, and told."""
@@ -45,7 +47,8 @@ def compare_runs(first: Run, second: Run, frame: int, into: Path) -> tuple[str, 
     ours, theirs = (read_index(one.folder) for one in pair)
     if all(ours[name] == theirs[name] for name in ("sites", "timesteps", "frames")):
         at = min(max(frame, 0), ours["frames"] - 1)
-        sheet = _once(into / f"difference-{names}-{at}.png", lambda path: save_png(path, _differences(pair, ours, at)))
+        name = f"difference-{names}-{at}-on-{ink.ground[1:]}.png"
+        sheet = _once(into / name, lambda path: save_png(path, _differences(pair, ours, at, ink)))
     else:
         told.append(APART)
     try:
@@ -62,12 +65,12 @@ def _once(path: Path, make: Callable[[Path], object]) -> Path:
     return path
 
 
-def _differences(pair: tuple[Run, Run], index: dict[str, Any], frame: int) -> NDArray[np.uint8]:
+def _differences(pair: tuple[Run, Run], index: dict[str, Any], frame: int, ink: Ink) -> NDArray[np.uint8]:
     """The sheet of the differences of the edited words' maps."""
     words = [run.report["words"]["word"] for run in pair]
     first, second = (read_maps(run.folder, word) for run, word in zip(pair, words, strict=True))
     title = f"{' and '.join(dict.fromkeys(words))}, frame {frame + 1} of {index['frames']}"
-    return difference_sheet(word_index(index), first, second, frame=frame, title=title)
+    return difference_sheet(word_index(index), first, second, frame=frame, title=title, ink=ink)
 
 
 def _outlined(pair: tuple[Run, Run]) -> NDArray[np.uint8]:

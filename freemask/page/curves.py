@@ -8,6 +8,7 @@ from typing import Any
 from ..clips.ffmpeg import whole
 from ..families.sites import short_site
 from ..pictures.curves import curves_csv, notebook_cell, save_word_curves, word_curves_figure
+from ..pictures.sheets import Ink
 from ..pictures.word_maps import read_index, read_maps, unpack_bits
 from ..presets import SELECTION_TAU
 from ..validation import refuse_unknown
@@ -39,13 +40,13 @@ def _measured(run: Run, concepts: Path | None, word: str, layer: str) -> tuple[A
     return found, index["timesteps"], sites[layer]
 
 
-def draw_curves(run: Run, concepts: Path | None, word: str, layer: str) -> tuple[Any, str]:
+def draw_curves(run: Run, concepts: Path | None, word: str, layer: str, ink: Ink) -> tuple[Any, str]:
     """The figure (h, w, 3), and Python that draws the layer's curves again."""
     from ..masks.curves import FIGURES
 
     curves, timesteps, site = _measured(run, concepts, word, layer)
     cell = notebook_cell(run.report, run.clip.name, word, site, first_tau(run.report))
-    return word_curves_figure(curves, timesteps, site, FIGURES), cell
+    return word_curves_figure(curves, timesteps, site, FIGURES, ink), cell
 
 
 def save_curves(run: Run, concepts: Path | None, word: str, layer: str, name: str, folder: Path) -> Path:

@@ -25,6 +25,7 @@ from ..jobs.check import check, fitting
 from ..jobs.questions import Question
 from ..jobs.worker import Job, QueueFull, Worker
 from ..pictures.mask_zip import save_mask_zip
+from ..pictures.sheets import PAPER, SCREEN
 from ..settings import EXAMPLES, Example, Settings, infer_settings, make_settings, read_size
 from ..steps import Step, mapped
 from . import status
@@ -39,6 +40,7 @@ from .fields import (
     fill_example,
     fill_run,
     follow_link,
+    is_light,
     is_link,
     optional,
     read_fields,
@@ -153,10 +155,15 @@ class Desk:
         for told in self.edit(*given):
             yield told[:-1]
 
+    def _greet(self, token: str, query: str, request: gr.Request) -> Visit:
+        visit = self._visits.greet(token, request.session_hash or "")
+        visit.ink = PAPER if is_light(query) else SCREEN
+        return visit
+
     def arrive(self, token: str, query: str, request: gr.Request) -> Generator[tuple[Any, ...], None, None]:
         """A page was opened, maybe again: follow the visitor's job or show the last result. Who comes first, and by no
         link, is greeted by an example."""
-        visit = self._visits.greet(token, request.session_hash or "")
+        visit = self._greet(token, query, request)
         if visit.active and visit.asked:
             yield from self._follow(visit.active[-1], sized(visit.asked[1], visit.asked[0]))
         elif visit.runs:
@@ -170,7 +177,7 @@ class Desk:
     def recall(self, token: str, query: str, request: gr.Request) -> list[Any]:
         """The fields of a page that was opened: as its link says, as the last edit of who comes back had them, or those
         of the example that greets who comes first; and whether their pace is lent, as `browser.own_pace` asks."""
-        visit = self._visits.greet(token, request.session_hash or "")
+        visit = self._greet(token, query, request)
         asked = visit.asked
         linked = follow_link(query, self._backbones)
         if linked is not None:

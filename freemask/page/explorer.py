@@ -21,7 +21,7 @@ from .curves import CURVES, SHEET, draw_curves, save_curves
 from .desk import Desk, numbered_runs, own_folder, with_others
 from .fields import made_with
 from .parts import Results
-from .studio import open_tabs, show_masks
+from .studio import draw_masks, open_tabs
 from .visits import Run
 from .wire import EACH, LATEST, QUIET, collecting, file_data, follow, hear, in_turn, shown
 
@@ -105,8 +105,9 @@ class Explorer:
         """
         if run is None:
             raise shown(SettingError("There are no maps yet: edit a clip first."))
+        visit = self._desk.visit(request)
         with collecting() as errors:
-            return draw_curves(run, own_folder(run, self._desk.visit(request)), str(word), str(layer))
+            return draw_curves(run, own_folder(run, visit), str(word), str(layer), visit.ink)
         raise shown(errors[0])
 
     def follow_curves(
@@ -117,11 +118,26 @@ class Explorer:
             return gr.skip(), gr.skip()
         return self.show_curves(word, layer, run, request)
 
-    def follow_sheet(self, word: str, frame: float, run: Run | None, offered: str) -> tuple[Any, Any]:
+    def show_masks(self, word: str, frame: float, run: Run | None, request: gr.Request) -> tuple[Any, Any]:
+        """The attention maps of a word, by layer and timestep, of the last edit in this session.
+
+        Args:
+            word: A word of that edit's source prompt; "dog#2" is the second dog.
+            frame: Which frame, counted from 1.
+        """
+        if run is None:
+            raise shown(SettingError("There are no masks yet: edit a clip first."))
+        with collecting() as errors:
+            return draw_masks(run, str(word or ""), int(frame) - 1, self._desk.visit(request).ink)
+        raise shown(errors[0])
+
+    def follow_sheet(
+        self, word: str, frame: float, run: Run | None, offered: str, request: gr.Request
+    ) -> tuple[Any, Any]:
         """The sheet of the edit that is shown, for the page; the words of another are not looked for."""
         if run is None:
             return None, None
-        return show_masks(word, frame, run) if offered == run.folder.name else (gr.skip(), gr.skip())
+        return self.show_masks(word, frame, run, request) if offered == run.folder.name else (gr.skip(), gr.skip())
 
     def adds_curves(self, name: str) -> Callable[[str, str, Run | None, gr.Request], list[Any]]:
         """A handler that makes that file of the curves, and gives it with the others."""
@@ -168,6 +184,6 @@ class Explorer:
         if run is None or second is None:
             return status.note("Edit once more to compare two edits."), None, None, None
         with collecting() as errors:
-            table, *files = compare_runs(second, run, int(frame) - 1, visit.beside(run))
+            table, *files = compare_runs(second, run, int(frame) - 1, visit.beside(run), visit.ink)
             return table, *(file_data(one) if one else None for one in files)
         raise shown(errors[0])

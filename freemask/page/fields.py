@@ -47,6 +47,7 @@ __all__ = [
     "follow_method",
     "follow_task",
     "follow_trim",
+    "is_light",
     "is_link",
     "link",
     "made_with",
@@ -177,6 +178,11 @@ def fill_settings(file: str | None, offered: Sequence[str]) -> list[Any]:
         return _filled(values, offered, notes)
     except FreeMaskError as error:
         raise shown(error) from None
+
+
+def is_light(query: str) -> bool:
+    """Whether the page of a query told that it is light, as `browser.QUERY` does."""
+    return dict(parse_qsl(query.removeprefix("?"))).get("__theme") == "light"
 
 
 def is_link(query: str) -> bool:

@@ -281,7 +281,7 @@ class Results:
                 )
                 gr.HTML(
                     status.note(
-                        "The chosen layer bright, all others faint; noise falls from left to right. A word that was "
+                        "The chosen layer in blue, all others faint; noise falls from left to right. A word that was "
                         "looked for can be typed."
                     )
                 )
@@ -295,7 +295,7 @@ class Results:
                 with gr.Row():
                     other = gr.Dropdown([], label="Compare with", filterable=False, visible=False, min_width=200)
                     moment = gr.Slider(1, MOST_FRAMES, 1, step=1, label="Frame", visible=False, buttons=[])
-                told = "Left the other edit, blue; right the one that is shown, orange; dark where their maps agree."
+                told = "Left the other edit, blue; right the one that is shown, orange; neither where their maps agree."
                 gr.HTML(status.note(told))
                 beside = gr.Video(label="Both edits", show_label=False, interactive=False, elem_id="beside")
                 strip = _figure("strip", "Both masks", "Frames with the outlines of both masks")

@@ -16,9 +16,9 @@ import gradio as gr
 import numpy as np
 
 from ..clips.strides import MOST_FRAMES
-from ..errors import FreeMaskError, SettingError
+from ..errors import SettingError
 from ..families.sites import short_site
-from ..pictures.sheets import curves_figure
+from ..pictures.sheets import Ink, curves_figure
 from ..pictures.word_maps import read_index, word_file, word_sheet
 from ..settings import DRAWN, NULL_TEXT
 from ..words.differences import align_phrases
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from ..masks.mmc import Codebook
 
 __all__ = [
+    "draw_masks",
     "open_studio",
     "open_tabs",
-    "show_masks",
     "take_bend",
     "take_cell",
 ]
@@ -166,20 +166,10 @@ def take_bend(run: Run | None, event: gr.EventData) -> list[Any]:
     return changed_fields(fill_run(run), bend=hear(event, "text", str)[:300])
 
 
-def show_masks(word: str, frame: float, run: Run | None) -> tuple[Any, Any]:
-    """The attention maps of a word, by layer and timestep, of the last edit in this session.
-
-    Args:
-        word: A word of that edit's source prompt; "dog#2" is the second dog.
-        frame: Which frame, counted from 1.
-    """
-    if run is None:
-        raise shown(SettingError("There are no masks yet: edit a clip first."))
-    try:
-        sheet = word_sheet(run.folder, str(word or ""), frame=int(frame) - 1)
-    except FreeMaskError as error:
-        raise shown(error) from None
-    return sheet, _curves(run)
+def draw_masks(run: Run, word: str, frame: int, ink: Ink) -> tuple[Any, Any]:
+    """The sheet of a word's maps on a frame, from 0, and the Mask Matching Costs of the edit's backbone, if known.
+    Raises MaskError for a word or a frame without maps."""
+    return word_sheet(run.folder, word, frame=frame, ink=ink), _curves(run, ink)
 
 
 def open_tabs(run: Run | None) -> tuple[Any, ...]:
@@ -201,13 +191,13 @@ def open_tabs(run: Run | None) -> tuple[Any, ...]:
     )
 
 
-def _curves(run: Run) -> Any:
+def _curves(run: Run, ink: Ink) -> Any:
     from ..masks.mmc import read_codebook
 
     book = read_codebook(run.report["settings"]["backbone"])
-    return _drawn(json.dumps(asdict(book))) if book else None
+    return _drawn(json.dumps(asdict(book)), ink) if book else None
 
 
-@lru_cache(maxsize=8)  # one of a backbone
-def _drawn(codebook: str) -> Any:
-    return curves_figure(json.loads(codebook))
+@lru_cache(maxsize=16)  # two of a backbone
+def _drawn(codebook: str, ink: Ink) -> Any:
+    return curves_figure(json.loads(codebook), ink)

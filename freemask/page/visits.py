@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..jobs.worker import Job
+from ..pictures.sheets import SCREEN, Ink
 from ..settings import REPORT, Settings
 
 __all__ = ["Run", "Visit", "Visits"]
@@ -65,6 +66,7 @@ class Visit:
     eyes: set[str] = field(default_factory=set)
     cancelled: int = 0  # how often; an edit whose input is still being checked then ends as it begins
     due: float | None = None  # when it goes, by the monotonic clock, where nobody looks on
+    ink: Ink = SCREEN  # of what is drawn for its page
     _runs: list[Run] = field(default_factory=list)
 
     def __post_init__(self) -> None:

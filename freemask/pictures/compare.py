@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .sheets import GROUND, Image, WordMaps, draw_cells
+from .sheets import PAPER, SCREEN, Image, Ink, WordMaps, draw_cells
 
 __all__ = ["FIRST", "SECOND", "difference_sheet", "masks_strip", "outlined"]
 
@@ -19,21 +20,23 @@ SHOWN = 8  # frames of it at most
 Maps = Mapping[tuple[int, str], NDArray[np.float32]]  # (f, h, w) by (t, site)
 
 
-def difference_sheet(index: WordMaps, first: Maps, second: Maps, *, frame: int, title: str) -> Image:
+def difference_sheet(index: WordMaps, first: Maps, second: Maps, *, frame: int, title: str, ink: Ink = SCREEN) -> Image:
     """A cell for each layer and timestep: blue where the first edit's map is the stronger, orange where the second's,
-    each map divided by its own maximum on the frame; dark where they agree."""
+    each map divided by its own maximum on the frame; nearly the ground's colour where they agree."""
     own = {site: np.stack([_own(first[t, site][frame]) for t in index.timesteps]) for site in index.sites}
     other = {site: np.stack([_own(second[t, site][frame]) for t in index.timesteps]) for site in index.sites}
-    return draw_cells(index, {site: own[site] - other[site] for site in own}, title, _two_colours)
+    ground = np.array(ink.rgb("ground"), np.float32) + (-20 if ink == PAPER else 20)
+    return draw_cells(
+        index, {site: own[site] - other[site] for site in own}, title, partial(_two_colours, ground=ground), ink
+    )
 
 
 def _own(soft: NDArray[np.float32]) -> NDArray[np.float32]:
     return soft / max(float(soft.max()), float(np.finfo(np.float32).tiny))
 
 
-def _two_colours(difference: NDArray[np.float32], size: tuple[int, int]) -> Image:
+def _two_colours(difference: NDArray[np.float32], size: tuple[int, int], *, ground: NDArray[np.float32]) -> Image:
     grown = cv2.resize(difference, size, interpolation=cv2.INTER_NEAREST)[..., None].clip(-1, 1)
-    ground = np.array(GROUND, np.float32) + 20
     hue = np.where(grown > 0, np.array(FIRST, np.float32), np.array(SECOND, np.float32))
     return np.rint(ground + np.abs(grown) * (hue - ground)).astype(np.uint8)
 

@@ -20,9 +20,11 @@ __all__ = ["curves_csv", "notebook_cell", "save_word_curves", "word_curves_figur
 Curves = Mapping[str, Mapping[str, NDArray[np.float64]]]  # of `masks.curves.map_curves`
 
 
-def word_curves_figure(curves: Curves, timesteps: Sequence[int], site: str, labels: Mapping[str, str]) -> Image:
+def word_curves_figure(
+    curves: Curves, timesteps: Sequence[int], site: str, labels: Mapping[str, str], ink: Ink = SCREEN
+) -> Image:
     """A panel for each figure of `labels` over the timesteps, high noise left: one layer's curve among all others."""
-    return pixels(_figure(curves, timesteps, site, labels, SCREEN))
+    return pixels(_figure(curves, timesteps, site, labels, ink))
 
 
 def save_word_curves(

@@ -20,7 +20,6 @@ from ..families.sites import short_site
 from ..words.positions import locate, numbered, occurrence, plain
 
 __all__ = [
-    "GROUND",
     "PAPER",
     "SCREEN",
     "Image",
@@ -46,13 +45,34 @@ __all__ = [
 Image = NDArray[np.uint8]
 Arrays = Mapping[str, NDArray[Any]]  # of a words.npz, by name (files.py)
 
-GROUND, INK, FAINT = (20, 22, 28), (226, 228, 234), (138, 143, 156)
-LINE, CHOSEN = (120, 190, 255), (255, 122, 89)
 FONT = "sans"
 LEGEND = (
     "columns: timesteps, high noise to low   ·   each cell by its own maximum   ·   outlined: what the mask is made of"
 )
 SHEET_WIDTH = 1000  # pixels that the columns share
+
+
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Ink:
+    """The colours of a figure."""
+
+    ground: str
+    text: str
+    faint: str
+    line: str
+    chosen: str
+
+    def rgb(self, name: str) -> RGB:
+        """One of them as numbers."""
+        r, g, b = bytes.fromhex(getattr(self, name)[1:])
+        return r, g, b
+
+
+SCREEN = Ink("#14161c", "#e2e4ea", "#8a8f9c", "#78beff", "#ff7a59")  # on dark
+PAPER = Ink("#ffffff", "#16181d", "#6a6f7a", "#2c6fb7", "#d9480f")
 
 
 @dataclass(frozen=True)
@@ -106,13 +126,18 @@ def mask_sheet(stored: Arrays, word: str, *, frame: int) -> Image:
 
 
 def draw_sheet(
-    index: WordMaps, read: Callable[[Sequence[int]], Mapping[str, NDArray[np.float32]]], word: str, *, frame: int
+    index: WordMaps,
+    read: Callable[[Sequence[int]], Mapping[str, NDArray[np.float32]]],
+    word: str,
+    *,
+    frame: int,
+    ink: Ink = SCREEN,
 ) -> Image:
     """`mask_sheet` of maps from anywhere: `read` gives those of some tokens on the frame, site ↦ (t, h, w)."""
     tokens = find_tokens(index.tokens, word)
     if not 0 <= frame < index.frames:
         raise MaskError(f"There is no frame {frame}: frames go from 0 to {index.frames - 1}.")
-    return draw_cells(index, read(tokens), f"{word}, frame {frame + 1} of {index.frames}", _heat)
+    return draw_cells(index, read(tokens), f"{word}, frame {frame + 1} of {index.frames}", _heat, ink)
 
 
 def draw_cells(
@@ -120,13 +145,14 @@ def draw_cells(
     maps: Mapping[str, NDArray[np.float32]],
     title: str,
     paint: Callable[[NDArray[np.float32], tuple[int, int]], Image],
+    ink: Ink,
 ) -> Image:
     """A sheet of maps (t, h, w) by site, each painted at a (width, height)."""
     height, width = max(soft.shape[1:] for soft in maps.values())
     aspect = width / height
     width = int(np.clip(SHEET_WIDTH // len(index.timesteps), 18, 56))
     height = max(12, round(width / aspect))
-    return _Sheet(index, width=width, height=height).draw(maps, title, paint)
+    return _Sheet(index, ink, width=width, height=height).draw(maps, title, paint)
 
 
 def find_tokens(tokens: Sequence[str], word: str) -> list[int]:
@@ -141,8 +167,8 @@ def find_tokens(tokens: Sequence[str], word: str) -> list[int]:
 class _Sheet:
     """Where things lie on the sheet: names on the left, timesteps on top, cells in between."""
 
-    def __init__(self, index: WordMaps, *, width: int, height: int) -> None:
-        self.index, self.width, self.height = index, width, height
+    def __init__(self, index: WordMaps, ink: Ink, *, width: int, height: int) -> None:
+        self.index, self.ink, self.width, self.height = index, ink, width, height
         self.gap = 3
         self.text = int(np.clip(height * 0.42, 14, 18))
         self.left = 24 + max(_text_width(site, self.text) for site in map(short_site, index.sites)) + 14
@@ -160,8 +186,9 @@ class _Sheet:
         index, columns = self.index, len(self.index.timesteps)
         right, bottom = self.corner(len(index.sites), columns)
         width = max(right + 21, 48 + _text_width(LEGEND, 14), 48 + _text_width(title, 20))
-        sheet = np.full((bottom + 24 + self.text + 12, width, 3), GROUND, np.uint8)
-        _write(sheet, title, (24, 24 + 20), size=20, colour=INK, weight=600)
+        sheet = np.full((bottom + 24 + self.text + 12, width, 3), self.ink.rgb("ground"), np.uint8)
+        text, faint, used = map(self.ink.rgb, ("text", "faint", "chosen"))
+        _write(sheet, title, (24, 24 + 20), size=20, colour=text, weight=600)
         every = max(1, -(-(_text_width("999", self.text) + 10) // (self.width + self.gap)))
         shown = index.timesteps[::-1]
         at = np.flatnonzero(index.chosen[::-1].any(1))
@@ -170,47 +197,29 @@ class _Sheet:
             x, _ = self.corner(0, column)
             chosen = column == in_use
             if chosen or (column % every == 0 and abs(column - in_use) >= every):
-                _write(sheet, str(timestep), (x, self.top - 10), size=self.text, colour=CHOSEN if chosen else FAINT)
+                _write(sheet, str(timestep), (x, self.top - 10), size=self.text, colour=used if chosen else faint)
         for row, site in enumerate(index.sites):
             _, y = self.corner(row, 0)
             chosen = bool(index.chosen[:, row].any())
             middle = y + (self.height + self.text) // 2 - 2
-            _write(sheet, short_site(site), (24, middle), size=self.text, colour=CHOSEN if chosen else INK)
+            _write(sheet, short_site(site), (24, middle), size=self.text, colour=used if chosen else text)
             for column in range(columns):
                 x, y = self.corner(row, column)
                 cell = paint(maps[site][columns - 1 - column], (self.width, self.height))
                 sheet[y : y + self.height, x : x + self.width] = cell
         self._outline(sheet)
-        _write(sheet, LEGEND, (24, bottom + 18 + self.text // 2), size=14, colour=FAINT)
+        _write(sheet, LEGEND, (24, bottom + 18 + self.text // 2), size=14, colour=faint)
         return sheet
 
     def _outline(self, sheet: Image) -> None:
         """A box around each run of chosen cells in a row."""
+        used = self.ink.rgb("chosen")
         for row, chosen in enumerate(self.index.chosen[::-1].T):
             edges = np.flatnonzero(np.diff(np.concatenate([[0], chosen.astype(int), [0]])))
             for first, end in edges.reshape(-1, 2):
                 x0, y0 = self.corner(row, int(first))
                 x1, _ = self.corner(row, int(end) - 1)
-                cv2.rectangle(sheet, (x0 - 2, y0 - 2), (x1 + self.width + 1, y0 + self.height + 1), CHOSEN, 2)
-
-
-@dataclass(frozen=True)
-class Ink:
-    """The colours of a figure."""
-
-    ground: str
-    text: str
-    faint: str
-    line: str
-    chosen: str
-
-
-def _hex(colour: tuple[int, int, int]) -> str:
-    return f"#{bytes(colour).hex()}"
-
-
-SCREEN = Ink(_hex(GROUND), _hex(INK), _hex(FAINT), _hex(LINE), _hex(CHOSEN))
-PAPER = Ink("#ffffff", "#16181d", "#6a6f7a", "#2c6fb7", "#d9480f")
+                cv2.rectangle(sheet, (x0 - 2, y0 - 2), (x1 + self.width + 1, y0 + self.height + 1), used, 2)
 
 
 def _curves(by_site: Any, by_timestep: Any, codebook: Mapping[str, Any], ink: Ink) -> None:
@@ -245,16 +254,16 @@ def padded() -> Any:
     return ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15)
 
 
-def curves_figure(codebook: Mapping[str, Any]) -> Image:
+def curves_figure(codebook: Mapping[str, Any], ink: Ink = SCREEN) -> Image:
     """LMMC by site and TMMC by timestep, the chosen ones marked (FreeMask Eq. 4-6); lower is better.
 
     Reads `lmmc` (site), `tmmc` (timestep), `sites`, `timesteps`, `site` (l*) and `timestep` (t*) of a codebook.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 3.4), dpi=120, facecolor=SCREEN.ground, layout=padded())
+    figure = Figure(figsize=(11, 3.4), dpi=120, facecolor=ink.ground, layout=padded())
     by_site, by_timestep = figure.subplots(1, 2)
-    _curves(by_site, by_timestep, codebook, SCREEN)
+    _curves(by_site, by_timestep, codebook, ink)
     return pixels(figure)
 
 
@@ -371,9 +380,7 @@ def _heat(soft: NDArray[np.float32], size: tuple[int, int]) -> Image:
     return np.asarray(cv2.applyColorMap(grown, cv2.COLORMAP_VIRIDIS)[..., ::-1], np.uint8)
 
 
-def _write(
-    image: Image, text: str, at: tuple[int, int], *, size: int, colour: tuple[int, int, int], weight: int = 400
-) -> None:
+def _write(image: Image, text: str, at: tuple[int, int], *, size: int, colour: RGB, weight: int = 400) -> None:
     """Text with its baseline's left end `at` (x, y)."""
     cv2.putText(image, text, at, colour, cv2.FontFace(FONT), size, weight)
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ..clips.ffmpeg import whole
 from ..errors import MaskError, SettingError
 from ..families.sites import short_site
-from .sheets import Arrays, WordMaps, draw_sheet, find_tokens, map_grids, read_words, together
+from .sheets import SCREEN, Arrays, Ink, WordMaps, draw_sheet, find_tokens, map_grids, read_words, together
 
 __all__ = [
     "concept_file",
@@ -143,7 +143,7 @@ def read_maps(folder: Path, word: str, concepts: Path | None = None) -> dict[tup
     return found
 
 
-def word_sheet(folder: Path, word: str, *, frame: int) -> NDArray[np.uint8]:
+def word_sheet(folder: Path, word: str, *, frame: int, ink: Ink = SCREEN) -> NDArray[np.uint8]:
     """`sheets.mask_sheet` from the words' files, which an example ships too. Raises MaskError as it does."""
     about = read_index(folder)
     index = word_index(about)
@@ -156,7 +156,7 @@ def word_sheet(folder: Path, word: str, *, frame: int) -> NDArray[np.uint8]:
         ]
         return {site: together(np.stack([maps[site] for maps in each], 1)) for site in index.sites}
 
-    return draw_sheet(index, read, word, frame=frame)
+    return draw_sheet(index, read, word, frame=frame, ink=ink)
 
 
 def word_index(about: dict[str, Any]) -> WordMaps:

@@ -37,12 +37,25 @@ def test_upload_and_edit(seen: Page) -> None:
     assert report(page)["words"]["word"] == "car"
 
 
+CORNER = """(at) => {
+    const pen = document.createElement("canvas").getContext("2d");
+    const picture = document.querySelector(`${at} img`);
+    if (picture) pen.drawImage(picture, 0, 0);
+    const [r, g, b, drawn] = pen.getImageData(2, 2, 1, 1).data;
+    return drawn && [r, g, b];
+}"""  # of a picture that is loaded
+
+
 def test_no_serious_violation_of_accessibility(seen: Page, address: str) -> None:
     page = seen
     for theme in ("light", "dark"):
         visit(page, f"{address}?__theme={theme}")
         explorer(page)  # of the edit that was made
         assert page.locator("body.dark").count() == (theme == "dark")
+        for tab, picture in (("Sheet", "#sheet"), ("Curves", "#timeline")):  # which are drawn for it
+            page.get_by_role("tab", name=tab).click()
+            ground = page.wait_for_function(CORNER, arg=picture).json_value()
+            assert (min(ground) > 200) == (theme == "light")
         found = Axe().run(page).response["violations"]
         serious = {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")}
         assert not serious
