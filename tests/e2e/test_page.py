@@ -61,6 +61,14 @@ def test_no_serious_violation_of_accessibility(seen: Page, address: str) -> None
         assert not serious
 
 
+# What is too small for a finger, words within a sentence and what only a screen reader finds aside.
+SMALL = """() => Array.from(document.querySelectorAll("button, a[href], input, select, textarea, [role=button]"))
+    .filter((one) => one.checkVisibility() && !one.closest("#aligned"))
+    .map((one) => [one, (/radio|checkbox/.test(one.type) ? one.closest("label") : one).getBoundingClientRect()])
+    .filter(([, { width, height }]) => width > 1 && height > 1 && (width < 24 || height < 24))
+    .map(([one, { width, height }]) => `${width} × ${height}: ${one.outerHTML.slice(0, 120)}`)"""
+
+
 def test_a_phone_has_edit_in_reach_is_shown_what_comes_and_scrolls_one_way(
     tab: Tab, address: str, clip: Path, tap: Tap
 ) -> None:
@@ -89,6 +97,7 @@ def test_a_phone_has_edit_in_reach_is_shown_what_comes_and_scrolls_one_way(
         for shown in ("Downloads", "Sheet", "Curves", "Compare", "Report"):
             page.get_by_role("tab", name=shown).click()
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            assert page.evaluate(SMALL) == []
 
 
 def test_cancel_stops_the_run_and_a_reloaded_tab_finds_its_job(page: Page, clip: Path, tap: Tap) -> None:
