@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .sheets import PAPER, SCREEN, Image, Ink, WordMaps, draw_cells
+from .sheets import SCREEN, Image, Ink, WordMaps, draw_cells
 
 __all__ = ["FIRST", "SECOND", "difference_sheet", "masks_strip", "outlined"]
 
@@ -25,7 +25,8 @@ def difference_sheet(index: WordMaps, first: Maps, second: Maps, *, frame: int, 
     each map divided by its own maximum on the frame; nearly the ground's colour where they agree."""
     own = {site: np.stack([_own(first[t, site][frame]) for t in index.timesteps]) for site in index.sites}
     other = {site: np.stack([_own(second[t, site][frame]) for t in index.timesteps]) for site in index.sites}
-    ground = np.array(ink.rgb("ground"), np.float32) + (-20 if ink == PAPER else 20)
+    ground = np.array(ink.rgb("ground"), np.float32)
+    ground += np.where(ground < 128, 20, -20)
     return draw_cells(
         index, {site: own[site] - other[site] for site in own}, title, partial(_two_colours, ground=ground), ink
     )

@@ -50,8 +50,6 @@ LEGEND = (
     "columns: timesteps, high noise to low   ·   each cell by its own maximum   ·   outlined: what the mask is made of"
 )
 SHEET_WIDTH = 1000  # pixels that the columns share
-
-
 RGB = tuple[int, int, int]
 
 

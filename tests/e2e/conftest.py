@@ -73,8 +73,8 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture(scope="module")
 def window(context: BrowserContext) -> Page:
-    """The tab in which a module's tests open their pages one after another, which costs half of a tab for each. Whoever
-    comes next leaves what is there by `leave`."""
+    """The tab in which a module's tests open their pages one after another: each loads in two thirds of the time of a
+    new tab. `tab` leaves it blank; after `seen` its page is still there."""
     return context.new_page()
 
 

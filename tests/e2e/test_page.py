@@ -52,13 +52,13 @@ def test_no_serious_violation_of_accessibility(seen: Page, address: str) -> None
         visit(page, f"{address}?__theme={theme}")
         explorer(page)  # of the edit that was made
         assert page.locator("body.dark").count() == (theme == "dark")
+        found = Axe().run(page).response["violations"]
+        serious = {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")}
+        assert not serious
         for tab, picture in (("Sheet", "#sheet"), ("Curves", "#timeline")):  # which are drawn for it
             page.get_by_role("tab", name=tab).click()
             ground = page.wait_for_function(CORNER, arg=picture).json_value()
             assert (min(ground) > 200) == (theme == "light")
-        found = Axe().run(page).response["violations"]
-        serious = {one["id"]: one["nodes"][0]["html"] for one in found if one["impact"] in ("serious", "critical")}
-        assert not serious
 
 
 # What is too small for a finger, words within a sentence and what only a screen reader finds aside.
