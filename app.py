@@ -275,7 +275,7 @@ def build(
         gr.Button(visible=False).click(
             desk.make_file,
             [gr.Dropdown(list(EXTRAS), label="Name", visible=False), results.run],
-            gr.File(visible=False),
+            gr.File(label="File", visible=False),
             postprocess=False,
             api_name="file",
             api_visibility="undocumented" if agents else "public",

@@ -16,7 +16,7 @@ from tiny import tiny_scheduler, to_bins
 from transformers import CLIPModel, CLIPTextModel
 
 from freemask.bench import full_backbone
-from freemask.errors import BackboneError, SettingError
+from freemask.errors import BackboneError, PromptError, SettingError
 from freemask.families import loading
 from freemask.families.backbone import Backbone
 from freemask.families.devices import named_dtype
@@ -175,7 +175,7 @@ def test_tokens_of_words(editor):
     assert rows == ((1,), (2,), (3,), (5,))
     odd = editor.backbone.word_tokens("a zebra")
     assert odd[0] == (1,) and len(odd[1]) > 1
-    with pytest.raises(BackboneError, match="longer than the 22 tokens"):
+    with pytest.raises(PromptError, match="longer than the 22 tokens"):
         editor.backbone.word_tokens("car " * 23)
 
 
@@ -184,7 +184,7 @@ def test_a_prompt_over_the_length_is_refused_in_our_words_alone(editor, caplog, 
     logger.addHandler(caplog.handler)  # the library's messages do not reach the root
     try:
         editor.backbone.tokenizer.deprecation_warnings.clear()  # it warns once
-        with pytest.raises(BackboneError, match="longer than the 22 tokens"):
+        with pytest.raises(PromptError, match="longer than the 22 tokens"):
             editor.backbone.word_tokens("car " * 400)
     finally:
         logger.removeHandler(caplog.handler)

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 import app
 from freemask import page
 from freemask.cli import app as command
-from freemask.errors import SettingError
+from freemask.errors import BackboneError, SettingError
 from freemask.families import reach
+from freemask.families.loading import load_backbone
 from freemask.families.specs import backbones
 from freemask.page.fields import NAMES
 from freemask.settings import examples
@@ -161,3 +162,30 @@ def test_the_command_warns_of_a_cpu_and_refuses_what_is_not_to_be_had(machine, m
     refused = CliRunner().invoke(command, ["edit", str(examples()[0].clip), *options])
     assert refused.exit_code == 1 and "far enough" not in refused.stderr
     assert "python -m freemask download zeroscope" in refused.stderr.splitlines()[-1]
+
+
+COMMANDS = {
+    "edit": [str(examples()[0].clip), "--source", "a red car", "--edit", "a blue car"],
+    "tune": [str(examples()[0].clip), "--source", "a red car"],
+    "selftest": [],
+    "profile": [],
+    "levers": [],
+    "calibrate": ["--suite", "toyworld"],
+    "benchmark": [],
+}
+
+
+def test_every_command_refuses_what_is_not_to_be_had_in_one_wording(machine, tmp_path):
+    machine(hub=False)
+    missing = (
+        "zeroscope cannot be used here, since its weights are not downloaded and the hub does not answer: run "
+        "`python -m freemask download zeroscope` where there is a network, or choose mini."
+    )
+    for name, given in COMMANDS.items():
+        where = [] if name in ("profile", "levers") else ["--out", str(tmp_path / "out")]
+        for backbone, told in (("zeroscope", missing), (str(tmp_path), f"{tmp_path} lacks unet/")):
+            ended = CliRunner().invoke(command, [name, *given, "--backbone", backbone, *where])
+            assert ended.exit_code == 1 and told in ended.stderr.splitlines()[-1], (name, ended.stderr)
+    with pytest.raises(BackboneError) as refused:
+        load_backbone("zeroscope")
+    assert str(refused.value) == missing

@@ -197,7 +197,7 @@ def test_memory_is_told_with_the_temporal_layers(image_pipeline, tuned):
     ("change", "kind", "match"),
     [
         ({"source": " "}, PromptError, "empty"),
-        ({"source": "a red car " * 12}, BackboneError, "longer than the 22 tokens"),
+        ({"source": "a red car " * 12}, PromptError, "longer than the 22 tokens"),
         ({"frames": 9, "fps": 8.0}, ClipError, "and 9 are asked"),
         ({"backbone": "no-such-thing"}, SettingError, "There is no backbone"),
     ],

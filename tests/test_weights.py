@@ -128,6 +128,7 @@ class Hub:
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
+    monkeypatch.setattr("freemask.families.reach._hub_answers", lambda: True)
     return Hub(tmp_path, monkeypatch, ZEROSCOPE)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 import statistics
+import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
@@ -32,7 +33,7 @@ from ..masks.trace import Trace
 from ..methods.base import windows
 from ..methods.editor import Denoised, Editor
 from ..presets import Preset, load_preset
-from ..steps import Step, Steps, finish
+from ..steps import Step, Steps, finish, mapped
 from .speed import beside_peer, circumstances, host_pace, in_turn, matrix_rate, other_costs, row_flops, whole_edit
 
 __all__ = ["extra_peak", "profile_steps"]
@@ -71,8 +72,9 @@ def profile_steps(
     ratio_steps: int | None = None,
     figures: dict[str, Any] | None = None,
 ) -> Generator[Step, None, dict[str, Any]]:
-    """The table of one whole edit in `steps`, then medians over `repeats` rounds of `ratio_steps` each: figures by
-    feature source ("replay", "store"), and the `seconds` of each part with those of what it is compared with.
+    """The table of one whole edit in `steps`, whose own steps are told too, then medians over `repeats` rounds of
+    `ratio_steps` each: figures by feature source ("replay", "store"), and the `seconds` of each part with those of what
+    it is compared with.
 
     `ratio_steps` are 6 on CUDA and `steps` elsewhere where they are not given. `figures` is filled as each part becomes
     known, a step's before the step is told, so that whoever is interrupted has what there is; it is what is returned.
@@ -118,7 +120,7 @@ def profile_steps(
     figures |= circumstances(backbone) | {"steps": steps, "frames": frames, "size": [w, h], "ratio_steps": n}
     for rows in (1, 2, 3):
         plain(rows)  # the first call of a shape sets up kernels
-    figures |= _against_arithmetic(editor, clip, steps, tuple(latents.shape), features)
+    yield from _against_arithmetic(editor, clip, steps, tuple(latents.shape), features, figures)
     yield Step("profile", 1, repeats + 2)
 
     rounds: list[dict[str, tuple[float, float]]] = []  # seconds of each part, and of what it is compared with
@@ -159,14 +161,24 @@ def profile_steps(
 
 
 def _against_arithmetic(
-    editor: Editor, clip: Clip, steps: int, shape: tuple[int, ...], features: str
-) -> dict[str, Any]:
-    """The table of a whole edit, and its floor."""
+    editor: Editor, clip: Clip, steps: int, shape: tuple[int, ...], features: str, figures: dict[str, Any]
+) -> Steps[None]:
+    """The table of a whole edit, and its floor. While it goes on the table has the seconds and steps so far."""
     backbone = editor.backbone
     rate = matrix_rate(backbone.device, backbone.dtype)
     row = row_flops(backbone, shape)
-    report = finish(whole_edit(editor, clip, steps, (SOURCE, EDIT), features))
-    table = {}
+    so_far: dict[str, dict[str, Any]] = {}
+    figures["table"] = so_far
+    begun = time.perf_counter()
+
+    def told(step: Step) -> Step:
+        before = sum(one["seconds"] for stage, one in so_far.items() if stage != step.stage)
+        seconds = time.perf_counter() - begun - before
+        so_far[step.stage] = {"seconds": round(seconds, 3), "steps": f"{step.index} of {step.total}"}
+        return step
+
+    report = yield from mapped(whole_edit(editor, clip, steps, (SOURCE, EDIT), features), told)
+    table: dict[str, dict[str, Any]] = {}
     for stage, seconds in report["seconds"].items():
         work = report["unet"][stage]["rows"] * row if stage in report["unet"] else 0
         table[stage] = {"seconds": round(seconds, 3)}
@@ -176,7 +188,7 @@ def _against_arithmetic(
             table[stage]["share"] = round(reached / rate, 3)
     table["all, files written"] = {"seconds": round(report["wall"], 3)}
     work = sum(used["rows"] for used in report["unet"].values()) * row
-    return {
+    figures |= {
         "row_tflop": round(row / 1e12, 4),
         "matrix_tflops": round(rate / 1e12, 3),
         "table": table,

@@ -24,8 +24,8 @@ import torch
 from ..clips.video import read_clip
 from ..errors import MaskError
 from ..families.devices import default_device
+from ..families.loading import pipeline_folder
 from ..families.specs import ROOT, BackboneSpec, backbone_spec
-from ..families.weights import fetch
 from ..jobs.files import word_arrays
 from ..jobs.memory import Peak
 from ..jobs.metrics import psnr
@@ -118,7 +118,7 @@ def selftest_steps(
     start = time.perf_counter()
     memory = Peak(torch.device(default_device()))
     yield Step("load", 0, 1)
-    spec = backbone_spec(name, fetch(name))
+    spec = backbone_spec(name, pipeline_folder(name))
     editor = Editor.load(name, dtype=dtype)
     backbone = editor.backbone
     seconds = {"load": time.perf_counter() - start}

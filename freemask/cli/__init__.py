@@ -15,6 +15,7 @@ import typer
 from ..clips.strides import MOST_FRAMES
 from ..errors import SettingError
 from ..settings import make_settings, read_size
+from ..steps import Step, mapped
 from ..validation import refuse_unknown
 from . import toyworld
 from .batch import batch, score_batch
@@ -28,6 +29,7 @@ from .common import (
     load_or_full,
     processes,
     refusals,
+    refuse_or_warn,
     told_when_stopped,
     watch,
 )
@@ -89,6 +91,7 @@ def selftest(
     Says what each figure should be and what to do where it is not; ends with exit code 1 where it does not look right.
     """
     with refusals():
+        refuse_or_warn(backbone)
         from ..bench import selftest_steps
         from ..families.devices import named_dtype
 
@@ -151,7 +154,7 @@ def profile(
     """Time inversion and edit against the plain UNet forwards that they cannot avoid, and against the arithmetic.
 
     A line with the table of one whole edit is printed as soon as it is there; the last line has all figures. Stopped by
-    Ctrl-C or SIGTERM, it prints those that it has.
+    Ctrl-C or SIGTERM, it prints those that it has, of the whole edit what its stages took so far.
     """
     figures: dict[str, Any] = {}
     with refusals(), told_when_stopped(figures):
@@ -170,10 +173,14 @@ def profile(
             ratio_steps=ratio_steps,
             figures=figures,
         )
-        next(steps_of)
-        figures["backbone"] = backbone  # "full" is not what the figures call it
-        print(json.dumps(figures), flush=True)
-        watch(steps_of)
+
+        def told(step: Step) -> Step:
+            figures["backbone"] = backbone  # "full" is not what the figures call it
+            if (step.stage, step.index) == ("profile", 1):
+                print(json.dumps(figures), flush=True)
+            return step
+
+        watch(mapped(steps_of, told))
     print(json.dumps(figures))
 
 
@@ -231,6 +238,7 @@ def calibrate(
         from ..masks.mmc import write_codebook
         from ..pictures.sheets import save_codebook_figure
 
+        refuse_or_warn(backbone)
         samples = davis_samples(dataset) if dataset else toyworld_samples(clips)
         editor = load(backbone, dtype)
         part = out.with_suffix(".part")
@@ -307,6 +315,7 @@ def benchmark(
         guidance = usual_guidance(backbone) if guidance is None else guidance
         asked = chosen["method"] or (PAIR_METHODS if pairs else usual_methods(backbone))
         options = Options(methods=asked, steps=steps, guidance=guidance, frames=frames)
+        refuse_or_warn(backbone)
         editor = load_editor(backbone)
         about: dict[str, Any] = {"limit": limit, "seed": seed, "workers": processes(workers, editor)}
         if pairs:

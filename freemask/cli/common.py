@@ -148,6 +148,7 @@ def load(backbone: str, dtype: str, low_vram: bool = False) -> Editor:
 def load_or_full(backbone: str, dtype: str) -> Editor:
     """A backbone's, or one of zeroscope's or Wan's size with random weights, which "full" and "full-wan" name."""
     if not backbone.startswith("full"):
+        refuse_or_warn(backbone)
         return load(backbone, dtype)
     from ..bench import FULL
     from ..families.devices import named_dtype

@@ -21,6 +21,7 @@ from ..errors import ClipError, StorageError
 __all__ = [
     "DEINTERLACE",
     "SCALER",
+    "TAGS",
     "TONE_MAP",
     "encode",
     "is_unwritable",
@@ -39,6 +40,8 @@ TONE_MAP = (
 # Of two fields in a frame one stays, and the other's lines are made from those around them in space and time: in "all"
 # frames, or in those that their decoder calls "interlaced".
 DEINTERLACE = "bwdif=mode=send_frame:deint={}"
+# What is written says its colours outright, since players guess those of an untagged video by its size.
+TAGS = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
 SCALER = "bicubic+accurate_rnd+full_chroma_int"
 _UNWRITABLE = (  # how a system says that a file or a folder cannot be written
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),

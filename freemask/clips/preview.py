@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .ffmpeg import DEINTERLACE, TONE_MAP, encode, source_args, whole
+from .ffmpeg import DEINTERLACE, TAGS, TONE_MAP, encode, source_args, whole
 from .probing import MIN_SIDE, probe
 from .video import read_clip, write_clip
 
@@ -33,10 +33,10 @@ def write_preview(path: str | Path, out: Path) -> None:
     tone = [TONE_MAP] if info.hdr else []
     before = [DEINTERLACE.format(info.interlaced)] if info.interlaced else []
     before += [f"fps={_FPS}"] if info.fps > _FPS else []
-    colour = ["scale=out_color_matrix=bt709:out_range=tv", "format=yuv420p", "setsar=1"]
+    colour = ["scale=out_color_matrix=bt709:out_range=tv", "format=yuv420p", "setsar=1", TAGS]
     filters = ",".join([*before, f"scale={w}:{h}{untagged}", *tone, *colour])
     video = ["-map", "0:V:0", "-fpsmax", str(_FPS), "-vf", filters]
-    codec = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "24", "-colorspace", "bt709", "-color_range", "tv"]
+    codec = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "24"]
     sound = ["-map", "0:a:0?", "-ac", "2", "-c:a", "aac", "-b:a", "96k"]
     with whole(out) as part:
         encode(out, *source_args(path), *video, *codec, *sound, "-movflags", "+faststart", "-f", "mp4", f"file:{part}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ClipError, SettingError
-from .ffmpeg import DEINTERLACE, SCALER, TONE_MAP, encode, run_ffmpeg, source_args, whole
+from .ffmpeg import DEINTERLACE, SCALER, TAGS, TONE_MAP, encode, run_ffmpeg, source_args, whole
 from .probing import MAX_PIXELS, MAX_SECONDS, MIN_SIDE, USUAL_FPS, VideoInfo, probe, undecodable
 from .stills import read_picture
 
@@ -123,9 +123,7 @@ def write_clip(
     even = np.pad(clip.frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
     rate = f"{clip.fps:.6f}"
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w + w % 2}x{h + h % 2}", "-framerate", rate, "-i", "pipe:0"]
-    # Said outright, since players guess the matrix of an untagged video by its size.
-    colour = ["-vf", f"scale=out_color_matrix=bt709:out_range=tv:flags={SCALER},format=yuv420p"]
-    colour += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
+    colour = ["-vf", f"scale=out_color_matrix=bt709:out_range=tv:flags={SCALER},format=yuv420p,{TAGS}"]
     codec = ["-c:v", "libx264", "-preset", "medium", "-crf", "16", "-movflags", "+faststart", "-fflags", "+bitexact"]
     told = ["-metadata", f"comment={note}"] if note else []
     with whole(path) as part, _sound(audio_from, start, clip.seconds, part) as sound:

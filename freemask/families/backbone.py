@@ -20,7 +20,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..errors import BackboneError
+from ..errors import PromptError
 from ..words.prompts import word_spans
 from .attention import Hook, find_sites, installed
 from .devices import free_memory, is_out_of_memory
@@ -165,8 +165,9 @@ class Backbone(ABC):
             rows.append(tuple(i for i, (a, b) in spans if a < end and b > start and a < b))
         if rows and (not all(rows) or rows[-1][-1] >= self.text_shape[0] - 1):
             marks = self.tokenizer.num_special_tokens_to_add()
-            raise BackboneError(
-                f"The prompt is longer than the {self.text_shape[0] - marks} tokens that {self.name} reads; shorten it."
+            raise PromptError(
+                f"The prompt {prompt[:40] + '…'!r} is longer than the {self.text_shape[0] - marks} tokens that "
+                f"{self.name} reads: shorten it."
             )
         return tuple(rows)
 

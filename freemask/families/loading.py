@@ -30,6 +30,7 @@ from .backbone import Backbone
 from .devices import LOADING, default_device, default_dtype, lay_out_for_cpu
 from .inflated import Inflated
 from .motion import Motion, add_motion
+from .reach import missing_weights, refusal
 from .specs import (
     ADAPTER,
     TEMPORAL,
@@ -44,7 +45,7 @@ from .unet3d import UNet3D
 from .wan import Wan, refuse_other_layouts
 from .weights import NETWORKS, PARTS, choose_weights, cut_short, fetch, fetch_adapter, network_part
 
-__all__ = ["FAMILIES", "load_backbone"]
+__all__ = ["FAMILIES", "load_backbone", "pipeline_folder"]
 
 PREDICTIONS = ("epsilon", "v_prediction")
 FAMILIES: dict[str, type[Backbone]] = {family.network.__name__: family for family in (UNet3D, Inflated, Motion, Wan)}
@@ -58,8 +59,11 @@ _LAYOUT = (
 )
 
 
-def _folder(name: str) -> Path:
-    """The pipeline's folder, downloaded where the name is a hub id; BackboneError says what to do."""
+def pipeline_folder(name: str) -> Path:
+    """The pipeline's folder, downloaded where the name is a hub id. Raises SettingError for an unknown name,
+    BackboneError, which says what to do, where it is not to be had or lacks a part."""
+    if met := missing_weights(name):
+        raise refusal(name, met)
     folder = fetch(name)
     network = network_part(path.name for path in folder.iterdir())
     whole = {part: autoencoder_folder(folder) if part == "vae" else folder for part in (network, *PARTS)}
@@ -139,7 +143,7 @@ def load_backbone(
     missing or refused and what to do.
     """
     device = device or default_device()
-    folder = _folder(name)
+    folder = pipeline_folder(name)
     part = "?"
 
     def load(part_class: Any, part_name: str, **kwargs: Any) -> Any:

@@ -18,7 +18,7 @@ from ..settings import Settings
 from ..words.positions import listed, named
 from ..words.prompts import find_word, infer_word, same_words, unseen, words
 
-__all__ = ["Checked", "check", "check_source", "fitting", "refuse_pair", "refuse_shape"]
+__all__ = ["Checked", "check", "check_source", "edit_size", "fitting", "refuse_pair", "refuse_shape"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def check(clip: Path | None, settings: Settings) -> Checked:
         find_word(settings.edit, read_bend(settings.bend).word)
     settings = fitting(clip, settings)
     masks = _read_masks(settings.masks, settings) if settings.masks else None
-    size = _size(clip, settings)
+    size = edit_size(clip, settings)
     # decoding the frames that will be used is the only test that no container's header can fool
     read = read_clip(
         clip, frames=settings.frames, start=settings.start, fps=settings.fps, size=size or (MIN_SIDE, MIN_SIDE)
@@ -123,8 +123,11 @@ def _read_masks(path: Path, settings: Settings) -> np.ndarray:
     return labels
 
 
-def _size(clip: Path, settings: Settings) -> tuple[int, int] | None:
-    """The (width, height) of the edit, None where nothing is known of the backbone before it is here."""
+def edit_size(clip: Path, settings: Settings) -> tuple[int, int] | None:
+    """The (width, height) of an edit, None where nothing is known of the backbone before it is here.
+
+    Raises ClipError as `video.probe` does.
+    """
     try:
         spec = backbone_spec(settings.backbone)
     except BackboneError:

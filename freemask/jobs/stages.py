@@ -173,6 +173,8 @@ class Job:
             self.size = editor.fit(settings.size) if settings.size else editor.frame_size(info.width, info.height)
         if self.asked.masks is not None:
             refuse_shape(self.asked.masks, self.size)
+        for prompt in (settings.source, settings.edit):
+            editor.backbone.word_tokens(prompt)  # raises where one is longer than the model reads
         sites = editor.backbone.sites
         if settings.site:
             find_site(settings.site, sites)

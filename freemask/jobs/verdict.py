@@ -78,7 +78,8 @@ def judged(metrics: Mapping[str, Any], prompt: str = "") -> Verdict:
         else:
             share = f"{100 * found:.0f} % of the frames, the others fit the source prompt better"
             where = {0.0: "no frame: all fit the source prompt better", 1.0: "every frame"}.get(found, share)
-            sentences.append(f"The judge finds the edit in {where}.")
+            doubt = ", if the clip is of its world" if strange else ""
+            sentences.append(f"The judge finds the edit in {where}{doubt}.")
     return Verdict(LEVELS[max(levels)], sentences)
 
 

@@ -24,9 +24,60 @@ __all__ = [
 
 # Gradio's video field fetches an ffmpeg of 32 MB with each clip, for a trimmer of its own. The page has another, so the
 # one is hidden and the other never comes.
+#
+# Gradio's client hears the server in one stream, which the server ends after the last answer; the next event opens
+# another. An event that is sent while the word of that end is still on its way takes the old stream for open, and waits
+# for ever. So the client gets a stream that never ends, behind which the server's are opened while an event waits.
 HEAD = """<script>{
-    const real = window.fetch;
-    window.fetch = (...told) => (String(told[0]).includes("/static/ffmpeg/") ? new Promise(() => {}) : real(...told));
+    const real = window.fetch, waiting = new Set(), early = new Set();
+    let hear;
+    const heed = (message) => {
+        if (!/"(close_stream|process_completed|unexpected_error)"/.test(message)) return true;
+        const { msg, event_id } = JSON.parse(message.slice("data: ".length));
+        if (msg === "unexpected_error") waiting.clear();
+        if (msg === "process_completed" && !waiting.delete(event_id)) early.add(event_id);
+        return msg !== "close_stream";
+    };
+    const listen = (request) => {
+        let heard, hearing = false;
+        const encoder = new TextEncoder(), pass = (message) => heard.enqueue(encoder.encode(message + "\\n\\n"));
+        const read = async () => {
+            const { ok, status, body } = await real(request);
+            if (!ok) throw new Error(`the server answered ${status}`);
+            const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+            for (let part = await reader.read(), rest = ""; !part.done; part = await reader.read()) {
+                const messages = (rest + part.value).split("\\n\\n");
+                rest = messages.pop();
+                messages.filter(heed).forEach(pass);
+            }
+        };
+        hear = async () => {
+            if (hearing) return;
+            hearing = true;
+            try {
+                do await read(); while (waiting.size);
+            } catch (error) {
+                if (request.signal.aborted) return heard.error(error);
+                console.error(error);
+                waiting.clear();
+                pass('data: {"msg": "broken_connection", "message": "Connection errored out."}');
+            }
+            hearing = false;
+        };
+        return new Response(new ReadableStream({ start: (stream) => { heard = stream; hear(); } }));
+    };
+    window.fetch = async (...told) => {
+        const address = told[0].url ?? String(told[0]);
+        if (address.includes("/static/ffmpeg/")) return new Promise(() => {});
+        if (address.includes("/queue/data?")) return listen(told[0]);
+        const answer = await real(...told);
+        if (answer.ok && address.includes("/queue/join")) {
+            const { event_id } = await answer.clone().json();
+            if (!early.delete(event_id)) waiting.add(event_id);
+            hear?.();
+        }
+        return answer;
+    };
 }</script>"""
 
 _PACES = json.dumps({name: [pace["steps"], pace["solver"]] for name, pace in PACES.items()})
@@ -77,24 +128,28 @@ LET_GO = """(source, word) => {
     const held = source.toLowerCase().includes(word.split("#")[0].trim().toLowerCase());
     return held || document.activeElement?.closest("#word") ? { __type__: "update" } : "";
 }"""
-# Beside Edit the status in a line, which may be out of sight itself.
-PROGRESS = """(told) => {
-    const card = new DOMParser().parseFromString(told, "text/html").querySelector(".fm-status");
-    const title = card?.querySelector("strong").innerHTML;
-    if (!card || card.dataset.state === "idle" || title.startsWith("Made beforehand")) return "";
-    const seen = ["done", "failed"].includes(card.dataset.state) || "shown" in card.dataset;
-    const detail = card.dataset.state === "running" && !seen ? " · " + card.querySelector("p").innerHTML : "";
-    const there = seen ? ' <a href="#status">See it</a>' : "";
-    return `<p class="fm-note">${title}${detail}${there}</p>`;
-}"""
-# A result that comes is brought into view, but not under the hands of who types.
+# A result that comes is brought into view once, as soon as it can be seen, but not under the hands of who types.
 REVEAL = """() => {
     const status = document.querySelector("#status"), { top } = status.getBoundingClientRect();
+    if (status.dataset.revealed) return;
+    status.dataset.revealed = 1;
     const typing = document.activeElement?.matches("textarea, input:not([type=range], [type=radio], [type=checkbox])");
     if (typing || (top >= 0 && top < innerHeight / 2)) return;
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     status.scrollIntoView({ behavior: still ? "auto" : "smooth" });
 }"""
+# Beside Edit the status in a line, which may be out of sight itself.
+PROGRESS = f"""(told) => {{
+    const card = new DOMParser().parseFromString(told, "text/html").querySelector(".fm-status");
+    const title = card?.querySelector("strong").innerHTML, status = document.querySelector("#status");
+    if (!card || card.dataset.state === "idle" || title.startsWith("Made beforehand")) return "";
+    const shown = "shown" in card.dataset, seen = shown || ["done", "failed"].includes(card.dataset.state);
+    if (shown) ({REVEAL})();
+    if (!seen) delete status.dataset.revealed;
+    const detail = card.dataset.state === "running" && !seen ? " · " + card.querySelector("p").innerHTML : "";
+    const there = seen ? ' <a href="#status">See it</a>' : "";
+    return `<p class="fm-note">${{title}}${{detail}}${{there}}</p>`;
+}}"""
 
 
 def fetch(name: str) -> str:

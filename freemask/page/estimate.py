@@ -1,7 +1,8 @@
 """How long an edit takes and how much memory it needs on this server, before the button is pressed.
 
 What edits cost here is measured on the edits themselves: seconds for each batch row of the UNet, frame and pixel, those
-beside it for each frame and pixel, and the peak of the process. Attention makes a pixel of a larger frame dearer.
+beside it for each frame and pixel, and the peak of the process. Attention makes a pixel of a larger frame dearer, and
+a still costs more than a clip's frame, so stills are measured apart.
 Before the first edit with a backbone only the memory is told, where its spec has the figures.
 
 While an edit runs, all that it has done so far says how much slower or faster than that it is. What is expected counts
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..clips.spans import work
-from ..clips.video import probe
 from ..errors import FreeMaskError
-from ..families.specs import NATIVE_FRAMES, backbone_spec, frame_size, known_backbone
+from ..families.specs import NATIVE_FRAMES, backbone_spec, known_backbone
+from ..jobs.check import edit_size
 from ..jobs.worker import Countdown, Snapshot
 from ..presets import load_method
 from ..settings import Settings, batch_rows
@@ -32,7 +33,6 @@ BACKWARD = 2  # batch rows that a backward pass takes as long as
 # Latent cells of a frame for which attention takes as long as all else. mini's seconds a row, frame and cell on grids
 # of 32², 48² and 64² are .99, 1.13 and 1.31 times those on 16²; by this they are 1.07, 1.19 and 1.34 times.
 ATTENTION = 11_000
-LEVELS = 8  # latent cells that the coarsest cell of a UNet with four levels holds along a side
 TRUST = 0.03  # of an edit, which what is expected counts for
 
 
@@ -73,11 +73,16 @@ class _Cost:
 
 
 class Estimates:
-    """What edits cost on this server, by backbone. Any thread may learn and ask."""
+    """What edits cost on this server, by backbone and whether of stills. Any thread may learn and ask."""
 
     def __init__(self) -> None:
-        self._costs: dict[str, _Cost] = {}
+        self._costs: dict[tuple[str, bool], _Cost] = {}
         self._lock = threading.Lock()
+
+    def _cost(self, settings: Settings) -> _Cost | None:
+        """Of such edits, else of stills where it is a clip's, and the other way round."""
+        name, still = settings.backbone, settings.frames == 1
+        return self._costs.get((name, still)) or self._costs.get((name, not still))
 
     def learn(self, settings: Settings, report: dict[str, Any]) -> None:
         """Take in a finished edit's report; the newest counts as much as all before."""
@@ -96,10 +101,10 @@ class Estimates:
         rest /= clip["frames"] * pixels
         stored = report["memory"].get("features") in ("store", "host")
         with self._lock:
-            old = self._costs.get(settings.backbone)
+            old = self._costs.get(kind := (settings.backbone, clip["frames"] == 1))
             if old is None:
                 if {"invert", "reconstruct", "edit"} <= each.keys():
-                    self._costs[settings.backbone] = _Cost(each, rest, report["memory"]["peak_mib"], stored)
+                    self._costs[kind] = _Cost(each, rest, report["memory"]["peak_mib"], stored)
                 return
             old.stored = stored
             old.each |= {stage: (old.each.get(stage, cost) + cost) / 2 for stage, cost in each.items()}
@@ -108,18 +113,20 @@ class Estimates:
     def seconds(self, settings: Settings) -> float | None:
         """Of an edit that inverts; None before the first edit with this backbone."""
         with self._lock:
-            cost = self._costs.get(settings.backbone)
+            cost = self._cost(settings)
             return _rest(settings, cost) + sum(_stages(settings, cost).values()) if cost else None
 
     def left(self, settings: Settings, now: Snapshot) -> float | None:
         """Of an edit that goes on, if it stays as much slower or faster than edits were as it is so far; None where
         nothing is known, and but for the stages of the UNet."""
         with self._lock:
-            cost = self._costs.get(settings.backbone)
+            cost = self._cost(settings)
             if cost is None or now.step is None or now.step.stage not in STAGES:
                 return None
             expected, rest = _stages(settings, cost), _rest(settings, cost)
         step = now.step
+        if step.stage == "edit" and "invert" not in now.timed:  # kept from an earlier edit, with its reconstruction
+            expected["reconstruct"] = 0.0
         each = {stage: seconds / step.total for stage, seconds in expected.items()}
         timed = {stage: now.timed[stage] for stage in STAGES if stage in now.timed}
         trust = TRUST * sum(expected.values())
@@ -147,7 +154,7 @@ class Estimates:
         """In MiB: the highest peak so far, before the first edit of a model from the hub what its spec tells of halves
         on a GPU, else None."""
         with self._lock:
-            cost = self._costs.get(settings.backbone)
+            cost = self._cost(settings)
         if cost:
             return cost.memory
         spec = known_backbone(settings.backbone)
@@ -177,13 +184,11 @@ def sized(settings: Settings, clip: Path | None) -> Settings:
     """The settings with the size at which a clip is edited where they give none."""
     if settings.size or clip is None:
         return settings
-    native, _, factor = _native(settings.backbone)
     try:
-        info = probe(clip)
+        size = edit_size(clip, settings)
     except FreeMaskError:  # which Edit tells of
         return settings
-    w, h = (min(2048, side) for side in frame_size(native, LEVELS * factor, info.width, info.height))
-    return replace(settings, size=(w, h))
+    return replace(settings, size=(min(2048, size[0]), min(2048, size[1]))) if size else settings
 
 
 def volume(settings: Settings) -> int:

@@ -16,25 +16,27 @@ from .fields import optional
 __all__ = ["tell_world"]
 
 SHORT = "This clip is outside the toy world: expect noise, not an edit."
+UNSURE = "Whether this clip is of the toy world is not sure: look at the edit itself."
 
 
 def tell_world(
     clip: str | None, frames: float, start: float | None, fps: str, backbone: str, source: str
 ) -> tuple[str, str]:
-    """The warning under the clip and the one beside Edit, both empty where the backbone may know such clips, and
-    where the source prompt names two of its objects: the judge knows scenes of one.
+    """The warning under the clip and the one beside Edit, both empty where the backbone may know such clips. Where the
+    source prompt names two of its objects they are unsure: the judge knows scenes of one.
 
     Looks at the frames that an edit would take; what cannot be read is told of elsewhere.
     """
     try:
-        if not clip or known_words(backbone) is None or len(objects(source or "")) > 1:
+        if not clip or known_words(backbone) is None:
             return "", ""
         rate = optional(fps)
         changed = Path(clip).stat().st_mtime
-        told = outside(_likeness(clip, changed, int(frames), start or 0.0, float(rate) if rate else None))
+        told = outside(_likeness(clip, changed, int(frames), start or 0.0, float(rate) if rate else None), source or "")
     except (FreeMaskError, OSError, ValueError):
         return "", ""
-    return (status.note(html.escape(told), doubt=True), status.note(SHORT, doubt=True)) if told else ("", "")
+    short = UNSURE if len(objects(source or "")) > 1 else SHORT
+    return (status.note(html.escape(told), doubt=True), status.note(short, doubt=True)) if told else ("", "")
 
 
 @lru_cache(maxsize=32)

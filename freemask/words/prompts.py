@@ -40,6 +40,8 @@ LONGEST, MOST = 1000, 100  # characters and words of a prompt; a text encoder of
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _FUNCTION = frozenset(
     "a an the this that these those some on in at of to by with and or from into over under near through "
+    "above across after against along among around before behind below beneath beside between beyond down during "
+    "inside next off onto outside past toward towards up upon within without "
     "is are was were be being its his her their it style painting photo picture video film".split()
 )
 DETERMINERS = frozenset("a an the this that these those some its his her their".split())

@@ -29,6 +29,29 @@ from freemask.steps import Step, mapped
 
 PREFIX = "/demo/freemask"
 EXAMPLE = "Red car to blue car"
+# A network as it may be at the worst moment: the word that the stream of answers ends comes after what the next event's
+# sending was answered, or after five seconds.
+LATE = """{
+    const real = window.fetch;
+    let sent = () => {};
+    window.fetch = async (...told) => {
+        const address = told[0].url ?? String(told[0]), answer = await real(...told);
+        if (address.includes("/queue/join")) setTimeout(sent, 50);
+        if (!address.includes("/queue/data?")) return answer;
+        const decoder = new TextDecoder();
+        const late = async (part, stream) => {
+            const text = decoder.decode(part, { stream: true }), end = text.search(/data: [^\\n]*"close_stream"/);
+            const send = (some) => stream.enqueue(new TextEncoder().encode(some));
+            if (end < 0) return send(text);
+            send(text.slice(0, end));
+            window.ending = true;
+            await new Promise((done) => { sent = done; setTimeout(done, 5000); });
+            window.ending = false;
+            send(text.slice(end));
+        };
+        return new Response(answer.body.pipeThrough(new TransformStream({ transform: late })), answer);
+    };
+}"""
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding"}
 
 
@@ -80,6 +103,7 @@ def visiting(browser: Browser, address: str) -> Iterator[tuple[Page, list[str]]]
     context.on("request", lambda one: strays.append(one.url) if "ffmpeg" in one.url else None)
     context.on("response", lambda one: strays.append(f"{one.status} {one.url}") if one.status >= 400 else None)
     page = context.new_page()
+    page.add_init_script(LATE)
     page.on("pageerror", lambda error: strays.append(str(error)))
     visit(page, address)
     expect(page.get_by_role("button", name="Edit", exact=True)).to_be_visible()
@@ -88,7 +112,8 @@ def visiting(browser: Browser, address: str) -> Iterator[tuple[Page, list[str]]]
 
 
 def try_all(page: Page) -> None:
-    """An example with its result, then an edit of it: players, maps, posters and downloads load."""
+    """An example with its result, then an edit of it: players, maps, posters and downloads load, and a word that is
+    asked for while the stream of answers ends."""
     page.get_by_role("button", name=EXAMPLE).click()
     shown(page)
     expect(page.locator("#trim .fm-used img")).to_have_count(8)
@@ -99,6 +124,10 @@ def try_all(page: Page) -> None:
     with page.expect_download() as download:
         page.locator("#files a[download='report.json']").click()
     assert Path(download.value.path()).stat().st_size > 100
+    page.get_by_role("tab", name="Sheet").click()
+    page.wait_for_function("window.ending")
+    page.get_by_role("tab", name="Curves").click()
+    expect(page.locator("#timeline img")).to_be_visible()
 
 
 def shown(page: Page) -> None:
