@@ -15,6 +15,7 @@ from freemask.presets import load_preset
 from freemask.settings import make_settings
 from freemask.steps import finish
 
+pytestmark = pytest.mark.numeric
 EDIT = "a blue car on the grass"
 
 

@@ -22,6 +22,7 @@ from freemask.pictures.word_maps import concept_file, read_index, word_file
 from freemask.settings import make_settings
 from freemask.steps import finish
 
+pytestmark = pytest.mark.numeric
 SOURCE = "a red car on the grass"
 
 

@@ -197,6 +197,19 @@ def test_the_edit_words_own_mask_is_that_of_its_tokens_at_the_chosen_site():
     own = resize(extract(soft.numpy(), 0.9), GRID)
     assert own.any() and not own.all()
     assert np.array_equal(one.object(LATER), drawn_mask("some", LATER) | own)
+    step(one, LATER)
+    _, (_, (q1, k1, _), _) = passed(one, COARSE, seed=2)
+    end(one)
+    soft = maps(q1, k1).mean(1)[..., 2:4].sum(-1).reshape(FRAMES, *COARSE.grid(GRID))
+    renewed = resize(extract(soft.numpy(), 0.9), GRID)
+    assert not np.array_equal(renewed, own)
+    assert np.array_equal(one.object(LATER), drawn_mask("some", LATER) | renewed)
+
+
+@pytest.mark.parametrize("method", ["freemask", "fatezero"])
+def test_self_attention_is_free_in_the_object_only_where_the_task_says_so(method):
+    assert np.array_equal(fusing(method=method, free_self=True).free(FIRST), drawn_mask("some", FIRST))
+    assert not fusing(method=method, free_self=False).free(FIRST).any()
 
 
 @pytest.mark.parametrize("kinds", [KINDS, set()])

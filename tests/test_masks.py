@@ -140,6 +140,14 @@ def test_every_frame_of_a_clip_counts_alike_in_what_its_maps_agree_on():
     loud, *_ = found.cells
     maps = maps | {loud: maps[loud]._replace(scales=maps[loud].scales * 1000)}
     assert np.allclose(consensus(replace(trace, maps=maps), "car").soft, found.soft, atol=1e-5)
+    maps[loud] = maps[loud]._replace(scales=maps[loud].scales * np.array([1, 1e-3], np.float32))  # on one frame
+    assert np.allclose(consensus(replace(trace, maps=maps), "car").soft, found.soft, atol=1e-5)
+
+
+def test_what_maps_agree_on_goes_from_0_to_1_on_each_frame():
+    soft = np.float32([[[0.2, 0.6], [0.2, 1.0]], [[0.5, 0.6], [0.75, 1.0]]])
+    found = consensus(drawn_trace({(1, FINE): soft}, (2, 2)), "car").soft
+    assert np.allclose(found, [[[0, 0.5], [0, 1]], [[0, 0.2], [0.5, 1]]], atol=0.01)
 
 
 def test_flat_candidates_are_empty():

@@ -7,9 +7,11 @@ import pytest
 import torch
 from tiny import close
 
+from freemask.clips.spans import spans
 from freemask.clips.video import Clip
 from freemask.errors import SettingError
 from freemask.families.loading import load_backbone
+from freemask.methods.base import over_spans
 from freemask.methods.editor import Editor
 from freemask.methods.fusing import Fusing
 from freemask.methods.p2p import PromptToPrompt
@@ -172,3 +174,16 @@ def test_a_preset_of_ones_own_wants_only_what_its_method_fuses(editor, trace):
 def test_a_preset_is_of_one_method(editor, trace):
     with pytest.raises(SettingError, match="one of 'p2p', not of 'fatezero'"):
         editor.edit(trace, prompt=EDIT, task=load_preset("shape", "p2p"), method="fatezero")
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_frame_of_several_spans_is_what_they_predict_by_their_shares(together):
+    def predict(*group):
+        return torch.cat([torch.full((1, 1, len(span.share), 1, 1), 1.0 + span.start) for span in group])
+
+    wanted = np.zeros(12)
+    for span in spans(12, 8):
+        wanted[span.frames] += span.share * (1 + span.start)
+    found = over_spans(12, 8, predict, together)
+    assert found.shape == (1, 1, 12, 1, 1) and np.allclose(found.flatten(), wanted)
+    assert len(set(wanted)) > 2  # neither the first's alone nor the last's

@@ -10,6 +10,8 @@ from freemask.families.attention import attend, probabilities
 from freemask.jobs.questions import Question, read_question
 from freemask.methods.probe import feature_colours, head_maps, position_attention
 
+pytestmark = pytest.mark.numeric
+
 
 def cell(trace):
     cross = [site for site in trace.sites if site.kind == "cross"][-1]

@@ -36,6 +36,11 @@ from freemask.words.prompts import align, find_word, infer_task, infer_word, uns
         ("a dog chasing a dog", "a dog chasing a dog in the snow", "place", "dog"),
         ("a car passing a Car near a car", "a car passing a Car near a bus", "shape", "car#3"),
         ("sketch style painting of a dog chasing a dog", "a dog chasing a dog", "style", "dog"),
+        ("a cat and a dog walking", "a horse and a bird walking", "shape", "dog"),
+        ("a dog beside a dog", "watercolor painting of a dog beside a dog", "style", "dog"),
+        ("a dog behind a dog", "a blue dog behind a dog", "attribute", "dog"),
+        ("a dog between a dog and a dog", "a dog between a dog and a cat", "shape", "dog#3"),
+        ("a dog beside a dog on the grass", "a dog beside a dog on the sand", "place", "dog"),
     ],
 )
 def test_the_edited_word_is_inferred(source, edit, task, word):
@@ -54,6 +59,8 @@ def test_the_edited_word_is_inferred(source, edit, task, word):
         ("a dog chasing a dog", "a dog chasing a cat", "shape"),
         ("in the snow a car is driving", "in the snow a bus is driving", "shape"),
         ("a car is driving over", "a bus is driving over", "shape"),
+        ("a dog behind a dog", "a cat behind a dog", "shape"),
+        ("a dog next to a dog", "a blue dog next to a dog", "attribute"),
         ("a red car driving on the grass", "a red car driving in the snow", "place"),
         ("in the night a car is driving", "in the snow a car is driving", "place"),
         ("a bear is walking", "a bear is walking in the snow", "place"),

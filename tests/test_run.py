@@ -137,6 +137,7 @@ def test_its_settings_make_the_same_edit_again(done, tmp_path):
     assert bad.exit_code == 2 and "holds no settings" in bad.stderr
 
 
+@pytest.mark.numeric
 def test_null_text_is_kept_with_the_inversion(tmp_path, pipeline):
     """Stage 1 of VideoDirector: its files, figures and time, and a second edit that begins after it, as does one whose
     first was cancelled there."""
@@ -168,6 +169,7 @@ def test_null_text_is_kept_with_the_inversion(tmp_path, pipeline):
     assert fast["null_text"] is None and not (tmp_path / "fast" / "guided.mp4").exists()
 
 
+@pytest.mark.numeric
 def test_a_second_edit_of_a_clip_begins_at_denoising(tmp_path, pipeline):
     """Also where the first was cancelled after its inversion. A kept inversion has no features: what is compared with
     its edit to the bit replays the source too, in the same batch shapes."""
@@ -197,6 +199,7 @@ def test_a_second_edit_of_a_clip_begins_at_denoising(tmp_path, pipeline):
     assert finish(run_steps(SHAPE.clip, stored, tmp_path / "fourth", kept=kept))["inversion"] == "made"
 
 
+@pytest.mark.numeric
 def test_a_second_edit_in_the_same_process_replays_nothing(tmp_path, written):
     """The features of the last inversion stay in RAM; another clip's inversion lets them go."""
     settings, kept = replace(QUICK, features="auto"), tmp_path / "kept"
@@ -224,6 +227,7 @@ def test_an_edit_is_shown_before_its_reconstruction_and_stands_without_it(tmp_pa
     assert report["verdict"]["level"] and not (tmp_path / "reconstruction.mp4").exists()
 
 
+@pytest.mark.numeric
 def test_every_layer_of_every_step_where_it_is_asked_for(tmp_path, written):
     for every in (1, 2, None):
         report = finish(run_steps(SHAPE.clip, replace(QUICK, deep_cache=every), tmp_path / str(every)))
@@ -443,6 +447,7 @@ def test_the_same_inputs_give_the_same_frames(done, tmp_path):
     assert (tmp_path / "edited.mp4").read_bytes() == (done[0] / "edited.mp4").read_bytes()
 
 
+@pytest.mark.numeric
 def test_masks_of_ones_own_make_the_same_edit_again(plain, tmp_path):
     """The masks that a run wrote, given back, are its mask; and its settings.json finds them beside itself."""
     masks = plain[0] / "masks.zip"

@@ -29,6 +29,7 @@ from freemask.settings import LABELS, examples, infer_settings, make_settings, r
 from freemask.steps import finish
 from freemask.words.differences import align_phrases, differences, objects
 
+pytestmark = pytest.mark.numeric
 SOURCE = "a red car and a yellow dog on the grass"
 EDIT = "a blue car and a white cat on the snow"
 
@@ -202,6 +203,19 @@ def test_what_is_contested_is_the_words_whose_map_is_the_higher(seen):  # noqa: 
     assert "does not hold 'car' and 'grass' apart" in disjoint(trace, both)[0].warnings[0]
 
 
+def test_a_painted_mask_comes_before_every_map(seen):  # noqa: F811
+    trace, plans = drawn(seen)
+    every = dict.fromkeys(trace.timesteps, np.ones((len(trace.clip.frames), *trace.grid), bool))
+    both = [(word, task, replace(plan, object_at=every)) for word, task, plan in plans]
+    for painted in (0, 1):
+        word, task, plan = both[painted]
+        own = [*both]
+        own[painted] = word, task, replace(plan, choice=replace(plan.choice, origin="painted"))
+        found = disjoint(trace, own)
+        for t in trace.timesteps:
+            assert found[painted].object_at[t].all() and not found[1 - painted].object_at[t].any()
+
+
 def test_a_noun_among_several_has_the_map_of_its_phrase(seen):  # noqa: F811
     editor, trace = seen
     apart, site = by_phrase(trace), next(site for site in trace.sites if site.kind == "cross")
@@ -304,6 +318,19 @@ def session(seen, changes, edit, windows, **masks):  # noqa: F811
     made.rows(trace.timesteps[-1], made.noise)
     made.hooks(made.span, ("plain", "edit"))
     return made
+
+
+def test_what_all_changes_share_lasts_as_long_as_the_longest_of_them(seen):  # noqa: F811
+    editor, trace = seen
+    names = ("alpha_self", "alpha_cross", "alpha_temporal", "alpha_latent")
+    tasks = [replace(load_preset("shape"), **dict.fromkeys(names, alpha)) for alpha in (0.5, 1.0)]
+    for some in permutations(tasks):
+        parts = tuple(Part(word, (), task) for word, task in zip(("car", "grass"), some, strict=True))
+        plan, plans = editor.plan_parts(trace, parts)
+        about = {"prompt": trace.prompt, "word": "car", "parts": parts, "plans": plans}
+        made = Several(editor.backbone, trace, plan, parts[0].task, **about)
+        steps = len(trace.timesteps)
+        assert made.blended == steps and made.windows == dict.fromkeys(("self", "cross", "temporal"), steps)
 
 
 def halves(trace):

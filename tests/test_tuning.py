@@ -96,6 +96,7 @@ def test_a_tuned_model_knows_its_clip_better(image_pipeline, tuned, video):
     assert error(tuned, frames) < 0.97 * error(image_pipeline, frames)
 
 
+@pytest.mark.numeric
 def test_an_interrupted_tuning_ends_as_one_that_was_not(tuned, video, asked, tmp_path):
     figures = finish(tune_steps(video, asked, tmp_path))
     for part in ("unet", "temporal"):
@@ -163,6 +164,7 @@ def test_a_job_edits_with_a_tuned_folder(tuned, video, tmp_path):
     assert not [note for note in report["words"]["warnings"] if "temporal" in note]
 
 
+@pytest.mark.numeric
 def test_what_the_first_model_had_serves_on(tuned, video, asked, tmp_path):
     """The second tuning begins with the first one's layers, and both with the inflation that they were made with."""
     config = tuned / "temporal" / "config.json"

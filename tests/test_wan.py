@@ -24,6 +24,7 @@ from freemask.masks.trace import load_trace, save_trace
 from freemask.settings import make_settings
 from freemask.steps import finish
 
+pytestmark = pytest.mark.numeric
 SOURCE, EDIT = "a red car on the grass", "a blue car on the grass"
 
 
@@ -416,7 +417,6 @@ def test_every_method_of_the_bench_runs_on_a_transformer(wan, tmp_path):
     assert known["sdedit"].strength < 1
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize("method", ["freemask", "flowedit"])
 def test_recorded_passes_say_what_passes_say(wan, drawn, monkeypatch, method):
     """As CUDA graphs run them: what differs from step to step reaches them (`test_graphs`)."""
