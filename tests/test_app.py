@@ -808,7 +808,7 @@ def test_an_edit_that_is_poor_is_not_shown_as_a_success(figures: dict[str, float
 def test_a_clip_outside_the_toy_world_is_told_of_while_a_toy_backbone_is_chosen(tmp_path: Path) -> None:
     noise = write_noise(tmp_path / "noise.mp4")
     under, beside = page.tell_world(str(noise), 8, 0.0, "", "mini", SOURCE)
-    assert "not like the toy world" in under and "outside the toy world" in beside
+    assert "Not like the toy world" in under and "outside the toy world" in beside
     for backbone in ("zeroscope", "/not/there"):
         assert page.tell_world(str(noise), 8, 0.0, "", backbone, SOURCE) == ("", "")
     several = page.tell_world(str(noise), 8, 0.0, "", "mini", "a car and a dog")

@@ -86,9 +86,7 @@ def _cards(changes: Sequence[Change], run: Run | None) -> str:
             f'<select aria-label="What changes of {word}">{options}</select><small>{line}</small></li>'
         )
     count = sum(change.task != "keep" for change in changes)
-    head = status.note(
-        f"<b>{count} changes in one pass</b>, each under its own mask; the task and the word below are not used."
-    )
+    head = status.note(f"<b>{count} changes in one pass</b>, each under its own mask.")
     return f'<div class="fm-changes" data-on>{head}<ul>{"".join(items)}</ul>{_button(ONE, "Edit as one change")}</div>'
 
 

@@ -16,7 +16,7 @@ from .wire import file_data, hear
 
 __all__ = ["make_preview"]
 
-SHOWN = "This browser cannot play the clip itself: a preview plays here. The edit takes the clip."
+SHOWN = "This browser shows a preview."
 PICTURES = ("gif",)  # that ffmpeg reads
 
 

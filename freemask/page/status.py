@@ -107,13 +107,16 @@ def note(text: str, *, bad: bool = False, doubt: bool = False) -> str:
     return f'<p class="fm-note{" bad" if bad else " doubt" if doubt else ""}">{text}</p>'
 
 
-def prompts(source: str, edit: str, meaning: str = "", warnings: Sequence[str] = ()) -> str:
-    """The two prompts, their words marked already, what the change means, and what speaks against it."""
+def prompts(source: str, edit: str, meaning: str = "", against: Sequence[str] = (), bad: Sequence[str] = ()) -> str:
+    """The two prompts, their words marked already, what the change means by its task, what speaks against that, and
+    what is `bad` by any."""
     if not source and not edit:
         source = "What differs between the two prompts is marked here."
-    bad = "".join(note(warning, bad=True) for warning in warnings)
+    of_task = "".join(note(line, bad=True) for line in against)
+    always = "".join(note(line, bad=True) for line in bad)
     chosen = f'<p role=group aria-label="Choose what is edited">{source}</p>'
-    return f'<div class="fm-prompts">{chosen}<p>{edit}</p><p class="meaning">{meaning}</p>{bad}</div>'
+    of_task = f'<div class="of-task"><p class="meaning">{meaning}</p>{of_task}</div>'
+    return f'<div class="fm-prompts">{chosen}<p>{edit}</p>{of_task}{always}</div>'
 
 
 def estimate(seconds: float | None, mebibytes: float | None) -> str:

@@ -28,7 +28,7 @@ def follow_prompts(source: str, edit: str, task: str, word: str, backbone: str, 
     try:
         words(source), words(edit)
     except PromptError as error:
-        return gr.update(placeholder=INFERRED), status.prompts("", "", warnings=[html.escape(str(error))])
+        return gr.update(placeholder=INFERRED), status.prompts("", "", bad=[html.escape(str(error))])
     fresh = _inferred(source, edit, task)
     told = f"{fresh} (inferred from the prompts)" if fresh else INFERRED
     return gr.update(placeholder=told), _aligned(
@@ -80,15 +80,17 @@ def _aligned(source: str, edit: str, word: str, preset: Preset, backbone: str) -
     after = {j: "new" for j in change.changed}
     told = words(edit)
     becomes = " ".join(told[j] for j, i in enumerate(change.source_of) if i in where)
-    meaning, bad = "", []
+    meaning, against, bad = "", [], []
     if where and told:
-        meaning, bad = _meaning(word, becomes, preset), warnings(source, edit, word, preset.delta)
+        meaning, against = _meaning(word, becomes, preset), warnings(source, edit, word, preset.delta)
     elif words(source) and word and not where:
         bad = [f"{reprlib.repr(word)} is not in the first prompt: write a word of it, or leave the field empty."]
     if strange := _strange(f"{source} {edit}", backbone):
         bad.append(f"{backbone} has never seen {listed([*map(repr, strange)])}: choose words that it knows.")
     chosen = _marked(source, before, numbered(words(source)))
-    return status.prompts(chosen, _marked(edit, after), meaning, [html.escape(one) for one in bad])
+    return status.prompts(
+        chosen, _marked(edit, after), meaning, *([html.escape(one) for one in s] for s in (against, bad))
+    )
 
 
 def _strange(prompt: str, backbone: str) -> list[str]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import html
 from functools import lru_cache
 from pathlib import Path
 
 from ..errors import FreeMaskError
 from ..families.specs import known_words
-from ..jobs.verdict import outside
+from ..jobs.verdict import LIKE
 from ..words.differences import objects
 from . import status
 from .fields import optional
 
 __all__ = ["tell_world"]
 
-SHORT = "This clip is outside the toy world: expect noise, not an edit."
-UNSURE = "Whether this clip is of the toy world is not sure: look at the edit itself."
+OUTSIDE = (
+    "Not like the toy world (likeness {:.2f}, where {:.2f} is like it): expect noise.",
+    "This clip is outside the toy world: expect noise, not an edit.",
+)
+UNSURE = (
+    "Perhaps not like the toy world: of several objects that is not sure.",
+    "Whether this clip is of the toy world is not sure: look at the edit itself.",
+)
 
 
 def tell_world(
@@ -32,11 +37,13 @@ def tell_world(
             return "", ""
         rate = optional(fps)
         changed = Path(clip).stat().st_mtime
-        told = outside(_likeness(clip, changed, int(frames), start or 0.0, float(rate) if rate else None), source or "")
+        found = _likeness(clip, changed, int(frames), start or 0.0, float(rate) if rate else None)
     except (FreeMaskError, OSError, ValueError):
         return "", ""
-    short = UNSURE if len(objects(source or "")) > 1 else SHORT
-    return (status.note(html.escape(told), doubt=True), status.note(short, doubt=True)) if told else ("", "")
+    if found >= LIKE:
+        return "", ""
+    under, beside = UNSURE if len(objects(source or "")) > 1 else OUTSIDE
+    return status.note(under.format(found, LIKE), doubt=True), status.note(beside, doubt=True)
 
 
 @lru_cache(maxsize=32)

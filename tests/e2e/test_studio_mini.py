@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
+from tiny import write_noise
 from visitor import edit_example, explorer, made, report, visit
 
+from freemask.clips.ffmpeg import run_ffmpeg
 from freemask.families.sites import short_site
 
 
@@ -70,3 +73,39 @@ def test_attention_is_bent_and_the_edit_made_again(page: Page) -> None:
     site, timestep = cell.split("@")
     assert report(page)["settings"]["bend"] == f"{short_site(site)}@{timestep}: car scale 0"
     expect(page.locator("#history .fm-history")).to_contain_text("bend")
+
+
+def test_all_that_an_edit_of_an_own_clip_needs_is_seen(page: Page, tmp_path: Path) -> None:
+    """A clip of another world, which this browser does not play, and a word that mini does not know; then two
+    changes."""
+    noise, clip = write_noise(tmp_path / "noise.mp4"), tmp_path / "hevc.mp4"
+    run_ffmpeg("-i", str(noise), "-c:v", "libx265", str(clip))
+    page.locator("#clip").get_by_label("Clear").click()
+    page.set_input_files("#clip input[type=file]", clip)
+    source, edit = page.get_by_label("What the clip shows"), page.get_by_label("What it should show")
+    source.fill("a bear walking on the grass")
+    edit.fill("a red bear walking on the grass")
+    expect(page.locator("#outside")).to_contain_text("expect noise")
+    expect(page.locator("#caution")).to_contain_text("expect noise")
+    expect(page.locator("#preview")).to_contain_text("preview")
+    expect(page.locator("#aligned")).to_contain_text("never seen 'bear'")
+    all_seen(page, "#clip", "#source", "#edit", "#task label")
+    source.fill("a red car and a yellow dog on the grass")
+    edit.fill("a blue car and a green dog on the grass")
+    expect(page.locator("#caution")).to_contain_text("is not sure")
+    expect(page.get_by_label("What changes of dog")).to_be_visible()
+    all_seen(page, "#clip", "#source", "#edit", "#changes select")
+    expect(page.locator("#task")).to_be_hidden()
+
+
+def all_seen(page: Page, *parts: str) -> None:
+    """In both sizes, above the bar with Edit."""
+    for width, height in ((1440, 900), (1280, 720)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.evaluate("scrollTo(0, 0)")
+        bar = page.locator("#actions").bounding_box()
+        assert bar and bar["y"] + bar["height"] <= height
+        for part in parts:
+            for one in page.locator(part).all():
+                box = one.bounding_box()
+                assert box and box["y"] >= 0 and box["y"] + box["height"] <= bar["y"], (part, width)

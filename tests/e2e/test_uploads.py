@@ -42,7 +42,7 @@ def test_what_the_browser_cannot_play_has_a_preview_and_pictures_are_taken(page:
     for name in ("a.avi", "a.mov", "a.mp4"):
         page.set_input_files("#clip input[type=file]", uploads / name)
         plays(page)
-        expect(page.locator("#preview")).to_contain_text("The edit takes the clip")
+        expect(page.locator("#preview")).to_contain_text("This browser shows a preview")
         expect(page.locator("#trim .fm-used img")).to_have_count(4)
         page.locator("#clip").get_by_label("Clear").click()
         expect(page.locator("#preview .fm-note")).to_be_hidden()
