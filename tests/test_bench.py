@@ -42,8 +42,9 @@ from freemask.clips.video import read_clip
 from freemask.errors import ClipError
 from freemask.families.specs import ROOT
 from freemask.jobs.metrics import psnr
+from freemask.jobs.run import run_steps
 from freemask.presets import load_preset
-from freemask.steps import finish
+from freemask.steps import finish, mapped
 from freemask.toyworld.cases import CASE_TASKS, sample_case
 from freemask.toyworld.scenes import DEVELOP, render
 from freemask.words.prompts import align, words
@@ -414,6 +415,24 @@ def test_a_profile_that_is_stopped_tells_what_it_has(monkeypatch):
     assert early == late and (early["steps"], early["ratio_steps"]) == (3, 2)
     assert early["table"]["invert"]["tflop"] == pytest.approx(3 * early["row_tflop"], abs=1e-3)
     assert "overhead_edit" not in early and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_profile_that_is_stopped_in_the_whole_edit_tells_how_far_that_came(monkeypatch):
+    def stopped_at_the_third(*given, **options):
+        def look(step):
+            if (step.stage, step.index) == ("edit", 3):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step
+
+        return (yield from mapped(run_steps(*given, **options), look))
+
+    monkeypatch.setattr("freemask.bench.speed.run_steps", stopped_at_the_third)
+    command = ["profile", "--steps", "3", "--ratio-steps", "2", "--repeats", "1", "--frames", "1", "--size", "64x64"]
+    told = CliRunner().invoke(app, command)
+    (line,) = told.stdout.splitlines()
+    table = json.loads(line)["table"]
+    assert told.exit_code == 130 and table["invert"]["steps"] == "3 of 3" and table["edit"]["steps"] == "2 of 3"
+    assert table["invert"]["seconds"] > 0
 
 
 def test_a_profile_of_features_that_there_are_not_is_refused_before_it_begins(monkeypatch):

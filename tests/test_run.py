@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from freemask import Clip, write_clip
 from freemask.cli import app
 from freemask.clips.video import probe, read_clip
-from freemask.errors import MemoryShortage, SettingError
+from freemask.errors import MemoryShortage, PromptError, SettingError
 from freemask.families.specs import usual_deep_cache
 from freemask.families.unet3d import UNet3D
 from freemask.jobs.extras import make_extra
@@ -167,6 +167,18 @@ def test_null_text_is_kept_with_the_inversion(tmp_path, pipeline):
     assert finish(run_steps(SHAPE.clip, settings, tmp_path / "all", kept=kept))["metrics"] == alone["metrics"]
     fast = finish(run_steps(SHAPE.clip, replace(settings, null_text_steps=0), tmp_path / "fast", kept=kept))
     assert fast["null_text"] is None and not (tmp_path / "fast" / "guided.mp4").exists()
+
+
+@pytest.mark.parametrize("prompt", ["source", "edit"])
+def test_a_prompt_that_the_model_cannot_read_is_refused_before_the_inversion(tmp_path, pipeline, prompt):
+    long = f"{getattr(QUICK, prompt)} {'car ' * 20}"
+    stages = []
+    with pytest.raises(PromptError, match="is longer than the 22 tokens that .* reads: shorten it"):
+        finish(
+            run_steps(SHAPE.clip, replace(QUICK, backbone=str(pipeline), **{prompt: long}), tmp_path / "out"),
+            lambda step: stages.append(step.stage),
+        )
+    assert set(stages) == {"load"}
 
 
 @pytest.mark.numeric

@@ -320,7 +320,8 @@ def test_a_preview_is_what_browsers_play(tmp_path: Path, loud: Path) -> None:
     write_preview(path, tmp_path / "preview.mp4")
     info = probe(tmp_path / "preview.mp4")
     told = streams(tmp_path / "preview.mp4")
-    assert (info.codec, info.width, info.height) == ("h264", 640, 480) and ", yuv420p" in told
+    assert (info.codec, info.width, info.height) == ("h264", 640, 480) and ", yuv420p(tv, bt709" in told
+    assert "unknown" not in re.search(r"yuv420p\([^)]*\)", told)[0]  # matrix, primaries and transfer
     assert ": Audio: " in told and info.fps == 24 and info.duration == pytest.approx(2, abs=0.1)
     same = [read_clip(one, frames=1, start=1.0, size=(64, 48)).frames for one in (path, tmp_path / "preview.mp4")]
     assert psnr(*same) > 25
