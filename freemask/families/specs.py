@@ -240,7 +240,9 @@ def backbone_spec(name: str, folder: Path | None = None) -> BackboneSpec:
         moves = unet.get("_class_name") == "UNetMotionModel" or image and (folder / ADAPTER).is_dir()
         frames = MOTION_FRAMES if moves else IMAGE_FRAMES if image else NATIVE_FRAMES
     except FileNotFoundError:
-        raise BackboneError(f"{path.parents[1]} lacks {path.parent.name}/: give a pipeline's folder.") from None
+        raise BackboneError(
+            f"{path.parents[1]} lacks {path.parent.name}/config.json: give a pipeline's folder."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{path} does not describe a part of a pipeline ({error!r}).") from None
     values = {

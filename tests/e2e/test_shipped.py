@@ -25,6 +25,14 @@ def test_all_that_an_edit_needs_is_seen_without_scrolling(tab: Tab, shipped: str
         for part in ("#clip", "#source", "#edit", "#aligned", "#task"):
             box = page.locator(part).bounding_box()
             assert box and box["y"] >= 0 and box["y"] + box["height"] <= bar["y"], part
+    matrix, cells = page.locator("#studio .fm-sheet canvas"), []
+    for width in (1280, 1920, 2560):
+        page.set_viewport_size({"width": width, "height": 1080})
+        page.wait_for_timeout(300)  # until it is drawn anew
+        box = matrix.bounding_box()
+        assert box
+        cells.append(box["width"] / 25)  # timesteps
+    assert cells[0] >= 18 and cells[1] > 1.3 * cells[0] and cells[2] > 1.3 * cells[1], cells
 
 
 def spared(page: Page) -> None:
