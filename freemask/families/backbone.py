@@ -156,8 +156,8 @@ class Backbone(ABC):
         return self.text_encoder(batch.input_ids.to(self.device), attention_mask=mask).last_hidden_state
 
     def word_tokens(self, prompt: str) -> tuple[tuple[int, ...], ...]:
-        """For every word of a prompt, the positions of its tokens; a word beyond the model's text length
-        is an error, because nothing of it would reach the model."""
+        """For every word of a prompt, the positions of its tokens. Raises PromptError where a word is beyond what the
+        model reads, since nothing of it would reach the model."""
         pieces = self.tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
         rows = []
         for start, end in word_spans(prompt):

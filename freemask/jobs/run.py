@@ -47,9 +47,9 @@ def run_steps(
     steps carry a picture of it. `likeness` (`toyworld.likeness`) is asked where the backbone knows its own world alone,
     for the verdict on the edit.
 
-    Raises InputError before any model runs, BackboneError where the model cannot be loaded, MaskError where
-    the chosen attention map holds no mask, MemoryShortage where nothing fits, StorageError where `out` cannot be
-    written, DeviceLost where the GPU answers no more.
+    Raises InputError before any model runs, for a prompt longer than the model reads once it is loaded; BackboneError
+    where it cannot be loaded, MaskError where the chosen attention map holds no mask, MemoryShortage where nothing
+    fits, StorageError where `out` cannot be written, DeviceLost where the GPU answers no more.
     """
     with told_of_faults(out):
         job = Job(path, check(path, settings))

@@ -192,8 +192,8 @@ def tune_steps(path: Path, tuning: Tuning, out: Path) -> Steps[dict[str, Any]]:
     """Tunes a backbone on the clip at `path` into the pipeline folder `out`; the same again goes on where it stopped.
 
     Returns figures: the `folder`, the `steps` done, the mean of the `first_loss`es and of the `last_loss`es.
-    Raises InputError before any model runs, or where `out` holds another tuning; BackboneError for a model that cannot
-    be loaded or is no image model, or a prompt longer than it reads; MemoryShortage.
+    Raises InputError before any model runs, where `out` holds another tuning, or for a prompt longer than the model
+    reads; BackboneError for a model that cannot be loaded or is no image model; MemoryShortage.
     """
     check_source(tuning.source, tuning.backbone)
     here = known_backbone(tuning.backbone) or backbone_folder(tuning.backbone)

@@ -52,8 +52,8 @@ def concept_steps(
     backbone: Backbone, trace: Trace, concepts: Sequence[str], *, beside: bool = True, usage: Usage | None = None
 ) -> Steps[dict[tuple[int, str], SoftMap]]:
     """The maps of some concepts, in their order as a `SoftMap` has tokens, by (t, site name): one forward of one row a
-    timestep. Raises PromptError for an empty concept, and without `beside` for a single one, BackboneError for one that
-    is too long."""
+    timestep. Raises PromptError for an empty concept or one that is too long, and without `beside` for a single
+    one."""
     if not concepts or not all(map(words, concepts)):
         raise PromptError("A concept is empty: write a word or a few, such as 'wheels'.")
     if not beside and len(concepts) < 2:
