@@ -197,6 +197,8 @@ def test_methods_are_a_choice_beside_the_four_tasks(address: str, clip: Path, tm
 def test_only_these_names_are_public(address: str, tmp_path: Path) -> None:
     api = visitor(address, tmp_path).view_api(return_format="dict", print_info=False)
     assert set(api["named_endpoints"]) == {"/curves", "/edit", "/file", "/masks"}
+    told = [one["label"] for end in api["named_endpoints"].values() for one in end["returns"]]
+    assert told and not [label for label in told if re.fullmatch(r"value_\d+", label)]
 
 
 def test_pages_of_other_origins_are_refused(address: str) -> None:
