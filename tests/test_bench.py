@@ -401,6 +401,9 @@ def test_a_profile_accounts_for_the_time():
     assert not [one for one in others if "conv" in one["name"] or "mm" in one["name"]]
 
 
+BRIEF = ["profile", "--steps", "3", "--ratio-steps", "2", "--repeats", "1", "--frames", "1", "--size", "64x64"]
+
+
 def test_a_profile_that_is_stopped_tells_what_it_has(monkeypatch):
     """The table is told before the rounds of ratios, which have steps of their own; a signal in them loses nothing."""
 
@@ -408,8 +411,7 @@ def test_a_profile_that_is_stopped_tells_what_it_has(monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr("freemask.bench.profile.beside_peer", stopped)
-    command = ["profile", "--steps", "3", "--ratio-steps", "2", "--repeats", "1", "--frames", "1", "--size", "64x64"]
-    told = CliRunner().invoke(app, command)
+    told = CliRunner().invoke(app, BRIEF)
     assert told.exit_code == 130
     early, late = (json.loads(line) for line in told.stdout.splitlines())
     assert early == late and (early["steps"], early["ratio_steps"]) == (3, 2)
@@ -427,8 +429,7 @@ def test_a_profile_that_is_stopped_in_the_whole_edit_tells_how_far_that_came(mon
         return (yield from mapped(run_steps(*given, **options), look))
 
     monkeypatch.setattr("freemask.bench.speed.run_steps", stopped_at_the_third)
-    command = ["profile", "--steps", "3", "--ratio-steps", "2", "--repeats", "1", "--frames", "1", "--size", "64x64"]
-    told = CliRunner().invoke(app, command)
+    told = CliRunner().invoke(app, BRIEF)
     (line,) = told.stdout.splitlines()
     table = json.loads(line)["table"]
     assert told.exit_code == 130 and table["invert"]["steps"] == "3 of 3" and table["edit"]["steps"] == "2 of 3"

@@ -232,13 +232,13 @@ def calibrate(
             raise SettingError("Give a folder of clips, or --suite toyworld.")
         if not 0 < tau < 1:
             raise SettingError(f"tau is {tau}. Allowed: 0 to 1, ends excluded.")
+        refuse_or_warn(backbone)
         from dataclasses import asdict
 
         from ..bench import calibrate_steps, davis_samples, example_maps, toyworld_samples
         from ..masks.mmc import write_codebook
         from ..pictures.sheets import save_codebook_figure
 
-        refuse_or_warn(backbone)
         samples = davis_samples(dataset) if dataset else toyworld_samples(clips)
         editor = load(backbone, dtype)
         part = out.with_suffix(".part")
@@ -298,6 +298,7 @@ def benchmark(
     """
     with refusals():
         refuse_unknown("suite", suite, ["toyworld", "toyworld-pairs"])
+        refuse_or_warn(backbone)
         from ..bench import METHODS, Options, benchmark_steps, markdown, save_figure, usual_methods
         from ..bench.pairs import PAIR_METHODS, pair_markdown, pairs_steps
         from ..families.specs import usual_guidance
@@ -315,7 +316,6 @@ def benchmark(
         guidance = usual_guidance(backbone) if guidance is None else guidance
         asked = chosen["method"] or (PAIR_METHODS if pairs else usual_methods(backbone))
         options = Options(methods=asked, steps=steps, guidance=guidance, frames=frames)
-        refuse_or_warn(backbone)
         editor = load_editor(backbone)
         about: dict[str, Any] = {"limit": limit, "seed": seed, "workers": processes(workers, editor)}
         if pairs:

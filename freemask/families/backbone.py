@@ -8,6 +8,7 @@ chooses it. The folder layout is that of a diffusers pipeline (`unet/ vae/ text_
 
 from __future__ import annotations
 
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -166,7 +167,7 @@ class Backbone(ABC):
         if rows and (not all(rows) or rows[-1][-1] >= self.text_shape[0] - 1):
             marks = self.tokenizer.num_special_tokens_to_add()
             raise PromptError(
-                f"The prompt {prompt[:40] + '…'!r} is longer than the {self.text_shape[0] - marks} tokens that "
+                f"The prompt {reprlib.repr(prompt)} is longer than the {self.text_shape[0] - marks} tokens that "
                 f"{self.name} reads: shorten it."
             )
         return tuple(rows)

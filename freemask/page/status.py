@@ -109,13 +109,12 @@ def note(text: str, *, bad: bool = False, doubt: bool = False) -> str:
 
 def prompts(source: str, edit: str, meaning: str = "", against: Sequence[str] = (), bad: Sequence[str] = ()) -> str:
     """The two prompts, their words marked already, what the change means by its task, what speaks against that, and
-    what is `bad` by any."""
+    what is `bad` by any; these two as plain text."""
     if not source and not edit:
         source = "What differs between the two prompts is marked here."
-    of_task = "".join(note(line, bad=True) for line in against)
-    always = "".join(note(line, bad=True) for line in bad)
+    doubts, always = ("".join(note(html.escape(line), bad=True) for line in lines) for lines in (against, bad))
     chosen = f'<p role=group aria-label="Choose what is edited">{source}</p>'
-    of_task = f'<div class="of-task"><p class="meaning">{meaning}</p>{of_task}</div>'
+    of_task = f'<div class="of-task"><p class="meaning">{meaning}</p>{doubts}</div>'
     return f'<div class="fm-prompts">{chosen}<p>{edit}</p>{of_task}{always}</div>'
 
 

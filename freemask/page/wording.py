@@ -28,7 +28,7 @@ def follow_prompts(source: str, edit: str, task: str, word: str, backbone: str, 
     try:
         words(source), words(edit)
     except PromptError as error:
-        return gr.update(placeholder=INFERRED), status.prompts("", "", bad=[html.escape(str(error))])
+        return gr.update(placeholder=INFERRED), status.prompts("", "", bad=[str(error)])
     fresh = _inferred(source, edit, task)
     told = f"{fresh} (inferred from the prompts)" if fresh else INFERRED
     return gr.update(placeholder=told), _aligned(
@@ -88,9 +88,7 @@ def _aligned(source: str, edit: str, word: str, preset: Preset, backbone: str) -
     if strange := _strange(f"{source} {edit}", backbone):
         bad.append(f"{backbone} has never seen {listed([*map(repr, strange)])}: choose words that it knows.")
     chosen = _marked(source, before, numbered(words(source)))
-    return status.prompts(
-        chosen, _marked(edit, after), meaning, *([html.escape(one) for one in s] for s in (against, bad))
-    )
+    return status.prompts(chosen, _marked(edit, after), meaning, against, bad)
 
 
 def _strange(prompt: str, backbone: str) -> list[str]:

@@ -112,8 +112,8 @@ def visiting(browser: Browser, address: str) -> Iterator[tuple[Page, list[str]]]
 
 
 def try_all(page: Page) -> None:
-    """An example with its result, then an edit of it: players, maps, posters and downloads load, and a word that is
-    asked for while the stream of answers ends."""
+    """An example with its result, then an edit of it: players, maps, posters and downloads load, and a tab that is
+    opened while the stream of answers ends."""
     page.get_by_role("button", name=EXAMPLE).click()
     shown(page)
     expect(page.locator("#trim .fm-used img")).to_have_count(8)

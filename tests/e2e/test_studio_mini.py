@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 from tiny import write_noise
-from visitor import edit_example, explorer, made, report, visit
+from visitor import all_seen, edit_example, explorer, made, report, visit
 
 from freemask.clips.ffmpeg import run_ffmpeg
 from freemask.families.sites import short_site
@@ -96,16 +96,3 @@ def test_all_that_an_edit_of_an_own_clip_needs_is_seen(page: Page, tmp_path: Pat
     expect(page.get_by_label("What changes of dog")).to_be_visible()
     all_seen(page, "#clip", "#source", "#edit", "#changes select")
     expect(page.locator("#task")).to_be_hidden()
-
-
-def all_seen(page: Page, *parts: str) -> None:
-    """In both sizes, above the bar with Edit."""
-    for width, height in ((1440, 900), (1280, 720)):
-        page.set_viewport_size({"width": width, "height": height})
-        page.evaluate("scrollTo(0, 0)")
-        bar = page.locator("#actions").bounding_box()
-        assert bar and bar["y"] + bar["height"] <= height
-        for part in parts:
-            for one in page.locator(part).all():
-                box = one.bounding_box()
-                assert box and box["y"] >= 0 and box["y"] + box["height"] <= bar["y"], (part, width)

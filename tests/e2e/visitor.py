@@ -184,3 +184,16 @@ def report(page: Page) -> dict[str, Any]:
         page.locator("#files a[download='report.json']").evaluate("(link) => link.click()")  # which may be drawn anew
     told: dict[str, Any] = json.loads(Path(download.value.path()).read_text())
     return told
+
+
+def all_seen(page: Page, *parts: str) -> None:
+    """Parts of the form are seen without scrolling in both sizes, above the bar with Edit."""
+    for width, height in ((1440, 900), (1280, 720)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.evaluate("scrollTo(0, 0)")
+        bar = page.locator("#actions").bounding_box()
+        assert bar and bar["y"] + bar["height"] <= height
+        for part in parts:
+            for one in page.locator(part).all():
+                box = one.bounding_box()
+                assert box and box["y"] >= 0 and box["y"] + box["height"] <= bar["y"], (part, width)
